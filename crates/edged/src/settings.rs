@@ -1,0 +1,77 @@
+//! What edged needs to know of its configuration, free of the file format.
+//!
+//! `edgecore` fills it from `modules.edged` of `edgecore.yaml`.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+
+use k8s_openapi::api::core::v1::Taint;
+
+/// Settings of the node agent.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of this node (`hostnameOverride`).
+    pub node_name: String,
+    /// Namespace segment of the start-up query for pods (`registerNodeNamespace`).
+    pub register_node_namespace: String,
+    /// Whether the node object is created by edged (`registerNode`).
+    pub register_node: bool,
+    /// Extra labels of the node object.
+    pub node_labels: BTreeMap<String, String>,
+    /// Taints of the node object at registration.
+    pub node_taints: Vec<Taint>,
+    /// Address of the node; found by itself when absent (`nodeIP`).
+    pub node_ip: Option<IpAddr>,
+    /// Directory of pod data: volumes, hosts files, termination messages (`rootDirectory`).
+    pub root_dir: PathBuf,
+    /// Directory of container logs (`/var/log/pods`).
+    pub pod_logs_dir: PathBuf,
+    /// CRI endpoint for sandboxes and containers, `unix:///run/containerd/containerd.sock`.
+    pub runtime_endpoint: String,
+    /// CRI endpoint for images; the runtime endpoint when empty.
+    pub image_endpoint: String,
+    /// `clusterDNS`.
+    pub cluster_dns: Vec<String>,
+    /// `clusterDomain`.
+    pub cluster_domain: String,
+    /// `cgroupDriver` as configured; what the runtime reports wins.
+    pub cgroup_driver: String,
+    /// Pods that fit on the node (`maxPods`).
+    pub max_pods: i32,
+    /// How often the node status is computed (`nodeStatusUpdateFrequency`).
+    pub node_status_update_frequency: Duration,
+    /// How often an unchanged node status is sent all the same (`nodeStatusReportFrequency`).
+    pub node_status_report_frequency: Duration,
+    /// Port of the local kubelet API in the node status (`readOnlyPort`).
+    pub read_only_port: u16,
+    /// Whether events leave the node (`reportEvent`).
+    pub report_event: bool,
+    /// Address of MetaServer for `KUBERNETES_SERVICE_HOST`, only when it runs.
+    pub kubernetes_service: Option<(String, u16)>,
+}
+
+impl Settings {
+    /// Upstream's defaults for a node of this name.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            register_node_namespace: "default".into(),
+            register_node: true,
+            node_labels: BTreeMap::new(),
+            node_taints: Vec::new(),
+            node_ip: None,
+            root_dir: "/var/lib/kubelet".into(),
+            pod_logs_dir: "/var/log/pods".into(),
+            runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
+            image_endpoint: String::new(),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            cgroup_driver: "cgroupfs".into(),
+            max_pods: 110,
+            node_status_update_frequency: Duration::from_secs(10),
+            node_status_report_frequency: Duration::from_secs(300),
+            read_only_port: 10350,
+            report_event: true,
+            kubernetes_service: None,
+        }
+    }
+}
