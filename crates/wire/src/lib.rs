@@ -1,1 +1,20 @@
-//! (skeleton)
+//! What travels between cloud and edge: the message envelope, resource paths, operations, and the answers that carry
+//! Kubernetes objects or errors. Pure: no clock, no randomness, no IO.
+//!
+//! Source of every rule: the message model of KubeEdge v1.23. Read `message` first, then `resource`.
+
+mod answer;
+mod content;
+mod message;
+mod names;
+mod resource;
+
+pub use answer::{AnswerError, ErrorAnswer, ObjectResp, Status, StatusDetails};
+pub use content::{Content, ContentError};
+pub use message::{Header, Message, ParseError, Route};
+pub use names::{group, kind, module, operation, source};
+pub use resource::{EdgeResource, PathError, node_of, strip_node, with_node};
+
+/// The longest message that either side accepts, in bytes. Upstream has no limit on WebSocket and 32 MiB on QUIC; the largest
+/// object of a Kubernetes API server has about 1.5 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
