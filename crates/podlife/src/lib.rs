@@ -1,8 +1,21 @@
 //! Pod and container life cycle as pure decisions.
 //!
 //! No clock, no files, no sockets: the shell (`edged`) hands in the pod as the API has it, what the
-//! runtime says ([`observed`]) and the time, and gets back what to do ([`actions`]) and what to report
-//! ([`status`], [`patch`]). The rules are those of the kubelet 1.32; where a table of the Kubernetes
-//! documentation or source is meant, the module says which.
+//! runtime says ([`observed`]) and the time, and gets back what to do ([`actions`], [`stage`], [`grace`],
+//! [`backoff`]) and what to report ([`status`], [`patch`]). The rules are those of the kubelet 1.32, whose
+//! decision tables are the tables of this crate's tests.
 
+pub mod actions;
+pub mod backoff;
+pub mod conditions;
+pub mod containers;
+pub mod grace;
 pub mod observed;
+pub mod patch;
+pub mod phase;
+pub mod probe;
+pub mod qos;
+pub mod spec;
+pub mod stage;
+pub mod status;
+pub mod unsupported;

@@ -1,0 +1,282 @@
+//! The status of a pod: computed from the runtime, merged with what the API already has.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus};
+
+use crate::{
+    actions,
+    conditions::{self, CONTAINERS_READY, DISRUPTION_TARGET, READY},
+    containers::{ContainerInput, StartFailures, exit_code, seconds},
+    observed::ObservedPod,
+    phase::{self, Phase},
+    probe::ProbeResults,
+    qos, spec,
+    spec::RestartPolicy,
+};
+
+/// What a status is computed from.
+pub struct StatusInput<'a> {
+    /// The pod; its own `status` is not looked at.
+    pub pod: &'a Pod,
+    /// The status that the API is known to have.
+    pub api: &'a PodStatus,
+    /// The status that the agent computed before, if any.
+    pub previous: Option<&'a PodStatus>,
+    /// What the runtime says.
+    pub observed: &'a ObservedPod,
+    /// Why containers could not be started.
+    pub failures: &'a StartFailures,
+    /// Probe verdicts.
+    pub probes: &'a ProbeResults,
+    /// Name of the runtime for container ids, `containerd`.
+    pub runtime_name: &'a str,
+    /// Addresses of the node.
+    pub host_ips: &'a [String],
+    /// How far the end of the pod has come.
+    pub ending: Ending,
+    /// Phase, reason and message that the killer asked for.
+    pub verdict: Option<&'a EndVerdict>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// How far a pod's end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The pod lives, or its containers are being stopped.
+    No,
+    /// All containers have stopped for good.
+    Stopped,
+    /// Its resources are released too: the final status.
+    Final,
+}
+
+/// Why the agent ended a pod by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndVerdict {
+    /// `DeadlineExceeded`, `Evicted`, …
+    pub reason: String,
+    /// Free text.
+    pub message: String,
+}
+
+/// Computes the status to report.
+pub fn compute(input: &StatusInput<'_>) -> PodStatus {
+    let before = input.previous.unwrap_or(input.api);
+    let containers = ContainerInput {
+        pod: input.pod,
+        observed: input.observed,
+        failures: input.failures,
+        probes: input.probes,
+        runtime_name: input.runtime_name,
+        terminal: input.ending != Ending::No,
+    };
+    let mut main = containers.main(before.container_statuses.as_deref().unwrap_or_default());
+    let mut init = containers.init(before.init_container_statuses.as_deref().unwrap_or_default());
+    if input.ending == Ending::Final {
+        end_statuses(input.pod, &mut init, &mut main);
+    }
+    let phase = decide_phase(input, before, &init, &main);
+    let (reason, message) = reason_and_message(input, before, phase);
+    let sandbox_usable = actions::new_sandbox_attempt(input.pod, input.observed).is_none();
+    let owned = conditions::owned(
+        input.pod,
+        phase,
+        &init,
+        &main,
+        sandbox_usable,
+        input.api.conditions.as_deref().unwrap_or_default(),
+    );
+    let ips = pod_ips(input, before);
+    let mut status = PodStatus {
+        phase: Some(phase.as_str().into()),
+        reason,
+        message,
+        conditions: Some(merge_conditions(input, before, owned, phase)),
+        container_statuses: Some(main),
+        init_container_statuses: Some(init).filter(|list| !list.is_empty()),
+        host_ip: input.host_ips.first().cloned(),
+        host_ips: list(input.host_ips, |ip| HostIP { ip: ip.clone() }),
+        pod_ip: ips.first().cloned(),
+        pod_ips: list(&ips, |ip| PodIP { ip: ip.clone() }),
+        qos_class: Some(input.api.qos_class.clone().unwrap_or_else(|| qos::qos_class(input.pod).into())),
+        start_time: before.start_time.clone().or_else(|| Some(seconds(input.now))),
+        // Not the agent's: kept as the API has them.
+        nominated_node_name: input.api.nominated_node_name.clone(),
+        resource_claim_statuses: input.api.resource_claim_statuses.clone(),
+        resize: input.api.resize.clone(),
+        observed_generation: input.api.observed_generation,
+        ephemeral_container_statuses: input.api.ephemeral_container_statuses.clone(),
+    };
+    delay_terminal_phase(input, &mut status);
+    status
+}
+
+/// Whether the computed end is real yet: the phase before any delay of its publication.
+pub fn is_complete(pod: &Pod, status: &PodStatus) -> bool {
+    let phase = phase::phase(
+        pod,
+        status.init_container_statuses.as_deref().unwrap_or_default(),
+        status.container_statuses.as_deref().unwrap_or_default(),
+        false,
+    );
+    phase.is_terminal()
+}
+
+fn decide_phase(
+    input: &StatusInput<'_>,
+    before: &PodStatus,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Phase {
+    if input.verdict.is_some() {
+        return Phase::Failed;
+    }
+    let api = input.api.phase.as_deref().and_then(Phase::parse).filter(|p| p.is_terminal());
+    let cached = before.phase.as_deref().and_then(Phase::parse).filter(|p| p.is_terminal());
+    if let Some(phase) = api.or(cached) {
+        return phase;
+    }
+    let phase = phase::phase(input.pod, init, main, input.ending != Ending::No);
+    // A pod that ended without ever running has failed.
+    if input.ending == Ending::Final && !phase.is_terminal() { Phase::Failed } else { phase }
+}
+
+fn reason_and_message(input: &StatusInput<'_>, before: &PodStatus, phase: Phase) -> (Option<String>, Option<String>) {
+    if let Some(verdict) = input.verdict {
+        return (Some(verdict.reason.clone()), Some(verdict.message.clone()));
+    }
+    if before.phase.as_deref() == Some(phase.as_str()) {
+        return (before.reason.clone(), before.message.clone());
+    }
+    (None, None)
+}
+
+/// At the end every container has a terminated state: those that cannot be found count as failed.
+fn end_statuses(pod: &Pod, init: &mut [ContainerStatus], main: &mut [ContainerStatus]) {
+    let begun = main.iter().any(|s| exit_code(s.state.as_ref()).is_some());
+    for status in main.iter_mut().chain(init.iter_mut().filter(|_| begun)) {
+        if exit_code(status.state.as_ref()).is_some() {
+            continue;
+        }
+        let mut state = k8s_openapi::api::core::v1::ContainerState::default();
+        state.terminated = Some(k8s_openapi::api::core::v1::ContainerStateTerminated {
+            exit_code: 137,
+            reason: Some("ContainerStatusUnknown".into()),
+            message: Some("The container could not be located when the pod was terminated".into()),
+            ..Default::default()
+        });
+        let done_init = begun && spec::init_containers(pod).iter().any(|c| c.name == status.name && status.ready);
+        if !done_init {
+            status.state = Some(state);
+            status.ready = false;
+            status.started = Some(false);
+        }
+    }
+}
+
+fn pod_ips(input: &StatusInput<'_>, before: &PodStatus) -> Vec<String> {
+    if spec::host_network(input.pod) {
+        return if input.observed.sandboxes.is_empty() && before.pod_ip.is_none() {
+            Vec::new()
+        } else {
+            input.host_ips.to_vec()
+        };
+    }
+    let ips = input.observed.ips();
+    if !ips.is_empty() {
+        return ips.to_vec();
+    }
+    // No sandbox reports an address any more: the last one stays, for those who look at an ended pod.
+    before.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect()
+}
+
+fn list<T>(items: &[String], make: impl Fn(&String) -> T) -> Option<Vec<T>> {
+    (!items.is_empty()).then(|| items.iter().map(make).collect())
+}
+
+/// Foreign conditions first and untouched, then the agent's; times change only when a status flips.
+fn merge_conditions(
+    input: &StatusInput<'_>,
+    before: &PodStatus,
+    mut owned: Vec<PodCondition>,
+    phase: Phase,
+) -> Vec<PodCondition> {
+    let api = input.api.conditions.as_deref().unwrap_or_default();
+    let old = before.conditions.as_deref().unwrap_or_default();
+    let mut merged: Vec<PodCondition> =
+        api.iter().filter(|c| !conditions::OWNED.contains(&c.type_.as_str())).cloned().collect();
+    if input.verdict.is_some() && phase.is_terminal() && !merged.iter().any(|c| c.type_ == DISRUPTION_TARGET) {
+        if let Some(target) = old.iter().find(|c| c.type_ == DISRUPTION_TARGET) {
+            merged.push(target.clone());
+        }
+    }
+    for condition in &mut owned {
+        let same = old
+            .iter()
+            .chain(api)
+            .find(|c| c.type_ == condition.type_)
+            .filter(|c| c.status == condition.status && c.last_transition_time.is_some());
+        condition.last_transition_time =
+            same.map_or_else(|| Some(seconds(input.now)), |c| c.last_transition_time.clone());
+        condition.observed_generation =
+            api.iter().find(|c| c.type_ == condition.type_).and_then(|c| c.observed_generation);
+    }
+    merged.append(&mut owned);
+    merged
+}
+
+/// A terminal phase is told only once no container can run any more; then Ready is false too.
+fn delay_terminal_phase(input: &StatusInput<'_>, status: &mut PodStatus) {
+    if !spec::is_terminal_phase(status.phase.as_deref()) {
+        return;
+    }
+    let api_terminal = spec::is_terminal_phase(input.api.phase.as_deref());
+    if input.ending == Ending::No && !api_terminal && input.observed.has_live_containers() {
+        status.phase = Some(input.api.phase.clone().unwrap_or_else(|| "Pending".into()));
+        status.reason = input.api.reason.clone();
+        status.message = input.api.message.clone();
+        return;
+    }
+    let reason = if status.phase.as_deref() == Some("Succeeded") { "PodCompleted" } else { "PodFailed" };
+    for condition in status.conditions.iter_mut().flatten() {
+        if (condition.type_ == READY || condition.type_ == CONTAINERS_READY) && condition.status == "True" {
+            condition.status = "False".into();
+            condition.reason = Some(reason.into());
+            condition.message = None;
+            condition.last_transition_time = Some(seconds(input.now));
+        }
+    }
+}
+
+/// A status that must not be told: a container that may not restart came back to life.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("container {container} is terminated and may not restart, but is shown as not terminated")]
+pub struct IllegalTransition {
+    /// Name of the container.
+    pub container: String,
+}
+
+/// Checks that no terminated container without permission to restart becomes anything else.
+pub fn check_transition(pod: &Pod, before: &PodStatus, after: &PodStatus) -> Result<(), IllegalTransition> {
+    let policy = spec::restart_policy(pod);
+    if policy == RestartPolicy::Always {
+        return Ok(());
+    }
+    let lists = [
+        (&before.container_statuses, &after.container_statuses),
+        (&before.init_container_statuses, &after.init_container_statuses),
+    ];
+    for (old, new) in lists {
+        for old in old.iter().flatten() {
+            let Some(code) = exit_code(old.state.as_ref()) else { continue };
+            let may_restart = spec::container(pod, &old.name).is_none_or(spec::is_sidecar)
+                || (policy == RestartPolicy::OnFailure && code != 0);
+            let back = new.iter().flatten().find(|n| n.name == old.name);
+            if !may_restart && back.is_some_and(|n| exit_code(n.state.as_ref()).is_none()) {
+                return Err(IllegalTransition { container: old.name.clone() });
+            }
+        }
+    }
+    Ok(())
+}
