@@ -1,0 +1,286 @@
+//! The gRPC half of the fake runtime: sandboxes and containers.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, async_trait};
+
+use super::Shared;
+use super::proto::{self, runtime_service_server::RuntimeService};
+use super::world::{State, not_found};
+
+#[derive(Clone)]
+pub(super) struct Service {
+    pub shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+/// Calls that say nothing about what the agent does.
+const QUIET: [&str; 8] = [
+    "Version",
+    "Status",
+    "RuntimeConfig",
+    "ListPodSandbox",
+    "ListContainers",
+    "PodSandboxStatus",
+    "ContainerStatus",
+    "GetContainerEvents",
+];
+
+impl Service {
+    pub fn new(shared: Arc<Shared>, stop: CancellationToken) -> Self {
+        Self { shared, stop }
+    }
+
+    /// Records the call, waits while it hangs, fails if it is to fail.
+    pub async fn enter(&self, call: &'static str) -> Result<(), Status> {
+        {
+            let mut world = self.shared.world();
+            *world.counts.entry(call.to_owned()).or_default() += 1;
+            if !QUIET.contains(&call) {
+                world.calls.push(call.to_owned());
+            }
+        }
+        self.shared.changed.notify_waiters();
+        loop {
+            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            changed.as_mut().enable();
+            if !self.shared.world().hanging.contains(call) {
+                break;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.stop.cancelled() => return Err(Status::unavailable("stopping")),
+            }
+        }
+        let fault = self.shared.world().faults.get_mut(call).and_then(std::collections::VecDeque::pop_front);
+        fault.map_or(Ok(()), |fault| Err(Status::new(fault.code, fault.message)))
+    }
+
+    async fn stop(&self, id: &str, timeout: i64) {
+        let (running, ignores) = {
+            let world = self.shared.world();
+            let Some(container) = world.containers.get(id) else { return };
+            (container.state == State::Running, world.ignore_term.contains(container.name()))
+        };
+        if !running {
+            return;
+        }
+        let code = if ignores || timeout == 0 { 137 } else { 143 };
+        if ignores {
+            tokio::time::sleep(Duration::from_secs(timeout.unsigned_abs())).await;
+        }
+        let event = self.shared.world().exit(id, code, "Error");
+        self.shared.publish(event);
+    }
+}
+
+fn matches(labels: &BTreeMap<String, String>, selector: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+#[async_trait]
+impl RuntimeService for Service {
+    type GetContainerEventsStream = Pin<Box<dyn Stream<Item = Result<proto::ContainerEventResponse, Status>> + Send>>;
+
+    async fn version(&self, _: Request<proto::VersionRequest>) -> Result<Response<proto::VersionResponse>, Status> {
+        self.enter("Version").await?;
+        Ok(Response::new(proto::VersionResponse {
+            version: "0.1.0".into(),
+            runtime_name: "fake".into(),
+            runtime_version: "1.0.0".into(),
+            runtime_api_version: "v1".into(),
+        }))
+    }
+
+    async fn status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::StatusResponse>, Status> {
+        self.enter("Status").await?;
+        let world = self.shared.world();
+        let condition = |kind: &str, reason: &str, error: &Option<String>| proto::RuntimeCondition {
+            r#type: kind.into(),
+            status: error.is_none(),
+            reason: if error.is_some() { reason.into() } else { String::new() },
+            message: error.clone().unwrap_or_default(),
+        };
+        let conditions = vec![
+            condition("RuntimeReady", "RuntimeNotReady", &world.runtime_error),
+            condition("NetworkReady", "NetworkPluginNotReady", &world.network_error),
+        ];
+        Ok(Response::new(proto::StatusResponse { status: Some(proto::RuntimeStatus { conditions }) }))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<proto::RuntimeConfigRequest>,
+    ) -> Result<Response<proto::RuntimeConfigResponse>, Status> {
+        self.enter("RuntimeConfig").await?;
+        Err(Status::unimplemented("unknown method RuntimeConfig"))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<proto::RunPodSandboxRequest>,
+    ) -> Result<Response<proto::RunPodSandboxResponse>, Status> {
+        self.enter("RunPodSandbox").await?;
+        let config = request.into_inner().config.unwrap_or_default();
+        let pod_sandbox_id = self.shared.world().run_sandbox(config)?;
+        self.shared.publish(None);
+        Ok(Response::new(proto::RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<proto::StopPodSandboxRequest>,
+    ) -> Result<Response<proto::StopPodSandboxResponse>, Status> {
+        self.enter("StopPodSandbox").await?;
+        self.shared.world().stop_sandbox(&request.into_inner().pod_sandbox_id);
+        self.shared.publish(None);
+        Ok(Response::new(proto::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<proto::RemovePodSandboxRequest>,
+    ) -> Result<Response<proto::RemovePodSandboxResponse>, Status> {
+        self.enter("RemovePodSandbox").await?;
+        self.shared.world().remove_sandbox(&request.into_inner().pod_sandbox_id);
+        self.shared.publish(None);
+        Ok(Response::new(proto::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<proto::PodSandboxStatusRequest>,
+    ) -> Result<Response<proto::PodSandboxStatusResponse>, Status> {
+        self.enter("PodSandboxStatus").await?;
+        let id = request.into_inner().pod_sandbox_id;
+        let world = self.shared.world();
+        let sandbox = world.sandboxes.get(&id).ok_or_else(|| not_found("sandbox", &id))?;
+        Ok(Response::new(proto::PodSandboxStatusResponse { status: Some(sandbox.status()) }))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<proto::ListPodSandboxRequest>,
+    ) -> Result<Response<proto::ListPodSandboxResponse>, Status> {
+        self.enter("ListPodSandbox").await?;
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let world = self.shared.world();
+        let found = world.sandboxes.values().filter(|s| filter.id.is_empty() || s.id == filter.id);
+        let found = found.filter(|s| matches(&s.config.labels, &filter.label_selector));
+        Ok(Response::new(proto::ListPodSandboxResponse { items: found.map(|s| s.item()).collect() }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<proto::CreateContainerRequest>,
+    ) -> Result<Response<proto::CreateContainerResponse>, Status> {
+        self.enter("CreateContainer").await?;
+        let container_id = self.shared.world().create_container(request.into_inner())?;
+        self.shared.publish(None);
+        Ok(Response::new(proto::CreateContainerResponse { container_id }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<proto::StartContainerRequest>,
+    ) -> Result<Response<proto::StartContainerResponse>, Status> {
+        self.enter("StartContainer").await?;
+        let event = self.shared.world().start_container(&request.into_inner().container_id)?;
+        self.shared.publish(Some(event));
+        Ok(Response::new(proto::StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<proto::StopContainerRequest>,
+    ) -> Result<Response<proto::StopContainerResponse>, Status> {
+        self.enter("StopContainer").await?;
+        let request = request.into_inner();
+        if !self.shared.world().containers.contains_key(&request.container_id) {
+            return Err(not_found("container", &request.container_id));
+        }
+        self.stop(&request.container_id, request.timeout).await;
+        Ok(Response::new(proto::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<proto::RemoveContainerRequest>,
+    ) -> Result<Response<proto::RemoveContainerResponse>, Status> {
+        self.enter("RemoveContainer").await?;
+        self.shared.world().containers.remove(&request.into_inner().container_id);
+        self.shared.publish(None);
+        Ok(Response::new(proto::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<proto::ListContainersRequest>,
+    ) -> Result<Response<proto::ListContainersResponse>, Status> {
+        self.enter("ListContainers").await?;
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let world = self.shared.world();
+        let found = world.containers.values().filter(|c| filter.id.is_empty() || c.id == filter.id);
+        let found = found.filter(|c| filter.pod_sandbox_id.is_empty() || c.sandbox_id == filter.pod_sandbox_id);
+        let found = found.filter(|c| matches(&c.config.labels, &filter.label_selector));
+        Ok(Response::new(proto::ListContainersResponse { containers: found.map(|c| c.item()).collect() }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<proto::ContainerStatusRequest>,
+    ) -> Result<Response<proto::ContainerStatusResponse>, Status> {
+        self.enter("ContainerStatus").await?;
+        let id = request.into_inner().container_id;
+        let world = self.shared.world();
+        let container = world.containers.get(&id).ok_or_else(|| not_found("container", &id))?;
+        Ok(Response::new(proto::ContainerStatusResponse { status: Some(container.status()) }))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        _: Request<proto::ReopenContainerLogRequest>,
+    ) -> Result<Response<proto::ReopenContainerLogResponse>, Status> {
+        self.enter("ReopenContainerLog").await?;
+        Ok(Response::new(proto::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<proto::ExecSyncRequest>,
+    ) -> Result<Response<proto::ExecSyncResponse>, Status> {
+        self.enter("ExecSync").await?;
+        let id = request.into_inner().container_id;
+        let world = self.shared.world();
+        let container = world.containers.get(&id).ok_or_else(|| not_found("container", &id))?;
+        let (exit_code, stdout) = world.exec.get(container.name()).cloned().unwrap_or_default();
+        Ok(Response::new(proto::ExecSyncResponse { stdout: stdout.into_bytes(), stderr: Vec::new(), exit_code }))
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<proto::GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        self.enter("GetContainerEvents").await?;
+        if !self.shared.world().events_enabled {
+            return Err(Status::unimplemented("unknown method GetContainerEvents"));
+        }
+        let events = self.shared.events.subscribe();
+        let stop = self.stop.clone();
+        let stream = futures_util::stream::unfold((events, stop), |(mut events, stop)| async move {
+            tokio::select! {
+                event = events.recv() => {
+                    let item = event.map_err(|_| Status::data_loss("events were lost"));
+                    Some((item, (events, stop)))
+                }
+                () = stop.cancelled() => None,
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
