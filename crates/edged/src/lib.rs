@@ -4,6 +4,7 @@
 //! pod and decides with the pure crate `podlife`; the runtime side ([`runtime`] over `cri`) carries the decisions out.
 
 pub mod events;
+pub mod meta;
 pub mod runtime;
 pub mod settings;
 
