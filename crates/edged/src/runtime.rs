@@ -7,6 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::settings::Settings;
 
 /// A call to the runtime that failed.
@@ -63,6 +65,8 @@ pub struct ContainerStart<'a> {
     pub restart_count: u32,
     /// IPs of the pod; for the hosts file and `status.podIP`.
     pub pod_ips: &'a [String],
+    /// Ends waits that may be long (an image pull); calls that create something are never cut off in the middle.
+    pub cancel: &'a CancellationToken,
 }
 
 /// Something changed in the runtime.
@@ -97,7 +101,8 @@ pub const RUNTIME_EVENT_QUEUE: usize = 256;
 /// - `readiness(&self) -> RuntimeReadiness`
 /// - `list_pods(&self) -> Result<Vec<ObservedPod>, RuntimeError>`: all sandboxes and containers with identity labels, sorted
 /// - `observe(&self, &PodIdentity) -> Result<ObservedPod, RuntimeError>`: of one uid, fresh
-/// - `prepare_pod(&self, &Pod) -> Result<(), StartError>`: directories and volumes
+/// - `host_ips(&self) -> Vec<String>`: addresses of the node, for `status.hostIP` (detected once, or the settings')
+/// - `prepare_pod(&self, &Pod, &CancellationToken) -> Result<(), StartError>`: directories and volumes
 /// - `run_sandbox(&self, &Pod, attempt) -> Result<String, StartError>`
 /// - `start_container(&self, ContainerStart) -> Result<String, StartError>`: image, config, create, start; emits
 ///   Pulling, Pulled, Created, Started, Failed
