@@ -1,0 +1,265 @@
+//! WebSocket as both hubs speak it: one message, one text frame (possibly fragmented), with limits and deadlines.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::Error as WsError;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+/// The longest message of the message channel.
+pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
+/// Read buffer of a connection: the library's default of 128 KiB would cost 10,000 nodes more than a gigabyte.
+const READ_BUFFER: usize = 4 << 10;
+/// What may wait to be written before writing blocks.
+const WRITE_BUFFER: usize = 8 << 10;
+
+/// A byte stream below a WebSocket.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+type Socket = WebSocketStream<Box<dyn Stream>>;
+
+/// The receiving half of a connection.
+pub struct Reader(SplitStream<Socket>);
+
+/// The sending half of a connection.
+pub struct Writer {
+    sink: SplitSink<Socket, Message>,
+    deadline: Duration,
+}
+
+/// What arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// A message.
+    Message(Bytes),
+    /// The peer is alive: a ping, or the answer to one of ours.
+    Alive,
+    /// The peer closed, with its reason if it gave one.
+    Closed(String),
+}
+
+/// A connection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody listens there, or the network is down.
+    #[error("{0} cannot be reached")]
+    Connect(String, #[source] std::io::Error),
+    /// The address is no host and port.
+    #[error("{0:?} is not of the form wss://host:port/path")]
+    Address(String),
+    /// TLS failed.
+    #[error("TLS with {0} failed")]
+    Tls(String, #[source] std::io::Error),
+    /// The server answered the upgrade with this status.
+    #[error("{server} refused the connection: {status} {reason}")]
+    Refused {
+        /// Who refused.
+        server: String,
+        /// HTTP status.
+        status: u16,
+        /// The body's text.
+        reason: String,
+    },
+    /// It took too long.
+    #[error("{what} took longer than {seconds} s", what = .0, seconds = .1.as_secs())]
+    Timeout(&'static str, Duration),
+    /// The peer sent what is no WebSocket, or too much of it.
+    #[error("the peer broke the WebSocket protocol or its limits")]
+    Protocol(#[source] Box<WsError>),
+    /// Reading or writing failed.
+    #[error("the connection broke")]
+    Broken(#[source] Box<WsError>),
+}
+
+/// Where and how to connect.
+pub struct Target {
+    /// `wss://host:port/path`.
+    pub url: String,
+    /// Extra headers of the upgrade request.
+    pub headers: Vec<(&'static str, String)>,
+    /// CA and own certificate.
+    pub tls: Arc<ClientConfig>,
+    /// For TCP, TLS and the upgrade together.
+    pub connect_deadline: Duration,
+    /// For each message.
+    pub write_deadline: Duration,
+}
+
+/// Connects; also returns the headers of the server's answer.
+///
+/// # Errors
+/// Any step failed or took too long.
+pub async fn connect(target: &Target) -> Result<(Reader, Writer, HeaderMap), LinkError> {
+    tokio::time::timeout(target.connect_deadline, connect_unbounded(target))
+        .await
+        .unwrap_or_else(|_| Err(LinkError::Timeout("connecting", target.connect_deadline)))
+}
+
+async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap), LinkError> {
+    let wrong = || LinkError::Address(target.url.clone());
+    let mut request = target.url.as_str().into_client_request().map_err(|_| wrong())?;
+    let host = request.uri().host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
+    let port = request.uri().port_u16().unwrap_or(443);
+    for (name, value) in &target.headers {
+        let value = HeaderValue::from_str(value).map_err(|_| wrong())?;
+        request.headers_mut().insert(HeaderName::from_static(name), value);
+    }
+    let server = format!("{host}:{port}");
+    let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| LinkError::Connect(server.clone(), e))?;
+    let _ = tcp.set_nodelay(true);
+    let name = ServerName::try_from(host).map_err(|_| wrong())?;
+    let tls = TlsConnector::from(target.tls.clone())
+        .connect(name, tcp)
+        .await
+        .map_err(|e| LinkError::Tls(server.clone(), e))?;
+    let stream: Box<dyn Stream> = Box::new(tls);
+    let (socket, answer) = tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await.map_err(
+        |error| match error {
+            WsError::Http(answer) => LinkError::Refused {
+                status: answer.status().as_u16(),
+                reason: String::from_utf8_lossy(answer.body().as_deref().unwrap_or_default()).trim().to_owned(),
+                server,
+            },
+            // With TLS 1.3 a refused client certificate shows only now.
+            WsError::Io(error) => LinkError::Tls(server, error),
+            error => failed(error),
+        },
+    )?;
+    let (reader, writer) = split(socket, target.write_deadline);
+    Ok((reader, writer, answer.headers().clone()))
+}
+
+/// A refusal of an upgrade request.
+pub struct Refusal {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// For the peer's log.
+    pub reason: String,
+}
+
+/// Accepts an upgrade on any path. `decide` sees the request's headers and gives the answer's extra headers, or refuses.
+///
+/// # Errors
+/// The request is no upgrade, was refused, or took too long.
+pub async fn accept<S: Stream>(
+    stream: S,
+    deadline: Duration,
+    write_deadline: Duration,
+    decide: impl FnOnce(&HeaderMap) -> Result<HeaderMap, Refusal> + Unpin,
+) -> Result<(Reader, Writer), LinkError> {
+    let stream: Box<dyn Stream> = Box::new(stream);
+    #[allow(clippy::result_large_err, reason = "the library's signature")]
+    let callback = |request: &Request<()>, mut answer: Response<()>| match decide(request.headers()) {
+        Ok(headers) => {
+            answer.headers_mut().extend(headers);
+            Ok(answer)
+        }
+        Err(refusal) => {
+            let mut refused = Response::new(Some(refusal.reason));
+            *refused.status_mut() = refusal.status;
+            Err(refused)
+        }
+    };
+    let upgrade = tokio_tungstenite::accept_hdr_async_with_config(stream, callback, Some(config()));
+    match tokio::time::timeout(deadline, upgrade).await {
+        Ok(Ok(socket)) => Ok(split(socket, write_deadline)),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => Err(LinkError::Timeout("the upgrade", deadline)),
+    }
+}
+
+impl Reader {
+    /// The next thing that arrives. Pings are answered by themselves.
+    ///
+    /// # Errors
+    /// The connection broke, or the peer exceeded a limit.
+    pub async fn next(&mut self) -> Result<Incoming, LinkError> {
+        loop {
+            return match self.0.next().await {
+                Some(Ok(Message::Text(text))) => Ok(Incoming::Message(text.into())),
+                Some(Ok(Message::Binary(bytes))) => Ok(Incoming::Message(bytes)),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(Incoming::Alive),
+                Some(Ok(Message::Close(frame))) => {
+                    Ok(Incoming::Closed(frame.map(|frame| frame.reason.to_string()).unwrap_or_default()))
+                }
+                Some(Ok(Message::Frame(_))) => continue,
+                Some(Err(WsError::ConnectionClosed | WsError::AlreadyClosed)) | None => {
+                    Ok(Incoming::Closed(String::new()))
+                }
+                Some(Err(error)) => Err(failed(error)),
+            };
+        }
+    }
+}
+
+impl Writer {
+    /// Sends one message as text.
+    ///
+    /// # Errors
+    /// The connection broke or the peer does not read; the message may or may not have arrived.
+    pub async fn send(&mut self, message: Vec<u8>) -> Result<(), LinkError> {
+        // Messages are JSON; what is not UTF-8 could not have been made.
+        let message = match Utf8Bytes::try_from(Bytes::from(message)) {
+            Ok(text) => Message::Text(text),
+            Err(_) => return Err(LinkError::Protocol(Box::new(WsError::Utf8(String::from("not UTF-8"))))),
+        };
+        self.put(message).await
+    }
+
+    /// Asks the peer for a sign of life.
+    ///
+    /// # Errors
+    /// The connection broke or the peer does not read.
+    pub async fn ping(&mut self) -> Result<(), LinkError> {
+        self.put(Message::Ping(Bytes::new())).await
+    }
+
+    /// Closes with a reason; failures do not matter any more.
+    pub async fn close(&mut self, reason: &str) {
+        // A close frame holds at most 123 bytes of text.
+        let end = (0..=reason.len().min(120)).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
+        let frame = CloseFrame { code: CloseCode::Policy, reason: reason[..end].to_owned().into() };
+        let _ = self.put(Message::Close(Some(frame))).await;
+    }
+
+    async fn put(&mut self, message: Message) -> Result<(), LinkError> {
+        match tokio::time::timeout(self.deadline, self.sink.send(message)).await {
+            Ok(sent) => sent.map_err(failed),
+            Err(_) => Err(LinkError::Timeout("writing a message", self.deadline)),
+        }
+    }
+}
+
+fn split(socket: Socket, deadline: Duration) -> (Reader, Writer) {
+    let (sink, stream) = socket.split();
+    (Reader(stream), Writer { sink, deadline })
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(MAX_MESSAGE_BYTES + WRITE_BUFFER)
+        .max_message_size(Some(MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(MAX_MESSAGE_BYTES))
+}
+
+fn failed(error: WsError) -> LinkError {
+    match error {
+        WsError::Capacity(_) | WsError::Protocol(_) | WsError::Utf8(_) => LinkError::Protocol(Box::new(error)),
+        error => LinkError::Broken(Box::new(error)),
+    }
+}

@@ -1,0 +1,224 @@
+//! Certificates, TLS, WebSocket and HTTPS between real sockets on loopback.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use link::ca::{CaError, CertificateAuthority, node_request};
+use link::http_client::{Call, CallError};
+use link::http_server::HttpServer;
+use link::identity::{Identity, IdentityError, verify_client};
+use link::rustls::pki_types::CertificateDer;
+use link::tls::{Certificate, ClientAuth, client, client_without_verification, server};
+use link::ws::{Incoming, LinkError, MAX_MESSAGE_BYTES, Refusal, Target, accept, connect};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+const LONG: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_secs(10);
+
+struct Node {
+    certificate: CertificateDer<'static>,
+    key: Vec<u8>,
+}
+
+impl Node {
+    fn join(ca: &CertificateAuthority, name: &str, validity: Duration) -> Self {
+        let request = node_request(name).expect("request");
+        let certificate = ca.sign_node(&request.request, name, &[2], validity).expect("certificate");
+        Self { certificate, key: request.key }
+    }
+
+    fn certificate(&self) -> Certificate {
+        Certificate { certificate: self.certificate.clone(), key: self.key.clone() }
+    }
+}
+
+fn hub(ca: &CertificateAuthority) -> Certificate {
+    let issued = ca.issue_server("KubeEdge", "KubeEdge", &["127.0.0.1".into(), String::new()]).expect("certificate");
+    Certificate { certificate: issued.certificate, key: issued.key }
+}
+
+#[test]
+fn a_node_gets_the_certificate_that_it_asked_for_and_no_other() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let node = Node::join(&ca, "edge-1", LONG);
+    let identity = verify_client(ca.certificate(), &node.certificate, SystemTime::now()).expect("verified");
+    assert_eq!(identity.node(), Some("edge-1"));
+    assert_eq!(identity.organisations, ["system:nodes"]);
+
+    let request = node_request("edge-2").expect("request").request;
+    let error = ca.sign_node(&request, "edge-1", &[2], LONG).expect_err("another's name");
+    assert!(matches!(error, CaError::OtherNode { .. }), "{error}");
+    assert!(matches!(ca.sign_node(b"garbage", "edge-1", &[2], LONG), Err(CaError::Request(_))));
+    let mut forged = node_request("edge-1").expect("request").request;
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    assert!(matches!(ca.sign_node(&forged, "edge-1", &[2], LONG), Err(CaError::Request(_))));
+    let request = node_request("edge-1").expect("request").request;
+    assert!(matches!(ca.sign_node(&request, "edge-1", &[], LONG), Err(CaError::NoUsage)));
+    assert!(matches!(ca.sign_node(&request, "edge-1", &[99], LONG), Err(CaError::Usage(99))));
+}
+
+#[test]
+fn a_certificate_is_believed_only_from_this_ca_and_in_its_time() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let other = CertificateAuthority::generate().expect("CA");
+    let node = Node::join(&ca, "edge-1", LONG);
+    let now = SystemTime::now();
+    assert!(matches!(verify_client(other.certificate(), &node.certificate, now), Err(IdentityError::NotIssued(..))));
+    let late = verify_client(ca.certificate(), &node.certificate, now + 2 * LONG).expect_err("expired");
+    assert!(matches!(late, IdentityError::Expired(_)) && late.to_string().contains("keadm gettoken"), "{late}");
+    let early = now - Duration::from_secs(7200);
+    assert!(matches!(verify_client(ca.certificate(), &node.certificate, early), Err(IdentityError::NotYet(_))));
+    let server = hub(&ca);
+    assert!(matches!(verify_client(ca.certificate(), &server.certificate, now), Err(IdentityError::NotIssued(..))));
+}
+
+#[test]
+fn a_stored_ca_goes_on_as_it_was() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let again = CertificateAuthority::from_der(ca.certificate().to_vec(), ca.key()).expect("stored CA");
+    assert_eq!(again.hash(), ca.hash());
+    let node = Node::join(&again, "edge-1", LONG);
+    verify_client(ca.certificate(), &node.certificate, SystemTime::now()).expect("of the same CA");
+    let identity = Identity::read(ca.certificate()).expect("identity");
+    assert_eq!(identity.common_name, "KubeEdge");
+}
+
+/// A hub that answers every message with itself, until the peer closes.
+async fn echo_hub(ca: &CertificateAuthority) -> (String, tokio::task::JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let url = format!("wss://{}/project/edge-1/events", listener.local_addr().expect("address"));
+    let tls = server(&hub(ca), ClientAuth::Required(ca.certificate().clone()), &[b"http/1.1"]).expect("TLS");
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.expect("connection");
+            let Ok(stream) = tokio_rustls::TlsAcceptor::from(tls.clone()).accept(tcp).await else { continue };
+            let decide = |headers: &HeaderMap| match headers.get("node_id").map(HeaderValue::as_bytes) {
+                Some(b"edge-1") => Ok(HeaderMap::from_iter([(
+                    http::HeaderName::from_static("x-ferroedge-features"),
+                    HeaderValue::from_static("none"),
+                )])),
+                _ => Err(Refusal { status: StatusCode::FORBIDDEN, reason: "who are you?".into() }),
+            };
+            let Ok((mut reader, mut writer)) = accept(stream, SOON, SOON, decide).await else { continue };
+            while let Ok(incoming) = reader.next().await {
+                match incoming {
+                    Incoming::Message(message) => writer.send(message.to_vec()).await.expect("sent"),
+                    Incoming::Alive => {}
+                    Incoming::Closed(_) => break,
+                }
+            }
+        }
+    });
+    (url, tasks)
+}
+
+fn target(url: &str, node: &str, tls: Arc<link::rustls::ClientConfig>) -> Target {
+    Target {
+        url: url.to_owned(),
+        headers: vec![("node_id", node.to_owned())],
+        tls,
+        connect_deadline: SOON,
+        write_deadline: SOON,
+    }
+}
+
+#[tokio::test]
+async fn messages_of_all_sizes_pass_a_mutual_tls_websocket() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let (url, _tasks) = echo_hub(&ca).await;
+    let node = Node::join(&ca, "edge-1", LONG);
+    let tls = client(ca.certificate(), Some(&node.certificate())).expect("TLS");
+    let (mut reader, mut writer, headers) = connect(&target(&url, "edge-1", tls)).await.expect("connected");
+    assert_eq!(headers["x-ferroedge-features"], "none");
+    for size in [0, 1, 4096, 8193, 3_000_000] {
+        writer.send(vec![b'x'; size]).await.expect("sent");
+        assert_eq!(reader.next().await.expect("answer"), Incoming::Message(Bytes::from(vec![b'x'; size])));
+    }
+    writer.ping().await.expect("ping");
+    assert_eq!(reader.next().await.expect("pong"), Incoming::Alive);
+}
+
+#[tokio::test]
+async fn an_oversized_message_ends_the_connection_and_nothing_else() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let (url, _tasks) = echo_hub(&ca).await;
+    let node = Node::join(&ca, "edge-1", LONG);
+    let tls = client(ca.certificate(), Some(&node.certificate())).expect("TLS");
+    let (mut reader, mut writer, _) = connect(&target(&url, "edge-1", tls.clone())).await.expect("connected");
+    let sent = writer.send(vec![b'x'; MAX_MESSAGE_BYTES + 1]).await;
+    assert!(sent.is_err() || matches!(reader.next().await, Err(_) | Ok(Incoming::Closed(_))));
+    let (mut reader, mut writer, _) = connect(&target(&url, "edge-1", tls)).await.expect("the hub still serves");
+    writer.send(b"hello".to_vec()).await.expect("sent");
+    assert_eq!(reader.next().await.expect("answer"), Incoming::Message(Bytes::from_static(b"hello")));
+}
+
+#[tokio::test]
+async fn whoever_may_not_connect_is_told_why() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let (url, _tasks) = echo_hub(&ca).await;
+    let node = Node::join(&ca, "edge-1", LONG);
+    let own = client(ca.certificate(), Some(&node.certificate())).expect("TLS");
+    match connect(&target(&url, "edge-2", own.clone())).await {
+        Err(LinkError::Refused { status: 403, reason, .. }) => assert_eq!(reason, "who are you?"),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+    let none = client(ca.certificate(), None).expect("TLS");
+    assert!(connect(&target(&url, "edge-1", none)).await.is_err(), "without certificate");
+    let other = CertificateAuthority::generate().expect("CA");
+    let foreign = client(other.certificate(), None).expect("TLS");
+    let error = connect(&target(&url, "edge-1", foreign)).await.map(|_| ()).expect_err("another CA");
+    assert!(matches!(error, LinkError::Tls(..)), "{error}");
+    let error = connect(&target("wss://127.0.0.1:1/", "edge-1", own)).await.map(|_| ()).expect_err("nobody there");
+    assert!(matches!(error, LinkError::Connect(..)), "{error}");
+}
+
+#[tokio::test]
+async fn https_carries_a_body_on_get_and_shows_the_handler_the_certificate() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let url = format!("https://{}/edge.crt", listener.local_addr().expect("address"));
+    let tls = server(&hub(&ca), ClientAuth::Requested, &[b"http/1.1"]).expect("TLS");
+    let (_keep, tls) = tokio::sync::watch::channel(tls);
+    let stop = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    let http = HttpServer { listener, tls: Some(tls), max_connections: 10 };
+    tasks.spawn(http.serve(
+        |request, peer| async move {
+            let shown =
+                peer.certificate.and_then(|c| Identity::read(&c).ok()).map(|i| i.common_name).unwrap_or_default();
+            let body = request.into_body().collect().await.expect("body").to_bytes();
+            let text = format!("{shown}:{}", String::from_utf8_lossy(&body));
+            Response::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed())
+        },
+        stop.clone(),
+    ));
+    // A certificate of any CA is shown to the handler, which decides.
+    let stranger = CertificateAuthority::generate().expect("CA");
+    let node = Node::join(&stranger, "edge-9", LONG);
+    let call = |tls, max_answer| Call {
+        method: "GET",
+        url: &url,
+        headers: &[("nodename", "edge-9")],
+        body: b"csr".to_vec(),
+        tls,
+        deadline: SOON,
+        max_answer,
+    };
+    let with = client(ca.certificate(), Some(&node.certificate())).expect("TLS");
+    let (status, body) = call(with, 100).send().await.expect("answer");
+    assert_eq!((status, body.as_ref()), (200, &b"system:node:edge-9:csr"[..]));
+    let (_, body) = call(client_without_verification().expect("TLS"), 100).send().await.expect("answer");
+    assert_eq!(body.as_ref(), b":csr");
+    let short = call(client_without_verification().expect("TLS"), 2).send().await;
+    assert!(matches!(short, Err(CallError::Answer(..))));
+    let wrong = call(client(stranger.certificate(), None).expect("TLS"), 100).send().await;
+    assert!(matches!(wrong, Err(CallError::Tls(..))));
+    stop.cancel();
+    tasks.join_next().await.expect("server").expect("ended");
+}
