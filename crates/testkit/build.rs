@@ -1,4 +1,4 @@
-//! Generates the server half of the CRI messages that edged's client speaks.
+//! Generates both halves of the CRI calls that edged speaks.
 
 use std::path::Path;
 
@@ -6,6 +6,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../edged/proto");
     println!("cargo:rerun-if-changed={}", protos.join("cri.proto").display());
     let files = protox::compile(["cri.proto"], [&protos])?;
-    tonic_prost_build::configure().build_client(false).btree_map(".").compile_fds(files)?;
+    tonic_prost_build::configure().btree_map(".").compile_fds(files)?;
     Ok(())
 }

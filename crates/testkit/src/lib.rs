@@ -1,3 +1,11 @@
-//! What the tests of several crates share: stand-ins for the programs and machines around ours.
+//! What the tests of several crates share: stand-ins for the programs and machines around ours, and the real ones started
+//! for a test.
 
+pub mod containerd;
 pub mod fake_cri;
+
+/// The CRI messages, client and server, made from edged's contract.
+#[allow(missing_docs, clippy::all)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::proto::{self, image_service_server::ImageService};
+use crate::cri::{self as proto, image_service_server::ImageService};
 use super::service::Service;
 
 fn image(name: &str) -> proto::Image {

@@ -9,12 +9,6 @@ mod images;
 mod service;
 mod world;
 
-/// The CRI messages, server half.
-#[allow(missing_docs, clippy::all)]
-pub mod proto {
-    tonic::include_proto!("runtime.v1");
-}
-
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -25,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Server;
 
+use crate::cri as proto;
 use proto::image_service_server::ImageServiceServer;
 use proto::runtime_service_server::RuntimeServiceServer;
 use service::Service;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::Shared;
-use super::proto::{self, runtime_service_server::RuntimeService};
+use crate::cri::{self as proto, runtime_service_server::RuntimeService};
 use super::world::{State, not_found};
 
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tonic::{Code, Status};
 
-use super::proto;
+use crate::cri as proto;
 
 /// State of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

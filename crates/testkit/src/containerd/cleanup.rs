@@ -1,0 +1,230 @@
+//! Ends everything of one instance, found from its folders alone.
+//!
+//! The orderly way is CRI: it runs the CNI plugins and unmounts. What a killed containerd or a lost shim leaves is then
+//! swept: processes in the instance's containers, shims that name its socket, mounts below its folders, network namespaces
+//! that its sandboxes were given, its bridge.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Containerd, ContainerdOptions, POLL, STOP_LIMIT, config, runtime_client};
+use crate::cri;
+
+pub(super) async fn clean_up(options: &ContainerdOptions) -> Result<()> {
+    if !options.dir.is_dir() {
+        return Ok(());
+    }
+    if let Err(error) = stop_pods(options).await {
+        eprintln!("pods of {} are ended by force: {error:#}", options.dir.display());
+    }
+    kill_containerd(options)?;
+    let namespaces = network_namespaces(options);
+    kill_processes(options)?;
+    unmount_below(&[&options.dir, &options.sockets])?;
+    for namespace in namespaces {
+        remove_network_namespace(&namespace);
+    }
+    remove_network(options)?;
+    remove_dir(&options.sockets)
+}
+
+/// Stops and removes all sandboxes through CRI; containerd is started for it if need be.
+async fn stop_pods(options: &ContainerdOptions) -> Result<()> {
+    let left = fs::read_dir(tasks(options)).is_ok_and(|mut entries| entries.next().is_some());
+    let started = if containerd_pid(options).is_some() {
+        None
+    } else if left {
+        Some(Box::pin(Containerd::start(options.clone())).await?)
+    } else {
+        return Ok(());
+    };
+    let mut client = runtime_client(&options.socket()).await?;
+    let sandboxes = client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.into_inner().items;
+    for sandbox in sandboxes {
+        let id = sandbox.id;
+        client.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
+        client.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
+    }
+    if let Some(containerd) = started {
+        containerd.keep_running();
+    }
+    Ok(())
+}
+
+/// Bundles of running tasks: one folder per container, made and removed by containerd.
+fn tasks(options: &ContainerdOptions) -> PathBuf {
+    config::state(options).join("io.containerd.runtime.v2.task/k8s.io")
+}
+
+/// The process id of the containerd that reads this instance's configuration.
+pub(super) fn containerd_pid(options: &ContainerdOptions) -> Option<i32> {
+    let pid = fs::read_to_string(options.pid_file()).ok()?.trim().parse().ok()?;
+    let config = config::file(options);
+    let wanted = config.as_os_str().as_encoded_bytes();
+    command_line(pid).iter().any(|word| word == wanted).then_some(pid)
+}
+
+/// Ends containerd alone and waits until it is gone.
+pub(super) fn kill_containerd(options: &ContainerdOptions) -> Result<()> {
+    if let Some(pid) = containerd_pid(options) {
+        end(pid, &|| containerd_pid(options).is_none())?;
+    }
+    drop(fs::remove_file(options.pid_file()));
+    Ok(())
+}
+
+/// Asks, waits, kills, waits.
+fn end(pid: i32, gone: &dyn Fn() -> bool) -> Result<()> {
+    signal(pid, Signal::TERM);
+    if !wait_for(gone) {
+        signal(pid, Signal::KILL);
+        if !wait_for(gone) {
+            bail!("process {pid} does not end");
+        }
+    }
+    Ok(())
+}
+
+fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // It may have ended by itself meanwhile.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "polls processes that are no children of this one, with a deadline")]
+fn wait_for(holds: &dyn Fn() -> bool) -> bool {
+    let deadline = Instant::now() + STOP_LIMIT;
+    while !holds() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(POLL);
+    }
+    true
+}
+
+/// Kills shims first, so that they report nothing, then what runs in containers.
+pub(super) fn kill_processes(options: &ContainerdOptions) -> Result<()> {
+    let ids: BTreeSet<String> = entries(&tasks(options)).into_iter().filter_map(name_of).collect();
+    let find = || {
+        let mut found = shims(options);
+        found.extend(processes().into_iter().filter(|pid| in_container(*pid, &ids)));
+        found
+    };
+    for pid in find() {
+        signal(pid, Signal::KILL);
+    }
+    if !wait_for(&|| find().is_empty()) {
+        bail!("processes {:?} do not end", find());
+    }
+    Ok(())
+}
+
+fn processes() -> Vec<i32> {
+    entries(Path::new("/proc")).into_iter().filter_map(|path| name_of(path)?.parse().ok()).collect()
+}
+
+/// The words of a process' command line; none for a zombie.
+fn command_line(pid: i32) -> Vec<Vec<u8>> {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    text.split(|byte| *byte == 0).filter(|word| !word.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+fn shims(options: &ContainerdOptions) -> Vec<i32> {
+    let socket = options.socket();
+    let socket = socket.as_os_str().as_encoded_bytes();
+    let is_shim = |pid: &i32| {
+        let words = command_line(*pid);
+        words.first().is_some_and(|program| program.windows(15).any(|part| part == b"containerd-shim"))
+            && words.iter().any(|word| word == socket)
+    };
+    processes().into_iter().filter(is_shim).collect()
+}
+
+fn in_container(pid: i32, ids: &BTreeSet<String>) -> bool {
+    if command_line(pid).is_empty() {
+        return false;
+    }
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    cgroups.lines().any(|line| line.rsplit('/').next().is_some_and(|last| ids.contains(last)))
+}
+
+/// Paths of the network namespaces that containers of this instance were put into.
+fn network_namespaces(options: &ContainerdOptions) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for bundle in entries(&tasks(options)) {
+        let Ok(text) = fs::read(bundle.join("config.json")) else { continue };
+        let Ok(spec) = serde_json::from_slice::<serde_json::Value>(&text) else { continue };
+        for namespace in spec["linux"]["namespaces"].as_array().into_iter().flatten() {
+            if namespace["type"] == "network"
+                && let Some(path) = namespace["path"].as_str().filter(|path| path.contains("/netns/cni-"))
+            {
+                found.insert(PathBuf::from(path));
+            }
+        }
+    }
+    found
+}
+
+fn remove_network_namespace(path: &Path) {
+    // The mount may be gone already; the file then is a plain one.
+    let _ = unmount(path, UnmountFlags::DETACH);
+    drop(fs::remove_file(path));
+}
+
+fn unmount_below(folders: &[&Path]) -> Result<()> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| path.replace("\\040", " "));
+    let mut points: Vec<PathBuf> = points.map(PathBuf::from).collect();
+    points.retain(|point| folders.iter().any(|folder| point.starts_with(folder)));
+    // Later mounts lie on top of earlier ones.
+    for point in points.iter().rev() {
+        unmount(point, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", point.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes the bridge, the addresses in use and CNI's notes about this network.
+fn remove_network(options: &ContainerdOptions) -> Result<()> {
+    if Path::new("/sys/class/net").join(&options.bridge).exists() {
+        let status = Command::new("ip").args(["link", "delete", &options.bridge]).status();
+        let status = status.context("ip could not be run: install the package iproute2")?;
+        if !status.success() {
+            bail!("the bridge {} could not be deleted", options.bridge);
+        }
+    }
+    let prefix = format!("{}-", options.bridge);
+    for note in entries(Path::new("/var/lib/cni/results")) {
+        if name_of(note.clone()).is_some_and(|name| name.starts_with(&prefix)) {
+            fs::remove_file(note)?;
+        }
+    }
+    remove_dir(&options.dir.join("cni/addresses"))
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn entries(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    entries.filter_map(Result::ok).map(|entry| entry.path()).collect()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a map over owned paths")]
+fn name_of(path: PathBuf) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
+}
