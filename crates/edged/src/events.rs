@@ -1,4 +1,22 @@
 //! Kubernetes Events of pods and of the node: recorded here, sent to the cloud through MetaManager.
+//!
+//! [`Recorder`] is the handle that everybody has; it never waits. [`EventSender`] is the one task behind it: it counts
+//! repetitions of the same event into one object and holds back an object that emits too many (both as client-go does),
+//! so that a crash loop costs neither the link nor the API server.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use wire::{Content, operation};
+
+use crate::meta::{MetaClient, MetaError};
+use crate::settings::Settings;
 
 /// `type` of an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,4 +25,332 @@ pub enum EventType {
     Normal,
     /// Someone may have to act.
     Warning,
+}
+
+/// Events that wait to be sent; more are dropped, since a recorder must not hold up a pod.
+const QUEUE: usize = 256;
+/// Different events that are remembered to count their repetitions.
+const REMEMBERED: usize = 512;
+/// How long an event is counted into an existing object.
+const REMEMBER_FOR: Duration = Duration::from_secs(600);
+/// Events that one object may emit at once.
+const BURST: f64 = 25.0;
+/// One more event for each of these periods.
+const REFILL: Duration = Duration::from_secs(300);
+/// Longest message; the API server refuses longer ones.
+const MAX_MESSAGE: usize = 1024;
+
+/// Records events. Cheap to clone; never waits.
+#[derive(Clone)]
+pub struct Recorder {
+    node_name: Arc<str>,
+    /// Absent when events do not leave the node (`reportEvent: false`).
+    queue: Option<mpsc::Sender<Occurrence>>,
+}
+
+/// Sends what [`Recorder`]s recorded.
+pub struct EventSender {
+    node_name: Arc<str>,
+    meta: MetaClient,
+    queue: Option<mpsc::Receiver<Occurrence>>,
+    seen: HashMap<Key, Seen>,
+    budgets: HashMap<String, Budget>,
+}
+
+/// Something happened once.
+#[derive(Clone, Debug)]
+struct Occurrence {
+    object: ObjectReference,
+    kind: EventType,
+    reason: &'static str,
+    message: String,
+    at: Timestamp,
+}
+
+/// What makes two occurrences the same event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    uid: String,
+    field_path: String,
+    reason: &'static str,
+    message: String,
+}
+
+struct Seen {
+    event: Event,
+    at: Instant,
+}
+
+/// Token bucket of one object.
+struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+impl EventType {
+    fn as_str(self) -> &'static str {
+        match self {
+            EventType::Normal => "Normal",
+            EventType::Warning => "Warning",
+        }
+    }
+}
+
+impl Recorder {
+    /// A recorder and the task behind it, which sends only while [`EventSender::run`] runs.
+    pub fn new(settings: &Settings, meta: MetaClient) -> (Self, EventSender) {
+        let node_name: Arc<str> = settings.node_name.as_str().into();
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (sender, receiver) =
+            if settings.report_event { (Some(sender), Some(receiver)) } else { (None, None) };
+        let sending = EventSender {
+            node_name: node_name.clone(),
+            meta,
+            queue: receiver,
+            seen: HashMap::new(),
+            budgets: HashMap::new(),
+        };
+        (Self { node_name, queue: sender }, sending)
+    }
+
+    /// A recorder whose events only reach the log.
+    pub fn silent(node_name: &str) -> Self {
+        Self { node_name: node_name.into(), queue: None }
+    }
+
+    /// An event of a pod.
+    pub fn pod(&self, pod: &Pod, kind: EventType, reason: &'static str, message: impl Into<String>) {
+        self.record(pod_reference(pod, None), kind, reason, message.into());
+    }
+
+    /// An event of one of its containers (`involvedObject.fieldPath` is `spec.containers{name}`).
+    pub fn container(
+        &self,
+        pod: &Pod,
+        container: &str,
+        kind: EventType,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        self.record(pod_reference(pod, Some(container)), kind, reason, message.into());
+    }
+
+    /// An event of this node.
+    pub fn node(&self, kind: EventType, reason: &'static str, message: impl Into<String>) {
+        let name = self.node_name.to_string();
+        // The kubelet puts the name where the UID belongs; `kubectl describe node` looks for that.
+        let object =
+            ObjectReference { kind: Some("Node".into()), uid: Some(name.clone()), name: Some(name), ..Default::default() };
+        self.record(object, kind, reason, message.into());
+    }
+
+    fn record(&self, object: ObjectReference, kind: EventType, reason: &'static str, mut message: String) {
+        let about = object.name.as_deref().unwrap_or_default();
+        tracing::debug!(object = about, event = kind.as_str(), reason, message, "event");
+        if message.len() > MAX_MESSAGE {
+            let end = (0..=MAX_MESSAGE - 3).rev().find(|end| message.is_char_boundary(*end)).unwrap_or_default();
+            message.truncate(end);
+            message.push_str("...");
+        }
+        let occurrence = Occurrence { object, kind, reason, message, at: Timestamp::now() };
+        if let Some(queue) = &self.queue
+            && queue.try_send(occurrence).is_err()
+        {
+            tracing::debug!(reason, "event dropped, too many wait");
+        }
+    }
+}
+
+fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
+    let field_path = container.map(|name| {
+        let is_init = podlife::spec::init_containers(pod).iter().any(|c| c.name == name);
+        if is_init { format!("spec.initContainers{{{name}}}") } else { format!("spec.containers{{{name}}}") }
+    });
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        resource_version: pod.metadata.resource_version.clone(),
+        field_path,
+    }
+}
+
+impl EventSender {
+    /// Sends until cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let Some(mut queue) = self.queue.take() else { return };
+        loop {
+            let occurrence = tokio::select! {
+                occurrence = queue.recv() => occurrence,
+                () = stop.cancelled() => None,
+            };
+            let Some(occurrence) = occurrence else { return };
+            if let Err(error) = self.send(occurrence, Instant::now()).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "event not sent");
+            }
+        }
+    }
+
+    async fn send(&mut self, occurrence: Occurrence, now: Instant) -> Result<(), MetaError> {
+        let Some((operation, event, content)) = self.prepare(occurrence, now) else { return Ok(()) };
+        let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
+        let name = event.metadata.name.as_deref().unwrap_or_default();
+        self.meta.post(operation, &format!("{namespace}/{}/{name}", wire::kind::EVENT), content).await
+    }
+
+    /// The message for an occurrence; none when its object has used up its budget.
+    fn prepare(&mut self, occurrence: Occurrence, now: Instant) -> Option<(&'static str, Event, Content)> {
+        self.forget_old(now);
+        let uid = occurrence.object.uid.clone().unwrap_or_default();
+        let budget = self.budgets.entry(uid.clone()).or_insert(Budget { left: BURST, at: now });
+        if !budget.take(now) {
+            return None;
+        }
+        let key = Key {
+            uid,
+            field_path: occurrence.object.field_path.clone().unwrap_or_default(),
+            reason: occurrence.reason,
+            message: occurrence.message.clone(),
+        };
+        let time = Time(seconds(occurrence.at));
+        if let Some(seen) = self.seen.get_mut(&key) {
+            seen.at = now;
+            let count = seen.event.count.unwrap_or(1) + 1;
+            seen.event.count = Some(count);
+            seen.event.last_timestamp = Some(time.clone());
+            let patch = serde_json::json!({"count": count, "lastTimestamp": time}).to_string();
+            let content = Content::json(&serde_json::json!({"event": seen.event, "patchData": patch})).ok()?;
+            return Some((operation::PATCH, seen.event.clone(), content));
+        }
+        let event = self.event(&occurrence, time);
+        let content = Content::json(&event).ok()?;
+        self.seen.insert(key, Seen { event: event.clone(), at: now });
+        Some((operation::INSERT, event, content))
+    }
+
+    fn event(&self, occurrence: &Occurrence, time: Time) -> Event {
+        let about = occurrence.object.name.as_deref().unwrap_or_default();
+        let namespace = occurrence.object.namespace.clone().unwrap_or_else(|| "default".into());
+        Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{about}.{:x}", occurrence.at.as_nanosecond())),
+                namespace: Some(namespace),
+                ..Default::default()
+            },
+            involved_object: occurrence.object.clone(),
+            reason: Some(occurrence.reason.into()),
+            message: Some(occurrence.message.clone()),
+            type_: Some(occurrence.kind.as_str().into()),
+            first_timestamp: Some(time.clone()),
+            last_timestamp: Some(time),
+            count: Some(1),
+            source: Some(EventSource { component: Some("kubelet".into()), host: Some(self.node_name.to_string()) }),
+            reporting_component: Some("kubelet".into()),
+            reporting_instance: Some(self.node_name.to_string()),
+            ..Default::default()
+        }
+    }
+
+    /// Keeps both maps within [`REMEMBERED`] entries.
+    fn forget_old(&mut self, now: Instant) {
+        if self.seen.len() >= REMEMBERED {
+            self.seen.retain(|_, seen| now.duration_since(seen.at) < REMEMBER_FOR);
+        }
+        if self.seen.len() >= REMEMBERED {
+            self.seen.clear();
+        }
+        if self.budgets.len() >= REMEMBERED {
+            self.budgets.retain(|_, budget| budget.now(now) < BURST);
+        }
+        if self.budgets.len() >= REMEMBERED {
+            self.budgets.clear();
+        }
+    }
+}
+
+impl Budget {
+    fn now(&self, now: Instant) -> f64 {
+        let refilled = now.duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64();
+        (self.left + refilled).min(BURST)
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        self.left = self.now(now);
+        self.at = now;
+        let enough = self.left >= 1.0;
+        if enough {
+            self.left -= 1.0;
+        }
+        enough
+    }
+}
+
+/// Kubernetes times have no fractions.
+fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sender() -> EventSender {
+        let (context, _) = beehive::Context::new(&[("metamanager", "meta")], CancellationToken::new());
+        Recorder::new(&Settings::new("n1"), MetaClient::new(context)).1
+    }
+
+    fn occurrence(message: &str) -> Occurrence {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u1"}, "spec": {"containers": [{"name": "c"}]},
+        }))
+        .unwrap();
+        Occurrence {
+            object: pod_reference(&pod, Some("c")),
+            kind: EventType::Warning,
+            reason: "BackOff",
+            message: message.into(),
+            at: Timestamp::from_nanosecond(1_795_402_342_542_000_001).unwrap(),
+        }
+    }
+
+    #[test]
+    fn repetitions_become_one_event_with_a_count() {
+        let mut sender = sender();
+        let now = Instant::now();
+        let (first, event, content) = sender.prepare(occurrence("again"), now).unwrap();
+        assert_eq!(first, "insert");
+        let json: serde_json::Value = content.parse().unwrap();
+        assert_eq!(json["involvedObject"]["fieldPath"], "spec.containers{c}");
+        assert_eq!((json["type"].as_str(), json["count"].as_i64()), (Some("Warning"), Some(1)));
+        let (second, same, content) = sender.prepare(occurrence("again"), now).unwrap();
+        assert_eq!((second, &same.metadata.name), ("patch", &event.metadata.name));
+        let json: serde_json::Value = content.parse().unwrap();
+        let patch: serde_json::Value = serde_json::from_str(json["patchData"].as_str().unwrap()).unwrap();
+        assert_eq!(patch["count"], 2);
+        assert_eq!(json["event"]["metadata"]["namespace"], "shop");
+        assert_eq!(sender.prepare(occurrence("other"), now).unwrap().0, "insert");
+    }
+
+    #[test]
+    fn an_object_that_emits_too_many_is_held_back() {
+        let mut sender = sender();
+        let start = Instant::now();
+        let sent = (0..100).filter(|_| sender.prepare(occurrence("flood"), start).is_some()).count();
+        assert_eq!(sent, 25);
+        assert!(sender.prepare(occurrence("flood"), start + REFILL).is_some());
+    }
+
+    #[test]
+    fn both_maps_stay_bounded() {
+        let mut sender = sender();
+        let now = Instant::now();
+        for number in 0..3 * REMEMBERED {
+            let mut one = occurrence("x");
+            one.object.uid = Some(number.to_string());
+            sender.prepare(one, now);
+        }
+        assert!(sender.seen.len() <= REMEMBERED && sender.budgets.len() <= REMEMBERED);
+    }
 }
