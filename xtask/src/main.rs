@@ -1,9 +1,12 @@
 //! The project's own commands: `cargo xtask up | down | test | tidy | bench | gen-kube`.
 #![allow(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
+mod bench;
+mod gen_kube;
 mod packages;
 mod test;
 mod tidy;
+mod up;
 mod workspace;
 
 use anyhow::Result;
@@ -18,6 +21,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run all of Ferroedge on this machine and deploy an example
+    Up(up::UpOptions),
+    /// Stop what a detached `up` left
+    Down(up::DownOptions),
+    /// Measure sizes, memory and latencies
+    Bench(bench::BenchOptions),
+    /// Make the embedded tables of the Kubernetes API from dumps of an API server
+    GenKube(gen_kube::GenOptions),
     /// Run every test, with all that they need
     Test {
         /// Passed on to the test runner, for example a test's name
@@ -28,8 +39,13 @@ enum Command {
 }
 
 fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match Arguments::parse().command {
+        Command::Up(options) => runtime.block_on(up::up(options)),
+        Command::Down(options) => runtime.block_on(up::down(options)),
+        Command::Bench(options) => runtime.block_on(bench::run(options)),
         Command::Test { filter } => test::all(&filter),
+        Command::GenKube(options) => gen_kube::generate(&options),
         Command::Tidy => tidy::all(),
     }
 }

@@ -39,10 +39,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// Runs a command and returns its standard output as text; its errors go to the terminal.
 pub fn read(command: &mut Command) -> Result<String> {
     let shown = show(command);
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("{shown} could not be started"))?;
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("{shown} could not be started"))?;
     if !output.status.success() {
         bail!("{shown} ended with {}", output.status);
     }
@@ -52,9 +49,7 @@ pub fn read(command: &mut Command) -> Result<String> {
 /// Whether a program of this name is on `PATH` (or in the system folders that a plain user's `PATH` may lack).
 pub fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .any(|dir| dir.join(name).is_file())
+    std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from)).any(|dir| dir.join(name).is_file())
 }
 
 /// The project's own source files with this extension, as git knows them.

@@ -2,6 +2,7 @@
 //! for a test.
 
 pub mod containerd;
+pub mod deployment;
 pub mod fake_cri;
 
 /// The CRI messages, client and server, made from edged's contract.

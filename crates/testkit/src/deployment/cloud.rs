@@ -1,0 +1,103 @@
+//! The cloud side: binaries, cloudcore with its embedded Kubernetes, and the join token.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::children::Children;
+use super::cluster::Cluster;
+use super::layout::{Layout, Ports};
+
+/// How long cloudcore may take until its API answers.
+const START: Duration = Duration::from_secs(60);
+
+/// The folder that holds the three programs.
+#[derive(Clone)]
+pub struct Binaries {
+    dir: PathBuf,
+}
+
+impl Binaries {
+    /// The programs in this folder.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The path of one program.
+    pub fn path(&self, program: &str) -> PathBuf {
+        self.dir.join(program)
+    }
+
+    /// A command that runs one program.
+    pub fn command(&self, program: &str) -> Command {
+        Command::new(self.path(program))
+    }
+}
+
+/// Starts cloudcore with the embedded Kubernetes and waits until its API answers.
+pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children) -> Result<Cluster> {
+    let ports = layout.ports()?;
+    let dir = layout.cloud();
+    std::fs::create_dir_all(&dir)?;
+    let sockets = layout.sockets();
+    std::fs::create_dir_all(&sockets).with_context(|| sockets.display().to_string())?;
+    let config = dir.join("cloudcore.yaml");
+    std::fs::write(&config, config_text(&sockets.join("cloudcore.sock"), ports))?;
+
+    let log = layout.log("cloudcore");
+    let mut command = binaries.command("cloudcore");
+    command.arg("--standalone").arg(&dir).arg("--config").arg(&config);
+    command.arg("--kubernetes-listen").arg(format!("127.0.0.1:{}", ports.kubernetes));
+    children.start("cloudcore", &mut command, &log)?;
+
+    let kubeconfig = dir.join("admin.kubeconfig");
+    let deadline = tokio::time::Instant::now() + START;
+    let cluster = loop {
+        if let Some(child) = children.ended() {
+            bail!("{} ended at once; its last words are in {}", child.name, child.log.display());
+        }
+        match Cluster::open(&kubeconfig) {
+            Ok(cluster) if cluster.is_ready().await => break cluster,
+            _ if tokio::time::Instant::now() > deadline => {
+                bail!("cloudcore's API does not answer after {} s; see {}", START.as_secs(), log.display())
+            }
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    cluster.wait("cloudcore to publish a join token", START, || cluster.has_token()).await?;
+    Ok(cluster)
+}
+
+/// The token for `keadm join`, as an administrator gets it.
+pub fn token(layout: &Layout, binaries: &Binaries) -> Result<String> {
+    let kubeconfig = layout.cloud().join("admin.kubeconfig");
+    let output = binaries.command("keadm").arg("gettoken").arg("--kube-config").arg(kubeconfig).output()?;
+    if !output.status.success() {
+        bail!("keadm gettoken: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn config_text(socket: &std::path::Path, ports: Ports) -> String {
+    format!(
+        "apiVersion: cloudcore.config.kubeedge.io/v1alpha2
+kind: CloudCore
+commonConfig:
+  monitorServer:
+    bindAddress: 127.0.0.1:{}
+modules:
+  cloudHub:
+    advertiseAddress: [127.0.0.1]
+    dnsNames: [localhost]
+    websocket: {{enable: true, address: 127.0.0.1, port: {}}}
+    https: {{enable: true, address: 127.0.0.1, port: {}}}
+    unixsocket: {{enable: true, address: \"unix://{}\"}}
+",
+        ports.monitor,
+        ports.websocket,
+        ports.https,
+        socket.display()
+    )
+}

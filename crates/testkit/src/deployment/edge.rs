@@ -1,0 +1,95 @@
+//! One edge node: its private containerd, `keadm join` and edgecore.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::children::Children;
+use super::cloud::{self, Binaries};
+use super::layout::{Layout, Ports};
+use crate::containerd::{Containerd, ContainerdOptions};
+
+/// The name of the node with this number, counted from 1.
+pub fn node_name(index: u8) -> String {
+    format!("edge-{index}")
+}
+
+/// The name of this node's edgecore among the running programs.
+pub fn edgecore_name(index: u8) -> String {
+    format!("{}-edgecore", node_name(index))
+}
+
+/// Starts containerd, joins on the first time, and starts edgecore.
+pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children, index: u8) -> Result<()> {
+    let node = node_name(index);
+    let dir = layout.edge(&node);
+    std::fs::create_dir_all(&dir)?;
+    let containerd = Containerd::start(containerd_options(layout, index)).await?;
+    containerd.import_busybox().await?;
+    let socket = format!("unix://{}", containerd.socket().display());
+    let pid = containerd.keep_running();
+    children.adopt(&format!("{node}-containerd"), pid, &dir.join("containerd.log"))?;
+
+    if !config_file(layout, index).is_file() {
+        join(layout, binaries, layout.ports()?, index, &socket)?;
+    }
+    start_edgecore(layout, binaries, children, index)
+}
+
+/// Starts edgecore of a node that has joined.
+pub fn start_edgecore(layout: &Layout, binaries: &Binaries, children: &mut Children, index: u8) -> Result<()> {
+    let name = edgecore_name(index);
+    let mut command = binaries.command("edgecore");
+    command.arg("--config").arg(config_file(layout, index));
+    children.start(&name, &mut command, &layout.log(&name))
+}
+
+fn config_file(layout: &Layout, index: u8) -> PathBuf {
+    layout.edge(&node_name(index)).join("config/edgecore.yaml")
+}
+
+fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &str) -> Result<()> {
+    let node = node_name(index);
+    let token = cloud::token(layout, binaries)?;
+    let mut command: Command = binaries.command("keadm");
+    command
+        .arg("join")
+        .arg(format!("--cloudcore-ipport=127.0.0.1:{}", ports.websocket))
+        .arg(format!("--certport={}", ports.https))
+        .arg(format!("--edgenode-name={node}"))
+        .arg(format!("--token={token}"))
+        .arg(format!("--remote-runtime-endpoint={socket}"))
+        .arg("--config-dir")
+        .arg(layout.edge(&node))
+        .arg("--no-start");
+    let output = command.output().with_context(|| format!("joining {node}"))?;
+    if !output.status.success() {
+        bail!("joining {node}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Stops every edge node of this deployment: edgecore first, then all its containers, then containerd.
+pub async fn stop_all(layout: &Layout, children: &mut Children) -> Result<()> {
+    for index in 1..=u8::MAX {
+        let node = node_name(index);
+        if !layout.edge(&node).is_dir() {
+            break;
+        }
+        children.stop(&edgecore_name(index))?;
+        Containerd::clean_up(&containerd_options(layout, index)).await?;
+        children.stop(&format!("{node}-containerd"))?;
+    }
+    Ok(())
+}
+
+fn containerd_options(layout: &Layout, index: u8) -> ContainerdOptions {
+    ContainerdOptions {
+        dir: layout.edge(&node_name(index)).join("containerd"),
+        sockets: layout.sockets().join(node_name(index)),
+        // At most 15 characters: an interface's name.
+        bridge: format!("fe{}n{index}", layout.short_id()),
+        subnet: format!("10.86.{index}.0/24"),
+    }
+}

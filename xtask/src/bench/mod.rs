@@ -1,0 +1,110 @@
+//! `cargo xtask bench`: sizes, memory and latencies of the release programs beside their budgets.
+//!
+//! It starts a deployment of its own and asserts nothing about time, so that a busy machine fails no build. Sizes and memory
+//! are compared with the recorded values: more than a tenth above is an error.
+
+mod pods;
+mod process;
+mod report;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::json;
+use testkit::deployment::{Cluster, Deployment};
+
+use self::report::{Report, Row};
+use crate::packages;
+use crate::up;
+
+/// How long the programs may settle before their memory is read.
+const SETTLE: Duration = Duration::from_secs(20);
+/// Over how long idle CPU is measured.
+const CPU_SPAN: Duration = Duration::from_secs(60);
+/// How many restarts of edgecore are timed.
+const RESTARTS: usize = 5;
+
+/// Options of `bench`.
+#[derive(Args)]
+pub struct BenchOptions {
+    /// Write the measured sizes and memory as the new recorded values
+    #[arg(long)]
+    pub record: bool,
+}
+
+/// Runs every measurement and prints one table.
+pub async fn run(options: BenchOptions) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the bench runs containers, which needs root");
+    }
+    packages::ensure()?;
+    let dir = tempfile::Builder::new().prefix("ferroedge-bench").tempdir()?;
+    let mut deployment = up::open(Some(PathBuf::from(dir.path())))?;
+    up::build()?;
+    let mut report = Report::default();
+    let result = measure(&mut deployment, &mut report).await;
+    deployment.stop().await?;
+    result?;
+    report.print();
+    if options.record { report.record() } else { report.compare() }
+}
+
+async fn measure(deployment: &mut Deployment, report: &mut Report) -> Result<()> {
+    sizes(deployment, report)?;
+    let cluster = deployment.start_cloud().await?;
+    tokio::time::sleep(SETTLE).await;
+    idle(deployment, "cloudcore", "B6 cloudcore idle, embedded Kubernetes included", 40.0, report).await?;
+    deployment.start_edge(1).await?;
+    deployment.wait_ready(&cluster, 1).await?;
+    tokio::time::sleep(SETTLE).await;
+    idle(deployment, "edge-1-edgecore", "B1 edgecore idle, joined, no pods", 18.0, report).await?;
+    restarts(deployment, &cluster, report).await?;
+    pods::measure(&cluster, report).await
+}
+
+fn sizes(deployment: &Deployment, report: &mut Report) -> Result<()> {
+    for (program, budget) in [("edgecore", 18.0), ("cloudcore", 25.0)] {
+        let path = deployment.binaries.path(program);
+        let bytes = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+        report.add(Row::gated(format!("B3 stripped {program}"), "MB", bytes as f64 / 1e6, budget));
+    }
+    Ok(())
+}
+
+async fn idle(deployment: &Deployment, program: &str, what: &str, budget: f64, report: &mut Report) -> Result<()> {
+    let pid = deployment.children.pid(program).with_context(|| format!("{program} does not run"))?;
+    let memory = process::memory(pid)?;
+    report.add(Row::gated(format!("{what}: RSS"), "MB", memory.rss_kib as f64 * 1024.0 / 1e6, budget));
+    report.add(Row::told(format!("{what}: PSS"), "MB", memory.pss_kib as f64 * 1024.0 / 1e6));
+    let percent = process::cpu_percent(pid, CPU_SPAN).await?;
+    let row = format!("{what}: CPU");
+    report.add(if program == "cloudcore" {
+        Row::told(row, "%", percent)
+    } else {
+        Row::timed(row, "%", vec![percent], 0.2)
+    });
+    Ok(())
+}
+
+/// B4: from the start of edgecore until the API shows its node Ready. The condition is set to Unknown while edgecore is
+/// stopped, as the node life cycle would do it 40 s later.
+async fn restarts(deployment: &mut Deployment, cluster: &Cluster, report: &mut Report) -> Result<()> {
+    let mut seconds = Vec::new();
+    for _ in 0..RESTARTS {
+        deployment.stop_edgecore(1)?;
+        let unknown =
+            json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]}});
+        let (status, answer) = cluster.patch("/api/v1/nodes/edge-1/status", &unknown).await?;
+        if status != 200 {
+            bail!("setting the node's condition to Unknown: {status} {}", answer["message"]);
+        }
+        let began = Instant::now();
+        deployment.start_edgecore(1)?;
+        deployment.wait_ready(cluster, 1).await?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    report.add(Row::timed("B4 exec → node Ready, joined before".into(), "s", seconds, 1.0));
+    Ok(())
+}

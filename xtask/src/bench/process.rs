@@ -1,0 +1,39 @@
+//! Memory and CPU of one process, read from `/proc`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Resident and proportional memory in KiB.
+pub struct Memory {
+    /// VmRSS: every page that is mapped in.
+    pub rss_kib: u64,
+    /// Pss: shared pages counted by share.
+    pub pss_kib: u64,
+}
+
+/// The memory of a process now.
+pub fn memory(pid: i32) -> Result<Memory> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("the process is gone")?;
+    let field = |name: &str| -> Result<u64> {
+        let line = rollup.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
+        Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+    };
+    Ok(Memory { rss_kib: field("Rss:")?, pss_kib: field("Pss:")? })
+}
+
+/// The share of one core, in percent, that a process used over this span.
+pub async fn cpu_percent(pid: i32, span: Duration) -> Result<f64> {
+    let (before, began) = (cpu_ticks(pid)?, Instant::now());
+    tokio::time::sleep(span).await;
+    let ticks = cpu_ticks(pid)? - before;
+    let per_second = rustix::param::clock_ticks_per_second();
+    Ok(ticks as f64 / per_second as f64 / began.elapsed().as_secs_f64() * 100.0)
+}
+
+fn cpu_ticks(pid: i32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("stat")?.1.split_whitespace().collect();
+    let tick = |at: usize| -> Result<u64> { Ok(fields.get(at).context("stat")?.parse()?) };
+    Ok(tick(11)? + tick(12)?)
+}
