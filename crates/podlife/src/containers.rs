@@ -31,7 +31,7 @@ pub struct StartFailure {
 }
 
 const UNKNOWN: &str = "ContainerStatusUnknown";
-const LOST_AT_TERMINATION: &str = "The container could not be located when the pod was terminated";
+pub(crate) const LOST_AT_TERMINATION: &str = "The container could not be located when the pod was terminated";
 const LOST_AT_DELETION: &str =
     "The container could not be located when the pod was deleted.  The container used to be Running";
 
@@ -225,7 +225,7 @@ fn waiting(reason: Option<&str>) -> ContainerState {
     }
 }
 
-fn lost(message: &str) -> ContainerState {
+pub(crate) fn lost(message: &str) -> ContainerState {
     ContainerState {
         terminated: Some(ContainerStateTerminated {
             exit_code: 137,

@@ -36,7 +36,7 @@ fn quantity<'a>(container: &'a Container, resource: &str, limit: bool) -> Option
     let resources = container.resources.as_ref()?;
     let list = if limit { resources.limits.as_ref() } else { resources.requests.as_ref() };
     // The API writes quantities in canonical form, so equal amounts are equal text.
-    list?.get(resource).filter(|q| q.0.trim_start_matches('0') != "")
+    list?.get(resource).filter(|q| !q.0.trim_start_matches('0').is_empty())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodCondition, Pod
 use crate::{
     actions,
     conditions::{self, CONTAINERS_READY, DISRUPTION_TARGET, READY},
-    containers::{ContainerInput, StartFailures, exit_code, seconds},
+    containers::{ContainerInput, LOST_AT_TERMINATION, StartFailures, exit_code, lost, seconds},
     observed::ObservedPod,
     phase::{self, Phase},
     probe::ProbeResults,
@@ -152,23 +152,20 @@ fn reason_and_message(input: &StatusInput<'_>, before: &PodStatus, phase: Phase)
     (None, None)
 }
 
-/// At the end every container has a terminated state: those that cannot be found count as failed.
+/// At the end every container that got its turn has a terminated state: one that cannot be found counts as failed.
 fn end_statuses(pod: &Pod, init: &mut [ContainerStatus], main: &mut [ContainerStatus]) {
-    let begun = main.iter().any(|s| exit_code(s.state.as_ref()).is_some());
-    for status in main.iter_mut().chain(init.iter_mut().filter(|_| begun)) {
-        if exit_code(status.state.as_ref()).is_some() {
-            continue;
-        }
-        let mut state = k8s_openapi::api::core::v1::ContainerState::default();
-        state.terminated = Some(k8s_openapi::api::core::v1::ContainerStateTerminated {
-            exit_code: 137,
-            reason: Some("ContainerStatusUnknown".into()),
-            message: Some("The container could not be located when the pod was terminated".into()),
-            ..Default::default()
-        });
-        let done_init = begun && spec::init_containers(pod).iter().any(|c| c.name == status.name && status.ready);
-        if !done_init {
-            status.state = Some(state);
+    let begun = |s: &ContainerStatus| {
+        let ended = exit_code(s.state.as_ref()).or(exit_code(s.last_state.as_ref()));
+        ended.is_some() || s.state.as_ref().is_some_and(|s| s.running.is_some())
+    };
+    let init_done = init.last().is_none_or(|s| s.ready || s.started == Some(true));
+    let initialized = spec::init_containers(pod).is_empty() || init_done || main.iter().any(begun);
+    // Init containers behind the last that began never had their turn.
+    let begun_init = init.iter().rposition(begun).map_or(0, |last| last + 1);
+    let main = main.iter_mut().filter(|_| initialized);
+    for status in main.chain(init.iter_mut().take(begun_init)) {
+        if exit_code(status.state.as_ref()).is_none() {
+            status.state = Some(lost(LOST_AT_TERMINATION));
             status.ready = false;
             status.started = Some(false);
         }
@@ -206,10 +203,9 @@ fn merge_conditions(
     let old = before.conditions.as_deref().unwrap_or_default();
     let mut merged: Vec<PodCondition> =
         api.iter().filter(|c| !conditions::OWNED.contains(&c.type_.as_str())).cloned().collect();
-    if input.verdict.is_some() && phase.is_terminal() && !merged.iter().any(|c| c.type_ == DISRUPTION_TARGET) {
-        if let Some(target) = old.iter().find(|c| c.type_ == DISRUPTION_TARGET) {
-            merged.push(target.clone());
-        }
+    let known = merged.iter().any(|c| c.type_ == DISRUPTION_TARGET);
+    if input.verdict.is_some() && phase.is_terminal() && !known {
+        merged.extend(old.iter().find(|c| c.type_ == DISRUPTION_TARGET).cloned());
     }
     for condition in &mut owned {
         let same = old
@@ -247,6 +243,31 @@ fn delay_terminal_phase(input: &StatusInput<'_>, status: &mut PodStatus) {
             condition.last_transition_time = Some(seconds(input.now));
         }
     }
+}
+
+/// Puts a computed status on a newer base: everything that is not the agent's comes from the API.
+pub fn rebase(mut status: PodStatus, api: &PodStatus) -> PodStatus {
+    let theirs = api.conditions.iter().flatten().filter(|c| !conditions::OWNED.contains(&c.type_.as_str())).cloned();
+    let mut merged: Vec<PodCondition> = theirs.collect();
+    for condition in status.conditions.take().into_iter().flatten() {
+        let ours = conditions::OWNED.contains(&condition.type_.as_str());
+        let new_target = condition.type_ == DISRUPTION_TARGET && !merged.iter().any(|c| c.type_ == DISRUPTION_TARGET);
+        if ours || new_target {
+            merged.push(condition);
+        }
+    }
+    status.conditions = Some(merged);
+    if spec::is_terminal_phase(api.phase.as_deref()) {
+        status.phase.clone_from(&api.phase);
+    }
+    status.start_time = api.start_time.clone().or(status.start_time);
+    status.qos_class = api.qos_class.clone().or(status.qos_class);
+    status.nominated_node_name.clone_from(&api.nominated_node_name);
+    status.resource_claim_statuses.clone_from(&api.resource_claim_statuses);
+    status.resize.clone_from(&api.resize);
+    status.observed_generation = api.observed_generation;
+    status.ephemeral_container_statuses.clone_from(&api.ephemeral_container_statuses);
+    status
 }
 
 /// A status that must not be told: a container that may not restart came back to life.
