@@ -1,5 +1,7 @@
 //! Decision tables: new sandbox, restart, init containers and sidecars; and that the decisions converge.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod support;
 
 use k8s_openapi::api::core::v1::Pod;

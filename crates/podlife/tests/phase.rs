@@ -1,5 +1,7 @@
 //! The phase table of the kubelet (`getPhase`), row by row, and its conditions.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod support;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};

@@ -1,5 +1,7 @@
 //! Container state mapping, the merge with the API's status, and the text of the patches.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod support;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};

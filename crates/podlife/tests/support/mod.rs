@@ -1,5 +1,5 @@
 //! Builders shared by the table tests.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses some of the helpers; tests may panic")]
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
