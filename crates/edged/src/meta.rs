@@ -59,9 +59,10 @@ impl MetaError {
         matches!(self, MetaError::Refused(status) if status.code == 404 || status.reason == "NotFound")
     }
 
-    /// The object is another one than expected (its UID differs), or has changed.
-    pub fn is_conflict(&self) -> bool {
-        matches!(self, MetaError::Refused(status) if status.code == 409 || status.reason == "Conflict")
+    /// The object of this name is another one: its UID differs from the precondition.
+    pub fn is_other_object(&self) -> bool {
+        matches!(self, MetaError::Refused(status)
+            if (status.code == 409 || status.reason == "Conflict") && status.message.to_lowercase().contains("uid"))
     }
 
     /// The API server refused for a reason that a retry does not cure.

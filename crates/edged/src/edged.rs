@@ -1,0 +1,107 @@
+//! The module `edged`: puts the parts together and passes MetaManager's messages on.
+
+use std::sync::Arc;
+
+use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use wire::{Message, kind};
+
+use crate::{
+    events::Recorder,
+    meta::MetaClient,
+    pods::{self, Desk, News, Tools},
+    runtime::{RUNTIME_EVENT_QUEUE, Runtime},
+    settings::Settings,
+};
+
+/// Name and group of the module.
+pub const EDGED: &str = "edged";
+
+/// The node agent as a module of edgecore.
+pub struct Edged {
+    settings: Arc<Settings>,
+}
+
+impl Edged {
+    /// A node agent with these settings; nothing starts before the module runs.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings: Arc::new(settings) }
+    }
+
+    async fn serve(&self, context: Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
+        // Parts end with this run of the module, also when it fails and is started again.
+        let stopping = context.token().child_token();
+        let _cancel = stopping.clone().drop_guard();
+        let meta = MetaClient::new(context);
+        let (recorder, events) = Recorder::new(&self.settings, meta.clone());
+        let runtime = Arc::new(Runtime::connect(Arc::clone(&self.settings), meta.clone(), recorder.clone()));
+        let tools = Tools {
+            settings: Arc::clone(&self.settings),
+            runtime: Arc::clone(&runtime),
+            recorder: recorder.clone(),
+            meta: meta.clone(),
+        };
+        let (desk, desk_task) = pods::desk(tools);
+        let mut parts = JoinSet::new();
+        parts.spawn(events.run(stopping.clone()));
+        parts.spawn(desk_task.run(stopping.clone()));
+        parts.spawn(pass_runtime_events(Arc::clone(&runtime), desk.clone(), stopping.clone()));
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => break,
+                message = inbox.recv() => match message {
+                    Some(message) => hand_over(&desk, &message).await,
+                    None => break,
+                },
+                ended = parts.join_next() => {
+                    let cause = ended.and_then(Result::err).map_or_else(String::new, |error| format!(": {error}"));
+                    return Err(format!("a part of edged ended{cause}").into());
+                }
+            }
+        }
+        stopping.cancel();
+        while parts.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+impl Module for Edged {
+    fn name(&self) -> &'static str {
+        EDGED
+    }
+
+    fn group(&self) -> &'static str {
+        EDGED
+    }
+
+    fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+        Box::pin(self.serve(context, inbox))
+    }
+}
+
+async fn hand_over(desk: &Desk, message: &Message) {
+    if message.route.resource == kind::NODE_CONNECTION {
+        if message.content.payload().as_ref() == b"cloud_connected" {
+            desk.tell(News::Online).await;
+        }
+        return;
+    }
+    match pods::read_change(message) {
+        Ok(change) => desk.tell(News::Change(change)).await,
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(resource = message.route.resource, error = %error, cause, "message left out");
+        }
+    }
+}
+
+async fn pass_runtime_events(runtime: Arc<Runtime>, desk: Desk, stopping: CancellationToken) {
+    let (sender, mut receiver) = mpsc::channel(RUNTIME_EVENT_QUEUE);
+    let pass = async {
+        while let Some(event) = receiver.recv().await {
+            desk.tell(News::Runtime(event)).await;
+        }
+    };
+    tokio::join!(runtime.events(sender, stopping), pass);
+}

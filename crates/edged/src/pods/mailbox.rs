@@ -1,0 +1,102 @@
+//! Mail for one pod worker: only the newest version of the pod is kept, reasons to end it add up.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1::PodStatus;
+use podlife::{spec, stage::End};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::source::PodVersion;
+
+/// Mail of one pod. Shared between the desk and the worker.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    slot: Mutex<Slot>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct Slot {
+    mail: Mail,
+    /// Ends long waits of the step at hand when urgent mail arrives.
+    step: CancellationToken,
+    /// What the newest version said about the pod's end.
+    end: Option<EndSigns>,
+}
+
+/// Deletion timestamp set, deletion grace, terminal phase.
+type EndSigns = (bool, Option<i64>, bool);
+
+/// What has arrived since the worker last looked.
+#[derive(Default)]
+pub(super) struct Mail {
+    /// The newest version of the pod.
+    pub version: Option<Box<PodVersion>>,
+    /// Reasons to end it.
+    pub ends: Vec<End>,
+    /// The runtime has news of it.
+    pub runtime: bool,
+    /// Volumes are to be written again.
+    pub configuration: bool,
+    /// The API's status after a patch.
+    pub acknowledged: Option<Box<PodStatus>>,
+}
+
+impl Mailbox {
+    pub fn version(&self, version: Box<PodVersion>) {
+        let deleted = spec::is_deleted(&version.pod);
+        let terminal = spec::is_terminal_phase(version.api.phase.as_deref());
+        let signs = (deleted, version.pod.metadata.deletion_grace_period_seconds, terminal);
+        let mut slot = self.lock();
+        // Only news about the end are urgent: every status that comes back from the API passes here too.
+        if (deleted || terminal) && slot.end != Some(signs) {
+            slot.step.cancel();
+        }
+        slot.end = Some(signs);
+        slot.mail.version = Some(version);
+        drop(slot);
+        self.arrived.notify_one();
+    }
+
+    pub fn end(&self, end: End) {
+        let mut slot = self.lock();
+        if !slot.mail.ends.contains(&end) {
+            slot.mail.ends.push(end);
+        }
+        slot.step.cancel();
+        drop(slot);
+        self.arrived.notify_one();
+    }
+
+    pub fn runtime_changed(&self) {
+        self.lock().mail.runtime = true;
+        self.arrived.notify_one();
+    }
+
+    pub fn configuration_changed(&self) {
+        self.lock().mail.configuration = true;
+        self.arrived.notify_one();
+    }
+
+    /// No reason to look at the pod: the worker reads it with its next mail.
+    pub fn acknowledged(&self, status: Box<PodStatus>) {
+        self.lock().mail.acknowledged = Some(status);
+    }
+
+    /// Waits for mail.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Takes the mail and the token of the step that is about to begin: urgent mail cancels it.
+    pub fn take(&self) -> (Mail, CancellationToken) {
+        let mut slot = self.lock();
+        slot.step = CancellationToken::new();
+        (std::mem::take(&mut slot.mail), slot.step.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

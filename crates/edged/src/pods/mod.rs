@@ -1,0 +1,34 @@
+//! The pod side: one owner task per pod, and the desk that hands mail to them.
+//!
+//! `desk` reads messages of MetaManager and events of the runtime and passes each to the worker of the pod (`worker`),
+//! through a `mailbox` that keeps only the newest. A worker walks through the stages of `podlife`: `sync` starts and
+//! restarts, `teardown` stops and releases. Statuses go to the `reporter`, which knows what the API has acknowledged,
+//! keeps trying while the cloud is away, and asks for the deletion of pods that have ended. Read `worker` first.
+
+mod desk;
+mod mailbox;
+mod reporter;
+mod source;
+mod sync;
+mod teardown;
+mod worker;
+
+use std::sync::Arc;
+
+pub use desk::{Desk, DeskTask, News, desk};
+pub use source::{PodChange, PodVersion, SourceError, read_change};
+
+use crate::{events::Recorder, meta::MetaClient, runtime::Runtime, settings::Settings};
+
+/// What every worker needs.
+#[derive(Clone)]
+pub struct Tools {
+    /// Settings of the agent.
+    pub settings: Arc<Settings>,
+    /// The container runtime.
+    pub runtime: Arc<Runtime>,
+    /// Events.
+    pub recorder: Recorder,
+    /// The API.
+    pub meta: MetaClient,
+}

@@ -1,0 +1,125 @@
+//! What MetaManager's messages say about pods.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use podlife::{observed::PodIdentity, spec};
+use serde::Deserialize;
+use wire::{Content, EdgeResource, Message, kind, operation};
+
+use crate::meta::{self, MetaError};
+
+/// One version of a pod: the object without its status, and its status.
+#[derive(Clone, Debug)]
+pub struct PodVersion {
+    /// Namespace, name, UID.
+    pub identity: PodIdentity,
+    /// Spec and metadata; `status` and `managedFields` are taken out.
+    pub pod: Arc<Pod>,
+    /// Status as the API has it.
+    pub api: PodStatus,
+}
+
+/// What a message asks for.
+#[derive(Clone, Debug)]
+pub enum PodChange {
+    /// Run this, or look at its newer version.
+    Upsert(Box<PodVersion>),
+    /// The pod is gone from the API.
+    Remove {
+        /// Its UID.
+        uid: String,
+    },
+    /// Something about pods that cannot be understood as it is: read the list again.
+    Relist,
+    /// The complete list of stored pods.
+    Set(Vec<PodVersion>),
+    /// A ConfigMap or Secret of this namespace changed.
+    Configuration {
+        /// Its namespace.
+        namespace: String,
+    },
+    /// Nothing for the pod side.
+    None,
+}
+
+/// A pod that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The JSON has not the shape of a Pod.
+    #[error("pod {resource} cannot be read and is left out")]
+    Pod {
+        /// `<namespace>/pod/<name>`, or its namespace and name.
+        resource: String,
+        /// Cause.
+        #[source]
+        source: wire::ContentError,
+    },
+    /// Namespace, name or UID is missing.
+    #[error("pod {resource} has no namespace, name or uid and is left out")]
+    Identity {
+        /// What is known of it.
+        resource: String,
+    },
+    /// A list answer that is no list.
+    #[error("the list of pods cannot be read")]
+    List(#[source] MetaError),
+}
+
+/// Reads a message of edged's inbox.
+pub fn read_change(message: &Message) -> Result<PodChange, SourceError> {
+    let Ok(resource) = EdgeResource::parse(&message.route.resource) else { return Ok(PodChange::None) };
+    match (resource.kind.as_str(), message.route.operation.as_str()) {
+        (kind::POD, operation::INSERT | operation::UPDATE) => {
+            read_pod(&message.route.resource, &message.content).map(|version| PodChange::Upsert(Box::new(version)))
+        }
+        (kind::POD, operation::DELETE) => Ok(read_delete(&message.content)),
+        (kind::POD, operation::RESPONSE) if resource.name.is_none() => {
+            let items = meta::list(&message.route.resource, &message.content).map_err(SourceError::List)?;
+            Ok(PodChange::Set(read_list(&items)))
+        }
+        (kind::CONFIG_MAP | kind::SECRET, operation::INSERT | operation::UPDATE) => {
+            Ok(PodChange::Configuration { namespace: resource.namespace })
+        }
+        _ => Ok(PodChange::None),
+    }
+}
+
+/// Reads one pod.
+pub fn read_pod(resource: &str, content: &Content) -> Result<PodVersion, SourceError> {
+    let mut pod: Pod =
+        content.parse().map_err(|source| SourceError::Pod { resource: resource.to_owned(), source })?;
+    let identity = spec::identity(&pod).ok_or_else(|| SourceError::Identity { resource: resource.to_owned() })?;
+    let api = pod.status.take().unwrap_or_default();
+    pod.metadata.managed_fields = None;
+    Ok(PodVersion { identity, pod: Arc::new(pod), api })
+}
+
+/// Reads a list of pods; one that cannot be read does not stop the others.
+pub fn read_list(items: &[Content]) -> Vec<PodVersion> {
+    let mut pods = Vec::with_capacity(items.len());
+    for item in items {
+        match read_pod("of the stored list", item) {
+            Ok(version) => pods.push(version),
+            Err(error) => tracing::warn!(error = %error, cause = ?std::error::Error::source(&error), "stored pod left out"),
+        }
+    }
+    pods
+}
+
+/// A deletion counts only when it names the pod by UID: the same name may be in use again.
+fn read_delete(content: &Content) -> PodChange {
+    #[derive(Deserialize)]
+    struct Object {
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        #[serde(default)]
+        uid: String,
+    }
+    match content.parse::<Object>() {
+        Ok(object) if !object.metadata.uid.is_empty() => PodChange::Remove { uid: object.metadata.uid },
+        _ => PodChange::Relist,
+    }
+}

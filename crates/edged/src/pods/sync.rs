@@ -1,0 +1,312 @@
+//! The sync step: make the runtime look like the spec, one observation at a time.
+//!
+//! Every step starts from a fresh observation, so that an agent killed between any two calls finds
+//! what it did and goes on from there. After a change the worker looks again at once; the step ends when there is nothing to do.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
+use podlife::{
+    actions::{self, PodActions},
+    backoff::go_duration,
+    containers::{StartFailure, next_restart_count},
+    grace,
+    observed::{ObservedPod, RuntimeState},
+    spec,
+    stage::{End, deadline_exceeded},
+    status::{self, Ending},
+    unsupported,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::worker::{Next, PodWorker};
+use crate::{
+    events::EventType,
+    runtime::{ContainerStart, RuntimeError, StartError},
+};
+
+/// Volumes of a running pod are written again at least this often, so that changed ConfigMaps arrive.
+const VOLUME_REFRESH: Duration = Duration::from_secs(60);
+
+/// How a container start went.
+enum Started {
+    Yes,
+    /// It waits for its back-off.
+    Waits(Duration),
+    Failed,
+}
+
+impl PodWorker {
+    pub(super) async fn sync(&mut self, cancel: &CancellationToken) -> Result<Next, RuntimeError> {
+        let observed = self.tools.runtime.observe(&self.identity).await?;
+        self.report(&observed, Ending::No).await;
+        if self.deadline_left().is_some_and(|left| left.is_zero()) {
+            self.life.end(&self.pod, End::Killed { verdict: deadline_exceeded(), grace: None });
+            return Ok(Next::Now);
+        }
+        if self.status.as_ref().is_some_and(|s| status::is_complete(&self.pod, s)) {
+            self.life.end(&self.pod, End::Completed);
+            return Ok(Next::Now);
+        }
+        if self.refuse_unsupported(&observed).await {
+            return Ok(Next::resync());
+        }
+        let actions = actions::compute(&self.pod, &observed, &self.probes);
+        let next = if actions.is_noop() {
+            self.refresh_volumes(cancel).await;
+            self.remove_dead_sandboxes(&observed, "").await?;
+            Next::resync()
+        } else {
+            self.carry_out(&actions, &observed, cancel).await?
+        };
+        Ok(self.deadline_left().map_or(next, |left| next.or_after(left)))
+    }
+
+    async fn carry_out(
+        &mut self,
+        actions: &PodActions,
+        observed: &ObservedPod,
+        cancel: &CancellationToken,
+    ) -> Result<Next, RuntimeError> {
+        if actions.kill_pod {
+            if let Some(attempt) = actions.create_sandbox.filter(|_| !observed.sandboxes.is_empty()) {
+                tracing::info!(pod = self.identity.name, attempt, "pod sandbox changed, it will be killed and re-created");
+                let text = "Pod sandbox changed, it will be killed and re-created.";
+                self.tools.recorder.pod(&self.pod, EventType::Normal, "SandboxChanged", text);
+            }
+            self.stop_everything(observed).await?;
+            if actions.create_sandbox.is_none() {
+                self.life.end(&self.pod, End::Completed);
+                return Ok(Next::Now);
+            }
+        }
+        for kill in &actions.kill {
+            self.tools.recorder.container(&self.pod, &kill.name, EventType::Normal, "Killing", kill.message.clone());
+            let grace = spec::container(&self.pod, &kill.name)
+                .map_or(grace::MIN_CONTAINER_GRACE, |c| grace::restart_grace(&self.pod, c, kill.probe));
+            self.tools.runtime.stop_container(&kill.id, grace).await?;
+        }
+        if let Some(next) = self.prepare(actions, cancel).await {
+            return Ok(next);
+        }
+        let (sandbox_id, observed) = match actions.create_sandbox {
+            Some(attempt) => match self.create_sandbox(attempt, observed).await? {
+                Some(created) => created,
+                None => return Ok(Next::retry()),
+            },
+            None => (actions.sandbox_id.clone().unwrap_or_default(), observed.clone()),
+        };
+        self.start_containers(actions, &sandbox_id, &observed, cancel).await
+    }
+
+    /// Directories and volumes come before anything that needs them; `Some` when the step has to wait.
+    async fn prepare(&mut self, actions: &PodActions, cancel: &CancellationToken) -> Option<Next> {
+        let needs_network = actions.create_sandbox.is_some() && !spec::host_network(&self.pod);
+        if needs_network && let Some(reason) = self.tools.runtime.readiness().await.network_error {
+            let text = format!("network is not ready: {reason}");
+            self.tools.recorder.pod(&self.pod, EventType::Warning, "NetworkNotReady", text);
+            return Some(Next::network());
+        }
+        match self.tools.runtime.prepare_pod(&self.pod, cancel).await {
+            Ok(()) => {
+                self.prepared = Some(Instant::now());
+                None
+            }
+            Err(_) if cancel.is_cancelled() => Some(Next::Now),
+            Err(StartError { reason, message }) => {
+                self.tools.recorder.pod(&self.pod, EventType::Warning, reason, message);
+                Some(Next::retry())
+            }
+        }
+    }
+
+    /// A running pod's volumes follow their sources; a failure leaves the last good content.
+    async fn refresh_volumes(&mut self, cancel: &CancellationToken) {
+        let due = self.prepared.is_none_or(|at| at.elapsed() >= VOLUME_REFRESH);
+        if !due || !self.has_volumes() {
+            return;
+        }
+        self.prepared = Some(Instant::now());
+        if let Err(error) = self.tools.runtime.prepare_pod(&self.pod, cancel).await {
+            tracing::debug!(pod = self.identity.name, error = %error, "volumes not refreshed; the last content stays");
+        }
+    }
+
+    async fn create_sandbox(
+        &mut self,
+        attempt: u32,
+        before: &ObservedPod,
+    ) -> Result<Option<(String, ObservedPod)>, RuntimeError> {
+        match self.tools.runtime.run_sandbox(&self.pod, attempt).await {
+            Ok(id) => {
+                // Initialization runs again from its first container.
+                for container in &before.containers {
+                    if spec::init_containers(&self.pod).iter().any(|c| c.name == container.name) {
+                        self.tools.runtime.remove_container(&container.id).await?;
+                    }
+                }
+                self.remove_dead_sandboxes(before, &id).await?;
+                let observed = self.tools.runtime.observe(&self.identity).await?;
+                Ok(Some((id, observed)))
+            }
+            Err(error) => {
+                let text = format!("Failed to create pod sandbox: {}", error.message);
+                self.tools.recorder.pod(&self.pod, EventType::Warning, "FailedCreatePodSandBox", text);
+                tracing::warn!(pod = self.identity.name, error = %error, "pod sandbox not created");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Replaced sandboxes go when no container is left in them.
+    async fn remove_dead_sandboxes(&self, observed: &ObservedPod, current: &str) -> Result<(), RuntimeError> {
+        for sandbox in &observed.sandboxes {
+            let used = observed.containers.iter().any(|c| c.sandbox_id == sandbox.id);
+            if sandbox.id != current && !sandbox.ready && !used {
+                self.tools.runtime.remove_sandbox(&sandbox.id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn start_containers(
+        &mut self,
+        actions: &PodActions,
+        sandbox_id: &str,
+        observed: &ObservedPod,
+        cancel: &CancellationToken,
+    ) -> Result<Next, RuntimeError> {
+        let pod = std::sync::Arc::clone(&self.pod);
+        let init = spec::init_containers(&pod);
+        let main = spec::containers(&pod);
+        let wanted = actions
+            .start_init
+            .iter()
+            .filter_map(|&index| init.get(index))
+            .chain(actions.start.iter().filter_map(|&index| main.get(index)));
+        let mut next = Next::Now;
+        for container in wanted {
+            if cancel.is_cancelled() {
+                return Ok(Next::Now);
+            }
+            match self.start_one(container, sandbox_id, actions.sandbox_attempt, observed, cancel).await? {
+                Started::Yes => {}
+                Started::Waits(left) => next = later(next, left),
+                Started::Failed => {
+                    let Next::After(retry) = Next::retry() else { continue };
+                    next = later(next, retry);
+                }
+            }
+        }
+        if next != Next::Now {
+            let observed = self.tools.runtime.observe(&self.identity).await?;
+            self.report(&observed, Ending::No).await;
+        }
+        Ok(next)
+    }
+
+    async fn start_one(
+        &mut self,
+        container: &Container,
+        sandbox_id: &str,
+        sandbox_attempt: u32,
+        observed: &ObservedPod,
+        cancel: &CancellationToken,
+    ) -> Result<Started, RuntimeError> {
+        if let Some(wait) = self.crash_backoff(container, observed) {
+            return Ok(Started::Waits(wait));
+        }
+        self.prune(container, observed).await?;
+        // Made but never started, and not because its start failed: an agent was killed in between.
+        let unborn = observed
+            .newest(&container.name)
+            .filter(|c| c.state == RuntimeState::Created && !self.failures.contains_key(&container.name));
+        if let Some(unborn) = unborn {
+            self.tools.runtime.remove_container(&unborn.id).await?;
+        }
+        let status = self.status.as_ref().and_then(|s| {
+            let lists = [&s.container_statuses, &s.init_container_statuses];
+            lists.into_iter().flatten().flatten().find(|c| c.name == container.name)
+        });
+        let start = ContainerStart {
+            pod: &self.pod,
+            container,
+            sandbox_id,
+            sandbox_attempt,
+            restart_count: unborn.map_or_else(
+                || next_restart_count(observed.newest(&container.name), status),
+                |unborn| unborn.restart_count,
+            ),
+            pod_ips: observed.ips(),
+            cancel,
+        };
+        match self.tools.runtime.start_container(start).await {
+            Ok(id) => {
+                tracing::info!(pod = self.identity.name, container = container.name, id, "container started");
+                self.failures.remove(&container.name);
+                Ok(Started::Yes)
+            }
+            Err(_) if cancel.is_cancelled() => Ok(Started::Failed),
+            Err(StartError { reason, message }) => {
+                tracing::warn!(pod = self.identity.name, container = container.name, reason, message, "container not started");
+                self.failures.insert(container.name.clone(), StartFailure { reason: reason.into(), message });
+                Ok(Started::Failed)
+            }
+        }
+    }
+
+    /// What is left of the delay before a container that ended may start again.
+    fn crash_backoff(&mut self, container: &Container, observed: &ObservedPod) -> Option<Duration> {
+        let now = Timestamp::now();
+        let exited = observed.instances(&container.name).find(|c| c.state == RuntimeState::Exited)?;
+        let key = format!("{}_{:x}", container.name, spec::container_hash(container));
+        let wait = self.backoff.attempt(&key, exited.finished_at.unwrap_or(exited.created_at), now).err()?;
+        let identity = &self.identity;
+        let pod = format!("{}_{}({})", identity.name, identity.namespace, identity.uid);
+        let message = format!("back-off {} restarting failed container={} pod={pod}", go_duration(wait.delay), container.name);
+        let failure = StartFailure { reason: "CrashLoopBackOff".into(), message };
+        if self.failures.get(&container.name) != Some(&failure) {
+            let text = format!("Back-off restarting failed container {} in pod {pod}", container.name);
+            self.tools.recorder.container(&self.pod, &container.name, EventType::Warning, "BackOff", text);
+            self.failures.insert(container.name.clone(), failure);
+        }
+        Some(wait.remaining)
+    }
+
+    /// Keeps only the newest dead instance of a container, for its logs and its last state.
+    async fn prune(&self, container: &Container, observed: &ObservedPod) -> Result<(), RuntimeError> {
+        let dead = |state| matches!(state, RuntimeState::Exited | RuntimeState::Created);
+        for old in observed.instances(&container.name).skip(1).filter(|c| dead(c.state)) {
+            self.tools.runtime.remove_container(&old.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells once about fields that are not carried out; true when the pod must not run without them.
+    async fn refuse_unsupported(&mut self, observed: &ObservedPod) -> bool {
+        let found = unsupported::unsupported(&self.pod, self.probes.enforced);
+        if !self.warned {
+            for field in &found {
+                let text = format!("{}: {}", field.field, field.reason);
+                self.tools.recorder.pod(&self.pod, EventType::Warning, "UnsupportedField", text);
+            }
+            self.warned = true;
+        }
+        let Some(blocking) = found.iter().find(|f| f.blocks) else { return false };
+        let failure = StartFailure {
+            reason: "CreateContainerConfigError".into(),
+            message: format!("{}: {}", blocking.field, blocking.reason),
+        };
+        for container in spec::containers(&self.pod) {
+            self.failures.insert(container.name.clone(), failure.clone());
+        }
+        self.report(observed, Ending::No).await;
+        true
+    }
+}
+
+fn later(next: Next, pause: Duration) -> Next {
+    if next == Next::Now { Next::After(pause) } else { next.or_after(pause) }
+}

@@ -1,0 +1,288 @@
+//! The owner task of one pod: takes its mail, does one step of the stage it is in, sleeps until there is a reason to look again.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use podlife::{
+    backoff::Backoff,
+    containers::StartFailures,
+    observed::{ObservedPod, PodIdentity},
+    probe::ProbeResults,
+    spec,
+    stage::{self, End, Lifecycle, Stage},
+    status::{self, Ending, StatusInput},
+};
+use rand::RngExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Tools,
+    mailbox::{Mail, Mailbox},
+    reporter::{Report, Reporter},
+    source::PodVersion,
+};
+use crate::runtime::RuntimeError;
+
+/// A healthy pod is looked at again after this time (kubelet's sync frequency), lengthened by up to half.
+const RESYNC: Duration = Duration::from_secs(60);
+/// A step that failed is repeated after this time, lengthened by up to half.
+const RETRY: Duration = Duration::from_secs(10);
+/// Same while the runtime's network is not ready.
+pub(super) const NETWORK_RETRY: Duration = Duration::from_secs(1);
+/// Same while the runtime itself does not answer.
+const RUNTIME_RETRY: Duration = Duration::from_secs(2);
+
+/// Steps in a row that changed something, before the worker pauses.
+const MAX_BUSY: u32 = 20;
+
+/// When to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// At once: something was changed.
+    Now,
+    /// After a while, or when mail arrives.
+    After(Duration),
+    /// When mail arrives.
+    Mail,
+    /// Never: the worker is done.
+    Exit,
+}
+
+impl Next {
+    pub fn resync() -> Self {
+        Self::After(jittered(RESYNC))
+    }
+
+    pub fn retry() -> Self {
+        Self::After(jittered(RETRY))
+    }
+
+    pub fn network() -> Self {
+        Self::After(jittered(NETWORK_RETRY))
+    }
+
+    /// The earlier of the two.
+    pub fn or_after(self, other: Duration) -> Self {
+        match self {
+            Next::After(delay) => Next::After(delay.min(other)),
+            Next::Mail => Next::After(other),
+            other => other,
+        }
+    }
+}
+
+fn jittered(base: Duration) -> Duration {
+    base.mul_f64(rand::rng().random_range(1.0..1.5))
+}
+
+/// Everything about one pod.
+pub(super) struct PodWorker {
+    pub(super) identity: PodIdentity,
+    pub(super) tools: Tools,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) reporter: Reporter,
+    pub(super) pod: Arc<Pod>,
+    /// Status as the API has it.
+    pub(super) api: PodStatus,
+    /// Status as computed last.
+    pub(super) status: Option<PodStatus>,
+    pub(super) life: Lifecycle,
+    pub(super) backoff: Backoff,
+    pub(super) failures: StartFailures,
+    pub(super) probes: ProbeResults,
+    /// When the volumes were last written.
+    pub(super) prepared: Option<Instant>,
+    /// Unsupported fields have been told.
+    pub(super) warned: bool,
+    /// When the end began; time already spent is taken off the grace period.
+    pub(super) stopping_since: Option<Instant>,
+    /// Everything on the node is released; only the API has still to delete it.
+    pub(super) cleaned: bool,
+}
+
+impl PodWorker {
+    /// A worker for a pod that a source wants.
+    pub fn new(version: PodVersion, mailbox: Arc<Mailbox>, reporter: Reporter, tools: Tools) -> Self {
+        let PodVersion { identity, pod, api } = version;
+        let mut life = Lifecycle::default();
+        life.observe(&pod, &api);
+        Self {
+            identity,
+            tools,
+            mailbox,
+            reporter,
+            pod,
+            api,
+            status: None,
+            life,
+            backoff: Backoff::default(),
+            failures: StartFailures::new(),
+            probes: ProbeResults::default(),
+            prepared: None,
+            warned: false,
+            stopping_since: None,
+            cleaned: false,
+        }
+    }
+
+    /// A worker that ends a pod which only the runtime knows.
+    pub fn orphan(observed: &ObservedPod, mailbox: Arc<Mailbox>, reporter: Reporter, tools: Tools) -> Self {
+        let identity = observed.identity.clone();
+        let mut pod = Pod::default();
+        pod.metadata.name = Some(identity.name.clone());
+        pod.metadata.namespace = Some(identity.namespace.clone());
+        pod.metadata.uid = Some(identity.uid.clone());
+        let version = PodVersion { identity, pod: Arc::new(pod), api: PodStatus::default() };
+        let mut worker = Self::new(version, mailbox, reporter, tools);
+        worker.life.end(&worker.pod, End::Orphan);
+        worker
+    }
+
+    /// Works until the pod is gone from its source and from the node, or the agent stops.
+    pub async fn run(mut self, stopping: CancellationToken) {
+        let mut wake = Some(Instant::now());
+        let mut busy = 0;
+        loop {
+            let due = tokio::select! {
+                () = stopping.cancelled() => return,
+                () = sleep_until(wake) => true,
+                () = self.mailbox.arrived() => false,
+            };
+            let (mail, step) = self.mailbox.take();
+            if !self.read(mail) && !due {
+                continue;
+            }
+            let next = tokio::select! {
+                () = stopping.cancelled() => return,
+                next = self.step(&step) => next,
+            };
+            busy = if next == Next::Now { busy + 1 } else { 0 };
+            wake = match next {
+                Next::Exit => break,
+                // A runtime that says yes and does nothing must not keep the processor busy.
+                Next::Now if busy > MAX_BUSY => Some(Instant::now() + NETWORK_RETRY),
+                Next::Now => Some(Instant::now()),
+                Next::After(pause) => Some(Instant::now() + pause),
+                Next::Mail => None,
+            };
+        }
+        tracing::info!(pod = self.identity.name, namespace = self.identity.namespace, uid = self.identity.uid, "pod is gone");
+    }
+
+    /// Takes in the mail; true when it is a reason to look at the pod.
+    fn read(&mut self, mail: Mail) -> bool {
+        let mut look = mail.runtime || mail.configuration || !mail.ends.is_empty();
+        if let Some(status) = mail.acknowledged {
+            self.api = *status;
+        }
+        if let Some(version) = mail.version {
+            look |= differs(&self.pod, &version.pod) || self.has_readiness_gates();
+            self.pod = version.pod;
+            self.api = version.api;
+        }
+        if mail.configuration {
+            self.prepared = None;
+        }
+        let stage = self.life.stage();
+        look |= self.life.observe(&self.pod, &self.api);
+        for end in mail.ends {
+            self.life.end(&self.pod, end);
+        }
+        if stage == Stage::Syncing && self.life.stage() == Stage::Terminating {
+            self.stopping_since = Some(Instant::now());
+        }
+        look
+    }
+
+    fn has_readiness_gates(&self) -> bool {
+        self.pod.spec.as_ref().is_some_and(|s| s.readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty()))
+    }
+
+    async fn step(&mut self, cancel: &CancellationToken) -> Next {
+        let stage = self.life.stage();
+        let result = match stage {
+            Stage::Syncing => self.sync(cancel).await,
+            Stage::Terminating => self.terminate(cancel).await,
+            Stage::Terminated => self.release().await,
+            Stage::Finished => self.finished().await,
+        };
+        match result {
+            Ok(next) => next,
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(pod = self.identity.name, stage = %stage, error = %error, cause = source, "pod step failed; it is repeated");
+                if matches!(error, RuntimeError::Unreachable { .. }) {
+                    Next::After(jittered(RUNTIME_RETRY))
+                } else {
+                    Next::retry()
+                }
+            }
+        }
+    }
+
+    /// Computes the status from a fresh observation and reports it when it changed.
+    pub(super) async fn report(&mut self, observed: &ObservedPod, ending: Ending) {
+        if self.life.is_orphan() {
+            return;
+        }
+        let host_ips = self.tools.runtime.host_ips();
+        let computed = status::compute(&StatusInput {
+            pod: &self.pod,
+            api: &self.api,
+            previous: self.status.as_ref(),
+            observed,
+            failures: &self.failures,
+            probes: &self.probes,
+            runtime_name: self.tools.runtime.name(),
+            host_ips: &host_ips,
+            ending,
+            verdict: self.life.verdict(),
+            now: Timestamp::now(),
+        });
+        let before = self.status.as_ref().unwrap_or(&self.api);
+        if let Err(error) = status::check_transition(&self.pod, before, &computed) {
+            tracing::error!(pod = self.identity.name, error = %error, "computed status is refused");
+            return;
+        }
+        if self.status.as_ref() != Some(&computed) {
+            let (uid, status) = (self.identity.uid.clone(), Box::new(computed.clone()));
+            self.status = Some(computed);
+            self.reporter.send(Report::Status { uid, status }).await;
+        }
+    }
+
+    /// What is left of the pod's active deadline.
+    pub(super) fn deadline_left(&self) -> Option<Duration> {
+        let start = self.status.as_ref().unwrap_or(&self.api).start_time.as_ref().map(|t| t.0);
+        let left = stage::deadline_left(&self.pod, start, Timestamp::now())?;
+        Some(left.unsigned_abs())
+    }
+
+    /// Whether the pod has volumes that follow their ConfigMap, Secret or token.
+    pub(super) fn has_volumes(&self) -> bool {
+        self.pod.spec.as_ref().and_then(|s| s.volumes.as_ref()).is_some_and(|v| !v.is_empty())
+    }
+
+    pub(super) fn is_deleted(&self) -> bool {
+        spec::is_deleted(&self.pod) || self.life.is_removed()
+    }
+}
+
+/// Whether the new version of a pod asks for other work: spec, labels, annotations or its deletion changed.
+fn differs(old: &Pod, new: &Pod) -> bool {
+    let (a, b) = (&old.metadata, &new.metadata);
+    old.spec != new.spec
+        || a.labels != b.labels
+        || a.annotations != b.annotations
+        || a.deletion_timestamp != b.deletion_timestamp
+        || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
