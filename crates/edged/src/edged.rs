@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
+use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use wire::{Message, kind};
+use wire::{Message, kind, operation};
 
 use crate::{
     events::Recorder,
@@ -33,6 +33,7 @@ impl Edged {
         // Parts end with this run of the module, also when it fails and is started again.
         let stopping = context.token().child_token();
         let _cancel = stopping.clone().drop_guard();
+        let answers = context.clone();
         let meta = MetaClient::new(context);
         let (recorder, events) = Recorder::new(&self.settings, meta.clone());
         let runtime = Arc::new(Runtime::connect(Arc::clone(&self.settings), meta.clone(), recorder.clone()));
@@ -51,6 +52,9 @@ impl Edged {
             tokio::select! {
                 () = stopping.cancelled() => break,
                 message = inbox.recv() => match message {
+                    Some(message) if operation::VOLUME.contains(&message.route.operation.as_str()) => {
+                        refuse_volume(&answers, &message);
+                    }
                     Some(message) => hand_over(&desk, &message).await,
                     None => break,
                 },
@@ -94,6 +98,13 @@ async fn hand_over(desk: &Desk, message: &Message) {
             tracing::warn!(resource = message.route.resource, error = %error, cause, "message left out");
         }
     }
+}
+
+/// The cloud's CSI driver waits for an answer; say at once that there will be none.
+fn refuse_volume(context: &Context, request: &Message) {
+    let text = format!("{} is not supported: this agent has no CSI driver", request.route.operation);
+    tracing::warn!(operation = request.route.operation, "CSI request refused");
+    context.respond(compose::error(request, &text));
 }
 
 async fn pass_runtime_events(runtime: Arc<Runtime>, desk: Desk, stopping: CancellationToken) {

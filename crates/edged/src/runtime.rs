@@ -108,6 +108,8 @@ pub const RUNTIME_EVENT_QUEUE: usize = 256;
 ///   Pulling, Pulled, Created, Started, Failed
 /// - `stop_container(&self, id, grace)`, `remove_container(&self, id)`, `stop_sandbox(&self, id)`, `remove_sandbox(&self, id)
 ///   -> Result<(), RuntimeError>`; not found is success
+/// - `exec(&self, container_id: &str, command: &[String], timeout: Duration) -> Result<(i32, String), RuntimeError>`: exit code
+///   and output, for probes; too long is [`RuntimeError::Timeout`]
 /// - `clean_up_pod(&self, &PodIdentity) -> Result<(), RuntimeError>`: volumes, directories, logs, image back-off
 /// - `events(&self, mpsc::Sender<RuntimeEvent>, CancellationToken)`: runs until cancelled; CRI container events where the
 ///   runtime has them, else a relist every second while `set_busy(true)`, every ten otherwise

@@ -1,8 +1,11 @@
 //! Verdicts of probes as the decisions need them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::{
+    api::core::v1::{Container, HTTPHeader, Probe},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 
 /// Kinds of probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +16,164 @@ pub enum ProbeKind {
     Liveness,
     /// Holds the other two back until the container is up.
     Startup,
+}
+
+impl ProbeKind {
+    /// All kinds.
+    pub const ALL: [ProbeKind; 3] = [ProbeKind::Startup, ProbeKind::Liveness, ProbeKind::Readiness];
+
+    /// The probe of this kind.
+    pub fn of(self, container: &Container) -> Option<&Probe> {
+        match self {
+            ProbeKind::Readiness => container.readiness_probe.as_ref(),
+            ProbeKind::Liveness => container.liveness_probe.as_ref(),
+            ProbeKind::Startup => container.startup_probe.as_ref(),
+        }
+    }
+
+    /// The word in events.
+    pub fn word(self) -> &'static str {
+        match self {
+            ProbeKind::Readiness => "Readiness",
+            ProbeKind::Liveness => "Liveness",
+            ProbeKind::Startup => "Startup",
+        }
+    }
+
+    /// The field in a container.
+    pub fn field(self) -> &'static str {
+        match self {
+            ProbeKind::Readiness => "readinessProbe",
+            ProbeKind::Liveness => "livenessProbe",
+            ProbeKind::Startup => "startupProbe",
+        }
+    }
+}
+
+/// When a probe runs and how many results make a verdict; the API's defaults filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbePlan {
+    /// Pause after the start of the container.
+    pub initial_delay: Duration,
+    /// Pause between two attempts.
+    pub period: Duration,
+    /// Longest time for one attempt.
+    pub timeout: Duration,
+    /// Successes in a row.
+    pub successes: u32,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
+impl ProbePlan {
+    /// The plan of a probe.
+    pub fn new(probe: &Probe) -> Self {
+        let number = |value: Option<i32>, default: u32| match value.and_then(|v| u32::try_from(v).ok()) {
+            Some(value) if value > 0 => value,
+            _ => default,
+        };
+        let seconds = |value, default| Duration::from_secs(u64::from(number(value, default)));
+        Self {
+            initial_delay: seconds(probe.initial_delay_seconds, 0),
+            period: seconds(probe.period_seconds, 10),
+            timeout: seconds(probe.timeout_seconds, 1),
+            successes: number(probe.success_threshold, 1),
+            failures: number(probe.failure_threshold, 3),
+        }
+    }
+}
+
+/// Counts results in a row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Streak {
+    success: bool,
+    length: u32,
+}
+
+impl Streak {
+    /// Adds a result; the verdict once the threshold is reached.
+    pub fn add(&mut self, success: bool, plan: &ProbePlan) -> Option<Verdict> {
+        if self.success != success {
+            self.length = 0;
+        }
+        self.success = success;
+        self.length = self.length.saturating_add(1);
+        match success {
+            true if self.length >= plan.successes => Some(Verdict::Success),
+            false if self.length >= plan.failures => Some(Verdict::Failure),
+            _ => None,
+        }
+    }
+}
+
+/// What a probe does, ports resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ProbeAction {
+    /// A command in the container; exit code 0 is success.
+    Exec(Vec<String>),
+    /// An HTTP GET; 200 to 399 is success.
+    Http {
+        /// Host to connect to; the pod's address when absent.
+        host: Option<String>,
+        /// Port.
+        port: u16,
+        /// Path with query, beginning with `/`.
+        path: String,
+        /// Extra headers.
+        headers: Vec<HTTPHeader>,
+    },
+    /// A TCP connection.
+    Tcp {
+        /// Host to connect to; the pod's address when absent.
+        host: Option<String>,
+        /// Port.
+        port: u16,
+    },
+}
+
+/// Reads what a probe does; the error says why this agent cannot do it.
+pub fn action(probe: &Probe, container: &Container) -> Result<ProbeAction, String> {
+    if let Some(exec) = &probe.exec {
+        return Ok(ProbeAction::Exec(exec.command.clone().unwrap_or_default()));
+    }
+    if let Some(http) = &probe.http_get {
+        if http.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https")) {
+            return Err("probes over HTTPS are not supported by this agent".into());
+        }
+        let path = http.path.clone().unwrap_or_default();
+        return Ok(ProbeAction::Http {
+            host: http.host.clone().filter(|h| !h.is_empty()),
+            port: port(&http.port, container)?,
+            path: if path.starts_with('/') { path } else { format!("/{path}") },
+            headers: http.http_headers.clone().unwrap_or_default(),
+        });
+    }
+    if let Some(tcp) = &probe.tcp_socket {
+        return Ok(ProbeAction::Tcp {
+            host: tcp.host.clone().filter(|h| !h.is_empty()),
+            port: port(&tcp.port, container)?,
+        });
+    }
+    Err("probes over gRPC are not supported by this agent".into())
+}
+
+fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
+            named.map(|p| p.container_port).or_else(|| name.parse().ok())
+        }
+    };
+    number
+        .and_then(|n| u16::try_from(n).ok())
+        .filter(|n| *n > 0)
+        .ok_or_else(|| format!("the container has no port {port:?}"))
+}
+
+/// A probe that this agent carries out.
+pub fn is_supported(probe: &Probe, container: &Container) -> bool {
+    action(probe, container).is_ok()
 }
 
 /// Verdict after thresholds.
@@ -55,16 +216,17 @@ impl ProbeResults {
 
     /// `started` of the status: running and past its startup probe.
     pub fn is_started(&self, container: &Container, id: &str) -> bool {
-        !self.enforced
-            || container.startup_probe.is_none()
-            || self.get(id, ProbeKind::Startup) == Some(Verdict::Success)
+        !self.applies(container, ProbeKind::Startup) || self.get(id, ProbeKind::Startup) == Some(Verdict::Success)
     }
 
     /// `ready` of a started container.
     pub fn is_ready(&self, container: &Container, id: &str) -> bool {
-        !self.enforced
-            || container.readiness_probe.is_none()
-            || self.get(id, ProbeKind::Readiness) == Some(Verdict::Success)
+        !self.applies(container, ProbeKind::Readiness) || self.get(id, ProbeKind::Readiness) == Some(Verdict::Success)
+    }
+
+    /// A probe that is carried out; any other counts as absent.
+    fn applies(&self, container: &Container, kind: ProbeKind) -> bool {
+        self.enforced && kind.of(container).is_some_and(|probe| is_supported(probe, container))
     }
 
     /// The probe whose failure asks for a restart, if any.
@@ -76,5 +238,61 @@ impl ProbeResults {
             return Some(ProbeKind::Startup);
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn probe(value: serde_json::Value) -> Probe {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn defaults_of_a_plan() {
+        let plan = ProbePlan::new(&probe(json!({"initialDelaySeconds": 0, "periodSeconds": 0, "failureThreshold": 5})));
+        assert_eq!(plan.initial_delay, Duration::ZERO);
+        assert_eq!((plan.period, plan.timeout), (Duration::from_secs(10), Duration::from_secs(1)));
+        assert_eq!((plan.successes, plan.failures), (1, 5));
+    }
+
+    #[test]
+    fn verdicts_need_results_in_a_row() {
+        let plan = ProbePlan::new(&probe(json!({"failureThreshold": 3, "successThreshold": 2})));
+        let mut streak = Streak::default();
+        let verdicts: Vec<_> = [false, false, true, false, false, false, true, true, true]
+            .into_iter()
+            .map(|success| streak.add(success, &plan))
+            .collect();
+        let (good, bad) = (Some(Verdict::Success), Some(Verdict::Failure));
+        assert_eq!(verdicts, [None, None, None, None, None, bad, None, good, good]);
+    }
+
+    #[test]
+    fn actions_resolve_ports_and_refuse_what_cannot_be_done() {
+        let container: Container =
+            serde_json::from_value(json!({"name": "a", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
+        for (value, expected) in [
+            (
+                json!({"httpGet": {"port": "web", "path": "healthz"}}),
+                Ok(ProbeAction::Http { host: None, port: 8080, path: "/healthz".into(), headers: vec![] }),
+            ),
+            (
+                json!({"tcpSocket": {"port": 53, "host": "127.0.0.1"}}),
+                Ok(ProbeAction::Tcp { host: Some("127.0.0.1".into()), port: 53 }),
+            ),
+            (json!({"exec": {"command": ["true"]}}), Ok(ProbeAction::Exec(vec!["true".into()]))),
+            (
+                json!({"httpGet": {"port": 1, "scheme": "HTTPS"}}),
+                Err("probes over HTTPS are not supported by this agent"),
+            ),
+            (json!({"grpc": {"port": 1}}), Err("probes over gRPC are not supported by this agent")),
+        ] {
+            assert_eq!(action(&probe(value.clone()), &container), expected.map_err(str::to_owned), "{value}");
+        }
+        assert!(action(&probe(json!({"tcpSocket": {"port": "none"}})), &container).is_err());
     }
 }

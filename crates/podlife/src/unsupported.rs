@@ -1,8 +1,11 @@
 //! Fields of a pod that this agent does not carry out.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 
-use crate::spec;
+use crate::{
+    probe::{self, ProbeKind},
+    spec,
+};
 
 /// A field that is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,18 +13,18 @@ pub struct Unsupported {
     /// Path in the pod, `spec.containers[web].livenessProbe`.
     pub field: String,
     /// Why, and what happens instead.
-    pub reason: &'static str,
+    pub reason: String,
     /// The pod must not run without it.
     pub blocks: bool,
 }
 
-/// Lists what a pod asks for in vain. `probes` tells whether the agent carries probes out.
-pub fn unsupported(pod: &Pod, probes: bool) -> Vec<Unsupported> {
+/// Lists what a pod asks for in vain.
+pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     let mut found = Vec::new();
     let Some(spec) = pod.spec.as_ref() else { return found };
-    let mut add = |present: bool, field: String, reason: &'static str, blocks: bool| {
+    let mut add = |present: bool, field: String, reason: &str, blocks: bool| {
         if present {
-            found.push(Unsupported { field, reason, blocks });
+            found.push(Unsupported { field, reason: reason.to_owned(), blocks });
         }
     };
     add(
@@ -45,7 +48,11 @@ pub fn unsupported(pod: &Pod, probes: bool) -> Vec<Unsupported> {
     for (list, containers) in [("initContainers", spec::init_containers(pod)), ("containers", spec::containers(pod))] {
         for container in containers {
             let path = |field: &str| format!("spec.{list}[{}].{field}", container.name);
-            add(has_probe(container) && !probes, path("probes"), PROBES, false);
+            for kind in ProbeKind::ALL {
+                let reason = kind.of(container).and_then(|p| probe::action(p, container).err());
+                let text = reason.map(|r| format!("{r}; the container runs as if it had no such probe"));
+                add(text.is_some(), path(kind.field()), text.as_deref().unwrap_or_default(), false);
+            }
             let hook = container.lifecycle.as_ref();
             add(hook.is_some_and(|h| h.post_start.is_some()), path("lifecycle.postStart"), HOOKS, false);
             add(hook.is_some_and(|h| h.pre_stop.is_some()), path("lifecycle.preStop"), HOOKS, false);
@@ -60,9 +67,4 @@ pub fn unsupported(pod: &Pod, probes: bool) -> Vec<Unsupported> {
     found
 }
 
-const PROBES: &str = "probes are not carried out by this version of the agent; a running container counts as ready and is not restarted by a probe";
 const HOOKS: &str = "life cycle hooks are not carried out by this version of the agent; the container runs without it";
-
-fn has_probe(container: &Container) -> bool {
-    container.liveness_probe.is_some() || container.readiness_probe.is_some() || container.startup_probe.is_some()
-}

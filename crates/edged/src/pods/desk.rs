@@ -150,6 +150,8 @@ impl DeskTask {
             News::Change(PodChange::Upsert(version)) => {
                 self.touched.insert(version.identity.uid.clone());
                 self.upsert(version, stopping).await;
+                // Who hears of the cloud can reach it.
+                self.reporter.send(Report::Online).await;
             }
             News::Change(PodChange::Remove { uid }) => {
                 self.remove(&uid);

@@ -1,9 +1,16 @@
 //! Mail for one pod worker: only the newest version of the pod is kept, reasons to end it add up.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use k8s_openapi::api::core::v1::PodStatus;
-use podlife::{spec, stage::End};
+use podlife::{
+    probe::{ProbeKind, Verdict},
+    spec,
+    stage::End,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +46,8 @@ pub(super) struct Mail {
     pub runtime: bool,
     /// Volumes are to be written again.
     pub configuration: bool,
+    /// Verdicts of probes by container id.
+    pub probes: BTreeMap<(String, ProbeKind), Verdict>,
     /// The API's status after a patch.
     pub acknowledged: Option<Box<PodStatus>>,
 }
@@ -71,6 +80,11 @@ impl Mailbox {
 
     pub fn runtime_changed(&self) {
         self.lock().mail.runtime = true;
+        self.arrived.notify_one();
+    }
+
+    pub fn probed(&self, id: &str, kind: ProbeKind, verdict: Verdict) {
+        self.lock().mail.probes.insert((id.to_owned(), kind), verdict);
         self.arrived.notify_one();
     }
 

@@ -7,6 +7,7 @@
 
 mod desk;
 mod mailbox;
+mod probes;
 mod reporter;
 mod source;
 mod sync;

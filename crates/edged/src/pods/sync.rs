@@ -41,6 +41,7 @@ enum Started {
 impl PodWorker {
     pub(super) async fn sync(&mut self, cancel: &CancellationToken) -> Result<Next, RuntimeError> {
         let observed = self.tools.runtime.observe(&self.identity).await?;
+        self.supervise_probes(&observed);
         self.report(&observed, Ending::No).await;
         if self.deadline_left().is_some_and(|left| left.is_zero()) {
             self.life.end(&self.pod, End::Killed { verdict: deadline_exceeded(), grace: None });
@@ -286,7 +287,7 @@ impl PodWorker {
 
     /// Tells once about fields that are not carried out; true when the pod must not run without them.
     async fn refuse_unsupported(&mut self, observed: &ObservedPod) -> bool {
-        let found = unsupported::unsupported(&self.pod, self.probes.enforced);
+        let found = unsupported::unsupported(&self.pod);
         if !self.warned {
             for field in &found {
                 let text = format!("{}: {}", field.field, field.reason);

@@ -21,6 +21,7 @@ use crate::{events::EventType, runtime::RuntimeError};
 impl PodWorker {
     /// Stops all containers, then all sandboxes; left only when a fresh look shows nothing alive.
     pub(super) async fn terminate(&mut self, cancel: &CancellationToken) -> Result<Next, RuntimeError> {
+        self.prober.stop();
         let observed = self.tools.runtime.observe(&self.identity).await?;
         self.report(&observed, Ending::No).await;
         let stopped = tokio::select! {

@@ -8,7 +8,7 @@ use podlife::{
     backoff::Backoff,
     containers::StartFailures,
     observed::{ObservedPod, PodIdentity},
-    probe::ProbeResults,
+    probe::{ProbeKind, ProbeResults, Verdict},
     spec,
     stage::{self, End, Lifecycle, Stage},
     status::{self, Ending, StatusInput},
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Tools,
     mailbox::{Mail, Mailbox},
+    probes::Prober,
     reporter::{Report, Reporter},
     source::PodVersion,
 };
@@ -92,6 +93,7 @@ pub(super) struct PodWorker {
     pub(super) backoff: Backoff,
     pub(super) failures: StartFailures,
     pub(super) probes: ProbeResults,
+    pub(super) prober: Prober,
     /// When the volumes were last written.
     pub(super) prepared: Option<Instant>,
     /// Unsupported fields have been told.
@@ -119,7 +121,8 @@ impl PodWorker {
             life,
             backoff: Backoff::default(),
             failures: StartFailures::new(),
-            probes: ProbeResults::default(),
+            probes: ProbeResults::enforced(),
+            prober: Prober::default(),
             prepared: None,
             warned: false,
             stopping_since: None,
@@ -184,6 +187,9 @@ impl PodWorker {
         }
         if mail.configuration {
             self.prepared = None;
+        }
+        for ((id, kind), verdict) in mail.probes {
+            look |= self.probes.set(&id, kind, verdict);
         }
         let stage = self.life.stage();
         look |= self.life.observe(&self.pod, &self.api);
@@ -251,6 +257,25 @@ impl PodWorker {
             self.status = Some(computed);
             self.reporter.send(Report::Status { uid, status }).await;
         }
+    }
+
+    /// Probes of what runs; verdicts that the API knows of a container that runs on are kept, so that a restart of the agent
+    /// does not take a ready pod out of service.
+    pub(super) fn supervise_probes(&mut self, observed: &ObservedPod) {
+        self.probes.retain(|id| observed.containers.iter().any(|c| c.id == id));
+        if self.status.is_none() {
+            let lists = [&self.api.container_statuses, &self.api.init_container_statuses];
+            for status in lists.into_iter().flatten().flatten() {
+                let Some((_, id)) = status.container_id.as_deref().and_then(|id| id.split_once("://")) else { continue };
+                if status.started == Some(true) {
+                    self.probes.set(id, ProbeKind::Startup, Verdict::Success);
+                }
+                if status.ready {
+                    self.probes.set(id, ProbeKind::Readiness, Verdict::Success);
+                }
+            }
+        }
+        self.prober.supervise(&self.pod, observed, &self.probes, &self.tools, &self.mailbox);
     }
 
     /// What is left of the pod's active deadline.
