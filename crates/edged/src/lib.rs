@@ -3,9 +3,23 @@
 //! Edged talks to MetaManager only by beehive messages (`meta`). The pod side (`pods`) owns one task per
 //! pod and decides with the pure crate `podlife`; the runtime side ([`runtime`] over `cri`) carries the decisions out.
 
+pub mod cri;
 pub mod events;
 pub mod meta;
+pub mod node;
 pub mod runtime;
 pub mod settings;
+
+mod cgroups;
+mod container;
+mod dns;
+mod images;
+mod labels;
+mod logs;
+mod observe;
+mod paths;
+mod quantity;
+mod sandbox;
+mod volumes;
 
 pub use settings::Settings;

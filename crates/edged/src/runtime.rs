@@ -3,13 +3,34 @@
 //! Every method is safe to repeat. Identity lives in labels and annotations, so that a restarted
 //! edged finds everything again with [`Runtime::list_pods`].
 
-use std::{sync::Arc, time::Duration};
+mod start;
+mod watch;
+
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-
+use podlife::observed::{ObservedPod, PodIdentity};
+use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
-use crate::settings::Settings;
+use crate::{
+    cgroups::{self, CgroupDriver},
+    container::resources::NodeResources,
+    cri::{CriClient, proto},
+    events::Recorder,
+    images::Images,
+    logs,
+    meta::MetaClient,
+    node::facts,
+    observe,
+    paths::Paths,
+    settings::Settings,
+    volumes::Volumes,
+};
 
 /// A call to the runtime that failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +60,12 @@ pub enum RuntimeError {
         /// Its limit.
         limit: Duration,
     },
+}
+
+impl RuntimeError {
+    fn files(call: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| RuntimeError::Call { call, message: error.to_string() }
+    }
 }
 
 /// Why a sandbox or a container was not started: what `kubectl describe pod` shows.
@@ -93,27 +120,209 @@ pub struct RuntimeReadiness {
 /// Events waiting for the pod side; a burst beyond it becomes one [`RuntimeEvent::Resync`].
 pub const RUNTIME_EVENT_QUEUE: usize = 256;
 
+/// Configuration of the node's own resolver.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// The container runtime, images, volumes and logs of this node.
-///
-/// Methods that the pod worker calls (to be kept in this shape):
-/// - `connect(Arc<Settings>, MetaClient, Recorder) -> Runtime` (cheap: connects lazily, reconnects by itself)
-/// - `name(&self) -> &str`: runtime name for container ids, `containerd`
-/// - `readiness(&self) -> RuntimeReadiness`
-/// - `list_pods(&self) -> Result<Vec<ObservedPod>, RuntimeError>`: all sandboxes and containers with identity labels, sorted
-/// - `observe(&self, &PodIdentity) -> Result<ObservedPod, RuntimeError>`: of one uid, fresh
-/// - `host_ips(&self) -> Vec<String>`: addresses of the node, for `status.hostIP` (detected once, or the settings')
-/// - `prepare_pod(&self, &Pod, &CancellationToken) -> Result<(), StartError>`: directories and volumes
-/// - `run_sandbox(&self, &Pod, attempt) -> Result<String, StartError>`
-/// - `start_container(&self, ContainerStart) -> Result<String, StartError>`: image, config, create, start; emits
-///   Pulling, Pulled, Created, Started, Failed
-/// - `stop_container(&self, id, grace)`, `remove_container(&self, id)`, `stop_sandbox(&self, id)`, `remove_sandbox(&self, id)
-///   -> Result<(), RuntimeError>`; not found is success
-/// - `exec(&self, container_id: &str, command: &[String], timeout: Duration) -> Result<(i32, String), RuntimeError>`: exit code
-///   and output, for probes; too long is [`RuntimeError::Timeout`]
-/// - `clean_up_pod(&self, &PodIdentity) -> Result<(), RuntimeError>`: volumes, directories, logs, image back-off
-/// - `events(&self, mpsc::Sender<RuntimeEvent>, CancellationToken)`: runs until cancelled; CRI container events where the
-///   runtime has them, else a relist every second while `set_busy(true)`, every ten otherwise
 pub struct Runtime {
-    #[expect(dead_code, reason = "filled by the runtime side")]
     settings: Arc<Settings>,
+    cri: CriClient,
+    meta: MetaClient,
+    recorder: Recorder,
+    paths: Paths,
+    volumes: Volumes,
+    images: Images,
+    /// Name and version, once the runtime has answered.
+    version: OnceLock<proto::VersionResponse>,
+    /// Driver that the runtime reports, or the configured one.
+    driver: tokio::sync::OnceCell<CgroupDriver>,
+    resources: OnceLock<NodeResources>,
+    /// Whether pods are being started or stopped, which calls for a closer watch.
+    busy: channel::Sender<bool>,
+}
+
+impl Runtime {
+    /// A runtime at the endpoint of the settings. Nothing is connected yet; it connects at the first call and reconnects by
+    /// itself.
+    pub fn connect(settings: Arc<Settings>, meta: MetaClient, recorder: Recorder) -> Self {
+        let paths = Paths::new(&settings);
+        Self {
+            cri: CriClient::new(&settings.runtime_endpoint, &settings.image_endpoint),
+            volumes: Volumes::new(meta.clone(), paths.clone()),
+            images: Images::default(),
+            version: OnceLock::new(),
+            driver: tokio::sync::OnceCell::new(),
+            resources: OnceLock::new(),
+            busy: channel::Sender::new(false),
+            settings,
+            meta,
+            recorder,
+            paths,
+        }
+    }
+
+    /// The runtime's name for container ids, `containerd`; that is also assumed until it has answered once.
+    pub fn name(&self) -> &str {
+        self.version.get().map_or("containerd", |version| &version.runtime_name)
+    }
+
+    /// Name and version as `nodeInfo` has them: `containerd://1.6.20`. Asks once.
+    pub async fn version(&self) -> String {
+        if self.version.get().is_none()
+            && let Ok(mut version) = self.cri.version().await
+        {
+            // Debian writes `1.6.20~ds1`, Kubernetes shows what comes before.
+            version.runtime_version.truncate(version.runtime_version.find('~').unwrap_or(version.runtime_version.len()));
+            drop(self.version.set(version));
+        }
+        self.version.get().map(|v| format!("{}://{}", v.runtime_name, v.runtime_version)).unwrap_or_default()
+    }
+
+    /// Whether pods can be run now, in the words of the kubelet.
+    pub async fn readiness(&self) -> RuntimeReadiness {
+        let conditions = match self.cri.status().await {
+            Ok(conditions) => conditions,
+            Err(error) => {
+                let text = RuntimeError::from(error).to_string();
+                return RuntimeReadiness {
+                    runtime_error: Some(format!("container runtime is down: {text}")),
+                    network_error: None,
+                };
+            }
+        };
+        let failed = |kind: &str, what: &str| {
+            let found = conditions.iter().find(|condition| condition.r#type == kind);
+            match found {
+                Some(condition) if condition.status => None,
+                Some(condition) => Some(format!(
+                    "{what} not ready: {kind}=false reason:{} message:{}",
+                    condition.reason, condition.message
+                )),
+                None => Some(format!("{what} does not report {kind}")),
+            }
+        };
+        RuntimeReadiness {
+            runtime_error: failed("RuntimeReady", "container runtime"),
+            network_error: failed("NetworkReady", "container runtime network"),
+        }
+    }
+
+    /// All pods of which the runtime holds something, with sandboxes and containers newest first.
+    ///
+    /// # Errors
+    /// The runtime did not answer.
+    pub async fn list_pods(&self) -> Result<Vec<ObservedPod>, RuntimeError> {
+        // The name of the runtime is needed for the first status that is reported.
+        self.version().await;
+        Ok(observe::list_pods(&self.cri).await?)
+    }
+
+    /// What the runtime holds of one pod, fresh.
+    ///
+    /// # Errors
+    /// The runtime did not answer.
+    pub async fn observe(&self, identity: &PodIdentity) -> Result<ObservedPod, RuntimeError> {
+        Ok(observe::observe(&self.cri, identity).await?)
+    }
+
+    /// Addresses of the node for `status.hostIP`: the configured one, or that of the default route.
+    pub fn host_ips(&self) -> Vec<String> {
+        facts::addresses(&self.settings).iter().map(ToString::to_string).collect()
+    }
+
+    /// Stops a container: SIGTERM, after the grace period SIGKILL. One that is gone is stopped.
+    ///
+    /// # Errors
+    /// The runtime failed; the container may live.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
+        Ok(self.cri.stop_container(id, grace).await?)
+    }
+
+    /// Removes a container and its log. One that is gone is removed.
+    ///
+    /// # Errors
+    /// The runtime failed, or the container still runs.
+    pub async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
+        if let Some(status) = self.cri.container_status(id).await?
+            && let Some(pod) = observe::identity(&status.labels)
+        {
+            let container = status.labels.get(crate::labels::CONTAINER_NAME).cloned().unwrap_or_default();
+            logs::remove_container_log(&self.paths, &status, &pod, &container);
+        }
+        Ok(self.cri.remove_container(id).await?)
+    }
+
+    /// Stops a sandbox and what runs in it, and releases its network. One that is gone is stopped.
+    ///
+    /// # Errors
+    /// The runtime failed.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        Ok(self.cri.stop_sandbox(id).await?)
+    }
+
+    /// Removes a sandbox and its containers. One that is gone is removed.
+    ///
+    /// # Errors
+    /// The runtime failed.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        Ok(self.cri.remove_sandbox(id).await?)
+    }
+
+    /// Runs a command in a container; returns its exit code and the start of what it wrote.
+    ///
+    /// # Errors
+    /// The runtime failed, or the command took longer than the limit.
+    pub async fn exec(&self, id: &str, command: Vec<String>, limit: Duration) -> Result<(i32, String), RuntimeError> {
+        const MAX_OUTPUT: usize = 10 << 10;
+        let answer = self.cri.exec(id, command, limit).await?;
+        let mut output = answer.stdout;
+        output.extend(answer.stderr);
+        output.truncate(MAX_OUTPUT);
+        Ok((answer.exit_code, String::from_utf8_lossy(&output).into_owned()))
+    }
+
+    /// Removes what a pod has on this node besides sandboxes and containers: volumes, directories, logs, its cgroup, the
+    /// memory of failed pulls. Its containers must be gone.
+    ///
+    /// # Errors
+    /// Something is in use or cannot be removed.
+    pub async fn clean_up_pod(&self, identity: &PodIdentity) -> Result<(), RuntimeError> {
+        self.images.forget_pod(&identity.uid);
+        self.volumes.tear_down(&identity.uid).map_err(RuntimeError::files("removing the pod's directory"))?;
+        logs::remove_pod_logs(&self.paths, identity).map_err(RuntimeError::files("removing the pod's logs"))?;
+        cgroups::remove(&identity.uid);
+        Ok(())
+    }
+
+    /// UIDs of pods that have a directory here.
+    pub fn pods_on_disk(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.paths.pods()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// Tells that pods are being started or stopped: where the runtime has no events, it is then looked at every second.
+    pub fn set_busy(&self, busy: bool) {
+        self.busy.send_if_modified(|old| std::mem::replace(old, busy) != busy);
+    }
+
+    async fn driver(&self) -> CgroupDriver {
+        let ask = async {
+            let reported = self.cri.cgroup_driver().await.map_err(drop)?;
+            Ok::<_, ()>(match reported {
+                Some(proto::CgroupDriver::Systemd) => CgroupDriver::Systemd,
+                Some(proto::CgroupDriver::Cgroupfs) => CgroupDriver::Cgroupfs,
+                None => CgroupDriver::parse(&self.settings.cgroup_driver),
+            })
+        };
+        let known = self.driver.get_or_try_init(|| ask).await;
+        known.copied().unwrap_or_else(|()| CgroupDriver::parse(&self.settings.cgroup_driver))
+    }
+
+    fn resources(&self) -> &NodeResources {
+        self.resources.get_or_init(|| facts::Machine::read(&self.settings.root_dir).resources())
+    }
+
+    fn host_dns(&self) -> proto::DnsConfig {
+        crate::dns::host(Path::new(RESOLV_CONF))
+    }
 }

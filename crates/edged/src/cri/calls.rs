@@ -1,0 +1,210 @@
+//! One method per call in use.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use tonic::{Response, Status, Streaming};
+
+use super::error::ignore_missing;
+use super::proto::{self, ContainerConfig, ImageSpec, PodSandboxConfig};
+use super::{CALL_LIMIT, CriClient, CriError, STATUS_LIMIT};
+
+impl CriClient {
+    async fn call<T>(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, CriError> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(CriError::new(self.endpoint(), call, status)),
+            Err(_) => Err(CriError::Timeout { call, limit }),
+        }
+    }
+
+    /// Name and version of the runtime.
+    pub async fn version(&self) -> Result<proto::VersionResponse, CriError> {
+        let mut client = self.runtime.clone();
+        self.call("Version", STATUS_LIMIT, client.version(proto::VersionRequest::default())).await
+    }
+
+    /// Conditions `RuntimeReady` and `NetworkReady`.
+    pub async fn status(&self) -> Result<Vec<proto::RuntimeCondition>, CriError> {
+        let mut client = self.runtime.clone();
+        let answer = self.call("Status", STATUS_LIMIT, client.status(proto::StatusRequest::default())).await?;
+        Ok(answer.status.unwrap_or_default().conditions)
+    }
+
+    /// The cgroup driver; `None` when the runtime does not tell (containerd before 2.0).
+    pub async fn cgroup_driver(&self) -> Result<Option<proto::CgroupDriver>, CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::RuntimeConfigRequest::default();
+        match self.call("RuntimeConfig", STATUS_LIMIT, client.runtime_config(request)).await {
+            Ok(answer) => Ok(answer.linux.map(|linux| linux.cgroup_driver())),
+            Err(error) if error.is_unimplemented() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates and starts a sandbox, network included. Returns its id.
+    pub async fn run_sandbox(&self, config: PodSandboxConfig) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        Ok(self.call("RunPodSandbox", 2 * CALL_LIMIT, client.run_pod_sandbox(request)).await?.pod_sandbox_id)
+    }
+
+    /// Stops a sandbox with all its containers by force and releases its network. One that is gone is fine.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        ignore_missing(self.call("StopPodSandbox", CALL_LIMIT, client.stop_pod_sandbox(request)).await)
+    }
+
+    /// Removes a sandbox with all its containers. One that is gone is fine.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        ignore_missing(self.call("RemovePodSandbox", CALL_LIMIT, client.remove_pod_sandbox(request)).await)
+    }
+
+    /// Status of a sandbox; `None` when it is gone.
+    pub async fn sandbox_status(&self, id: &str) -> Result<Option<proto::PodSandboxStatus>, CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        match self.call("PodSandboxStatus", CALL_LIMIT, client.pod_sandbox_status(request)).await {
+            Ok(answer) => Ok(answer.status),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sandboxes that carry all these labels.
+    pub async fn list_sandboxes(&self, labels: BTreeMap<String, String>) -> Result<Vec<proto::PodSandbox>, CriError> {
+        let mut client = self.runtime.clone();
+        let filter = proto::PodSandboxFilter { id: String::new(), label_selector: labels };
+        let request = proto::ListPodSandboxRequest { filter: Some(filter) };
+        Ok(self.call("ListPodSandbox", CALL_LIMIT, client.list_pod_sandbox(request)).await?.items)
+    }
+
+    /// Creates a container. Returns its id.
+    pub async fn create_container(
+        &self,
+        sandbox_id: &str,
+        config: ContainerConfig,
+        sandbox_config: PodSandboxConfig,
+    ) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::CreateContainerRequest {
+            pod_sandbox_id: sandbox_id.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        Ok(self.call("CreateContainer", CALL_LIMIT, client.create_container(request)).await?.container_id)
+    }
+
+    /// Starts a created container.
+    pub async fn start_container(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::StartContainerRequest { container_id: id.to_owned() };
+        self.call("StartContainer", CALL_LIMIT, client.start_container(request)).await.map(drop)
+    }
+
+    /// Stops a container: SIGTERM, after the grace period SIGKILL. One that is gone is fine.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+        let request = proto::StopContainerRequest { container_id: id.to_owned(), timeout };
+        let limit = CALL_LIMIT.saturating_add(grace);
+        ignore_missing(self.call("StopContainer", limit, client.stop_container(request)).await)
+    }
+
+    /// Removes a container. One that is gone is fine.
+    pub async fn remove_container(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::RemoveContainerRequest { container_id: id.to_owned() };
+        ignore_missing(self.call("RemoveContainer", CALL_LIMIT, client.remove_container(request)).await)
+    }
+
+    /// Containers that carry all these labels.
+    pub async fn list_containers(&self, labels: BTreeMap<String, String>) -> Result<Vec<proto::Container>, CriError> {
+        let mut client = self.runtime.clone();
+        let filter = proto::ContainerFilter { label_selector: labels, ..Default::default() };
+        let request = proto::ListContainersRequest { filter: Some(filter) };
+        Ok(self.call("ListContainers", CALL_LIMIT, client.list_containers(request)).await?.containers)
+    }
+
+    /// Status of a container; `None` when it is gone.
+    pub async fn container_status(&self, id: &str) -> Result<Option<proto::ContainerStatus>, CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        match self.call("ContainerStatus", CALL_LIMIT, client.container_status(request)).await {
+            Ok(answer) => Ok(answer.status),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the runtime open a container's log file anew, after it was renamed.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::ReopenContainerLogRequest { container_id: id.to_owned() };
+        self.call("ReopenContainerLog", CALL_LIMIT, client.reopen_container_log(request)).await.map(drop)
+    }
+
+    /// Runs a command in a container and waits for its end.
+    pub async fn exec(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        limit: Duration,
+    ) -> Result<proto::ExecSyncResponse, CriError> {
+        let mut client = self.runtime.clone();
+        let timeout = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+        let request = proto::ExecSyncRequest { container_id: id.to_owned(), cmd: command, timeout };
+        self.call("ExecSync", CALL_LIMIT.saturating_add(limit), client.exec_sync(request)).await
+    }
+
+    /// Events of containers; unimplemented in containerd before 1.7.
+    pub async fn container_events(&self) -> Result<Streaming<proto::ContainerEventResponse>, CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::GetEventsRequest::default();
+        self.call("GetContainerEvents", STATUS_LIMIT, client.get_container_events(request)).await
+    }
+
+    /// Ends of processes in the containers of Kubernetes, from containerd's own event service; unimplemented in every other
+    /// runtime.
+    pub async fn containerd_events(&self) -> Result<Streaming<super::containerd::Envelope>, CriError> {
+        let mut client = self.containerd.clone();
+        let filters = vec![r#"namespace==k8s.io,topic=="/tasks/exit""#.to_owned()];
+        let request = super::containerd::SubscribeRequest { filters };
+        self.call("Subscribe", STATUS_LIMIT, client.subscribe(request)).await
+    }
+
+    /// An image on this node; `None` when it is not here.
+    pub async fn image(&self, image: &str) -> Result<Option<proto::Image>, CriError> {
+        let mut client = self.images.clone();
+        let request = proto::ImageStatusRequest { image: Some(spec(image)), verbose: false };
+        Ok(self.call("ImageStatus", CALL_LIMIT, client.image_status(request)).await?.image)
+    }
+
+    /// Pulls an image; takes as long as it takes. Returns the reference to run it by.
+    pub async fn pull_image(
+        &self,
+        image: &str,
+        auth: Option<proto::AuthConfig>,
+        sandbox_config: PodSandboxConfig,
+    ) -> Result<String, CriError> {
+        let mut client = self.images.clone();
+        let request = proto::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: Some(sandbox_config) };
+        let answer = client.pull_image(request).await;
+        answer
+            .map(|answer| answer.into_inner().image_ref)
+            .map_err(|status| CriError::new(self.endpoint(), "PullImage", status))
+    }
+}
+
+fn spec(image: &str) -> ImageSpec {
+    ImageSpec { image: image.to_owned(), ..Default::default() }
+}

@@ -1,0 +1,222 @@
+//! The Node object of this machine: registration, status, lease. All requests go through MetaManager; without the cloud they
+//! fail and are repeated, and nothing else of the agent waits for them.
+//!
+//! [`NodeAgent::run`] is the one task. It registers as soon as the cloud can be reached, with the status of that moment in
+//! the same request, so that the node is Ready with its first message.
+
+pub mod facts;
+mod lease;
+pub mod status;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wire::{Content, kind, operation};
+
+use crate::events::{EventType, Recorder};
+use crate::meta::{MetaClient, MetaError};
+use crate::runtime::Runtime;
+use crate::settings::Settings;
+use facts::Machine;
+
+/// Namespace segment of things that have none.
+const NO_NAMESPACE: &str = "null";
+/// First pause between attempts to register; each is half as long again as the one before.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Longest pause.
+const RETRY_LAST: Duration = Duration::from_secs(7);
+/// How often the runtime is looked at while the node is not ready, so that it is reported at once when it is.
+const NOT_READY_POLL: Duration = Duration::from_millis(200);
+/// For how long after the start, or after a change, that is done.
+const NOT_READY_SPELL: Duration = Duration::from_secs(120);
+
+/// Keeps the Node object true.
+pub struct NodeAgent {
+    settings: Arc<Settings>,
+    meta: MetaClient,
+    runtime: Arc<Runtime>,
+    recorder: Recorder,
+    /// The UID of the registered node, for the lease.
+    uid: watch::Sender<Option<String>>,
+    /// The status that the API has, as far as known here.
+    reported: Option<Reported>,
+    /// Labels were compared with those of the API once.
+    labels_checked: bool,
+}
+
+struct Reported {
+    status: NodeStatus,
+    at: Instant,
+}
+
+impl NodeAgent {
+    /// An agent for the node of these settings.
+    pub fn new(settings: Arc<Settings>, meta: MetaClient, runtime: Arc<Runtime>, recorder: Recorder) -> Self {
+        Self {
+            settings,
+            meta,
+            runtime,
+            recorder,
+            uid: watch::Sender::new(None),
+            reported: None,
+            labels_checked: false,
+        }
+    }
+
+    /// Registers, reports and renews until cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let (settings, meta, uid) = (self.settings.clone(), self.meta.clone(), self.uid.subscribe());
+        let work = async { tokio::join!(lease::keep(&settings, &meta, uid), self.report()) };
+        tokio::select! {
+            _ = work => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn report(&mut self) {
+        self.recorder.node(EventType::Normal, "Starting", "Starting kubelet.");
+        let machine = Machine::read(&self.settings.root_dir);
+        if self.settings.register_node {
+            self.register(&machine).await;
+        }
+        let mut unready_since = Instant::now();
+        loop {
+            let status = self.status(&machine).await;
+            let ready = status::is_ready(&status);
+            if ready {
+                unready_since = Instant::now();
+            }
+            match self.report_status(status).await {
+                Ok(()) => {}
+                Err(error) if error.is_not_found() && self.settings.register_node => {
+                    tracing::info!(node = self.settings.node_name, "the node is gone from the API and registers again");
+                    self.register(&machine).await;
+                }
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "node status not reported");
+                }
+            }
+            let often = !ready && unready_since.elapsed() < NOT_READY_SPELL;
+            let pause = if often { NOT_READY_POLL } else { self.settings.node_status_update_frequency };
+            tokio::time::sleep(pause.min(self.settings.node_status_update_frequency)).await;
+        }
+    }
+
+    async fn status(&self, machine: &Machine) -> NodeStatus {
+        let (readiness, runtime_version) = tokio::join!(self.runtime.readiness(), self.runtime.version());
+        let before = self.reported.as_ref().and_then(|reported| reported.status.conditions.as_deref());
+        let input = status::StatusInput {
+            machine,
+            addresses: facts::addresses(&self.settings),
+            pressure: facts::pressure(&self.settings.root_dir),
+            readiness: &readiness,
+            runtime_version,
+            before: before.unwrap_or_default(),
+            now: Timestamp::now(),
+        };
+        status::status(&self.settings, &input)
+    }
+
+    /// Creates the node, or finds that it is there; returns when either has succeeded.
+    async fn register(&mut self, machine: &Machine) {
+        let mut pause = RETRY_FIRST;
+        self.reported = None;
+        loop {
+            let status = self.status(machine).await;
+            match self.try_register(status).await {
+                Ok(()) => return,
+                Err(error) if error.is_final() => {
+                    tracing::error!(node = self.settings.node_name, error = &error as &dyn std::error::Error, "node not registered");
+                    pause = RETRY_LAST;
+                }
+                Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "node not registered yet"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = pause.mul_f64(1.5).min(RETRY_LAST);
+        }
+    }
+
+    async fn try_register(&mut self, status: NodeStatus) -> Result<(), MetaError> {
+        let name = &self.settings.node_name;
+        let resource = format!("{NO_NAMESPACE}/{}/{name}", kind::NODE);
+        let node = status::node(&self.settings, status.clone());
+        let content = Content::json(&node).map_err(|source| MetaError::Encode { resource: resource.clone(), source })?;
+        match self.meta.write(operation::INSERT, &resource, content).await {
+            Ok(answer) => {
+                let made: Option<Node> = answer.and_then(|answer| answer.parse().ok());
+                tracing::info!(node = name, "node registered");
+                self.labels_checked = true;
+                self.know(made.as_ref(), status);
+                Ok(())
+            }
+            // It exists. The status of this moment is patched onto it.
+            Err(MetaError::Refused(refusal)) if refusal.reason == "AlreadyExists" => {
+                tracing::info!(node = name, "node is registered already");
+                self.report_status(status).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends what has changed; an unchanged status only once in a while.
+    async fn report_status(&mut self, status: NodeStatus) -> Result<(), MetaError> {
+        let old = self.reported.as_ref();
+        let due = old.is_none_or(|old| {
+            status::differs(&old.status, &status) || old.at.elapsed() >= self.settings.node_status_report_frequency
+        });
+        if !due {
+            return Ok(());
+        }
+        let was_ready = old.map(|old| status::is_ready(&old.status));
+        let patch = status::patch(old.map(|old| &old.status), &status);
+        let answer = self.meta.patch(NO_NAMESPACE, kind::NODE_PATCH, &self.settings.node_name, &patch).await?;
+        let node: Option<Node> = answer.and_then(|answer| answer.parse().ok());
+        let ready = status::is_ready(&status);
+        if was_ready.is_some_and(|was| was != ready) {
+            let (reason, text) = if ready { ("NodeReady", "NodeReady") } else { ("NodeNotReady", "NodeNotReady") };
+            let text = format!("Node {} status is now: {text}", self.settings.node_name);
+            self.recorder.node(EventType::Normal, reason, text);
+        }
+        self.know(node.as_ref(), status);
+        if let Some(node) = node.filter(|_| !self.labels_checked) {
+            self.check_labels(node).await;
+        }
+        Ok(())
+    }
+
+    /// Remembers what the API has now.
+    fn know(&mut self, node: Option<&Node>, status: NodeStatus) {
+        let uid = node.and_then(|node| node.metadata.uid.clone());
+        if let Some(uid) = uid {
+            self.uid.send_if_modified(|old| old.replace(uid.clone()).as_ref() != Some(&uid));
+        } else if self.uid.borrow().is_none() {
+            // Without an answer that carries the node, the lease at least gets going, if without an owner.
+            self.uid.send_replace(Some(String::new()));
+        }
+        self.reported = Some(Reported { status, at: Instant::now() });
+    }
+
+    /// Gives a node that was registered by someone else the labels that edge nodes carry.
+    async fn check_labels(&mut self, node: Node) {
+        self.labels_checked = true;
+        let has = node.metadata.labels.clone().unwrap_or_default();
+        let missing: Vec<(String, String)> =
+            status::labels(&self.settings).into_iter().filter(|(key, value)| has.get(key) != Some(value)).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let mut node = node;
+        node.metadata.labels.get_or_insert_default().extend(missing);
+        node.metadata.managed_fields = None;
+        let resource = format!("{NO_NAMESPACE}/{}/{}", kind::NODE, self.settings.node_name);
+        let Ok(content) = Content::json(&node) else { return };
+        if let Err(error) = self.meta.write(operation::UPDATE, &resource, content).await {
+            self.labels_checked = false;
+            tracing::debug!(error = &error as &dyn std::error::Error, "labels of the node not updated");
+        }
+    }
+}

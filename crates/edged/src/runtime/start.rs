@@ -1,0 +1,196 @@
+//! Starting: volumes, the sandbox, and containers in the order image, configuration, creation, start.
+
+use k8s_openapi::api::core::v1::Pod;
+use podlife::{observed::PodIdentity, qos::qos_class, spec};
+use tokio_util::sync::CancellationToken;
+
+use super::{ContainerStart, Runtime, StartError};
+use crate::{
+    cgroups,
+    container::{
+        self, ContainerInput,
+        env::{EnvObjects, environment},
+        fields::FieldSource,
+        hosts::HostsFile,
+        mounts::{MountInput, mounts},
+        resources, security,
+    },
+    cri::proto,
+    dns,
+    events::EventType,
+    images::{ImageRequest, ImageTools},
+    logs,
+    sandbox::{self, SandboxInput},
+};
+
+impl StartError {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+fn identity(pod: &Pod) -> Result<PodIdentity, StartError> {
+    spec::identity(pod).ok_or_else(|| StartError::new("CreatePodSandboxError", "the pod has no namespace, name or uid"))
+}
+
+impl Runtime {
+    /// Makes directories and volumes; repeated calls bring changed ConfigMaps and Secrets into mounted volumes.
+    ///
+    /// # Errors
+    /// Reason `FailedMount` with the text of that event: a volume is not there (yet).
+    pub async fn prepare_pod(&self, pod: &Pod, cancel: &CancellationToken) -> Result<(), StartError> {
+        let identity = identity(pod)?;
+        let failed = |what: &str, error: std::io::Error| StartError::new("FailedMount", format!("{what}: {error}"));
+        let dir = self.paths.pod(&identity.uid);
+        logs::make_dir(&dir).map_err(|error| failed(&dir.display().to_string(), error))?;
+        let log_dir = self.paths.pod_logs(&identity);
+        logs::make_dir(&log_dir).map_err(|error| failed(&log_dir.display().to_string(), error))?;
+        let host_ips = self.host_ips();
+        let fields = FieldSource { pod, pod_ips: &[], host_ips: &host_ips, node: self.resources() };
+        tokio::select! {
+            result = self.volumes.set_up(&fields) => result.map_err(|text| StartError::new("FailedMount", text)),
+            () = cancel.cancelled() => Err(StartError::new("FailedMount", "cut short: the pod has changed")),
+        }
+    }
+
+    /// Creates and starts a sandbox. Returns its id.
+    ///
+    /// # Errors
+    /// Reason `CreatePodSandboxError`; the text follows `Failed to create pod sandbox: `.
+    pub async fn run_sandbox(&self, pod: &Pod, attempt: u32) -> Result<String, StartError> {
+        let identity = identity(pod)?;
+        let log_dir = self.paths.pod_logs(&identity);
+        logs::make_dir(&log_dir)
+            .map_err(|error| StartError::new("CreatePodSandboxError", format!("{}: {error}", log_dir.display())))?;
+        self.tell_dns_problems(pod);
+        cgroups::create(self.driver().await, pod, &identity.uid);
+        let config = self.sandbox_config(pod, &identity, attempt).await?;
+        let created = self.cri.run_sandbox(config).await;
+        created.map_err(|error| StartError::new("CreatePodSandboxError", error.message()))
+    }
+
+    async fn sandbox_config(
+        &self,
+        pod: &Pod,
+        identity: &PodIdentity,
+        attempt: u32,
+    ) -> Result<proto::PodSandboxConfig, StartError> {
+        let input = SandboxInput {
+            pod,
+            identity,
+            attempt,
+            log_directory: self.paths.pod_logs(identity).display().to_string(),
+            dns: dns::pod(&self.settings, pod, self.host_dns()).config,
+            cgroup_parent: self.driver().await.pod_cgroup(&identity.uid, qos_class(pod)),
+            cluster_domain: &self.settings.cluster_domain,
+            node: self.resources(),
+        };
+        sandbox::config(input).map_err(|error| StartError::new("CreatePodSandboxError", error.to_string()))
+    }
+
+    fn tell_dns_problems(&self, pod: &Pod) {
+        let dns = dns::pod(&self.settings, pod, self.host_dns());
+        if let Some(text) = dns.cut {
+            self.recorder.pod(pod, EventType::Warning, "DNSConfigForming", text);
+        }
+        if dns.missing_cluster_dns {
+            let text = "no clusterDNS is configured on this node (modules.edged.tailoredKubeletConfig.clusterDNS); the pod \
+                        gets the node's own DNS configuration";
+            self.recorder.pod(pod, EventType::Warning, "MissingClusterDNS", text);
+        }
+    }
+
+    /// Starts one container: makes its image present, creates it, starts it. Returns its id.
+    ///
+    /// # Errors
+    /// The waiting reason of the container and its text; events are recorded already.
+    pub async fn start_container(&self, start: ContainerStart<'_>) -> Result<String, StartError> {
+        let identity = identity(start.pod)?;
+        let sandbox_config = self.sandbox_config(start.pod, &identity, start.sandbox_attempt).await?;
+        let tools = ImageTools { cri: &self.cri, meta: &self.meta, recorder: &self.recorder };
+        let request = ImageRequest {
+            pod: start.pod,
+            container: start.container,
+            sandbox_config: sandbox_config.clone(),
+            cancel: start.cancel,
+        };
+        let image = self.images.ensure(&tools, &request).await?;
+        let config = self.container_config(&start, &identity, &image).await;
+        let config = config.map_err(|text| self.failed(&start, "CreateContainerConfigError", text))?;
+        let id = match self.cri.create_container(start.sandbox_id, config, sandbox_config).await {
+            Ok(id) => id,
+            Err(error) => return Err(self.failed(&start, "CreateContainerError", error.message())),
+        };
+        let name = &start.container.name;
+        let event = |reason, text| self.recorder.container(start.pod, name, EventType::Normal, reason, text);
+        event("Created", format!("Created container: {name}"));
+        if let Err(error) = self.cri.start_container(&id).await {
+            return Err(self.failed(&start, "RunContainerError", error.message()));
+        }
+        event("Started", format!("Started container {name}"));
+        logs::link(&self.paths, &identity, name, start.restart_count, &id);
+        Ok(id)
+    }
+
+    fn failed(&self, start: &ContainerStart<'_>, reason: &'static str, message: String) -> StartError {
+        let text = format!("Error: {message}");
+        self.recorder.container(start.pod, &start.container.name, EventType::Warning, "Failed", text);
+        StartError { reason, message }
+    }
+
+    async fn container_config(
+        &self,
+        start: &ContainerStart<'_>,
+        identity: &PodIdentity,
+        image: &crate::images::ResolvedImage,
+    ) -> Result<proto::ContainerConfig, String> {
+        let (pod, container) = (start.pod, start.container);
+        let node = self.resources();
+        let host_ips = self.host_ips();
+        let fields = FieldSource { pod, pod_ips: start.pod_ips, host_ips: &host_ips, node };
+        let objects = EnvObjects::load(&self.meta, &identity.namespace, container).await.map_err(|e| e.to_string())?;
+        let env = environment(container, &fields, &objects, self.settings.kubernetes_service.as_ref())?;
+        let input = MountInput {
+            volumes: &self.volumes.locations(pod),
+            env: &env,
+            hosts_file: self.hosts_file(pod, identity, start.pod_ips)?,
+            container_dir: self.paths.container(&identity.uid, &container.name),
+            subpaths: self.paths.subpaths(&identity.uid),
+        };
+        let mounts = mounts(container, &input)?;
+        let log_dir = self.paths.pod_logs(identity).join(&container.name);
+        logs::make_dir(&log_dir).map_err(|error| format!("{}: {error}", log_dir.display()))?;
+        let seccomp_root = self.settings.root_dir.join("seccomp").display().to_string();
+        Ok(container::config(ContainerInput {
+            pod,
+            identity,
+            container,
+            restart_count: start.restart_count,
+            image_ref: image.reference.clone(),
+            mounts,
+            resources: resources::container(pod, container, node),
+            security: security::container(pod, container, &image.user, &seccomp_root)?,
+            env,
+        }))
+    }
+
+    /// Writes the hosts file anew; `None` for a pod without address.
+    fn hosts_file(
+        &self,
+        pod: &Pod,
+        identity: &PodIdentity,
+        ips: &[String],
+    ) -> Result<Option<std::path::PathBuf>, String> {
+        let host_network = spec::host_network(pod);
+        if ips.is_empty() && !host_network {
+            return Ok(None);
+        }
+        let (hostname, domain) =
+            sandbox::hostname(pod, identity, &self.settings.cluster_domain).map_err(|error| error.to_string())?;
+        let aliases = pod.spec.as_ref().and_then(|s| s.host_aliases.as_deref()).unwrap_or_default();
+        let file = HostsFile { host_network, ips, hostname: &hostname, domain: domain.as_deref(), aliases };
+        let path = self.paths.hosts_file(&identity.uid);
+        file.write(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Some(path))
+    }
+}
