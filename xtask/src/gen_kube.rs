@@ -144,8 +144,9 @@ fn roots(schemas: &Value, resources: &[Value]) -> BTreeSet<String> {
 
 fn kinds(schemas: &Value, types: &BTreeMap<String, Value>) -> Map<String, Value> {
     let mut kinds = Map::new();
-    for name in types.keys() {
-        for gvk in schemas[name]["x-kubernetes-group-version-kind"].as_array().into_iter().flatten() {
+    for (name, schema) in schemas.as_object().into_iter().flatten().filter(|(name, _)| types.contains_key(&short(name)))
+    {
+        for gvk in schema["x-kubernetes-group-version-kind"].as_array().into_iter().flatten() {
             let (group, version) =
                 (gvk["group"].as_str().unwrap_or_default(), gvk["version"].as_str().unwrap_or_default());
             let kind = gvk["kind"].as_str().unwrap_or_default();

@@ -1,1 +1,26 @@
-//! (skeleton)
+//! A Kubernetes-shaped REST API over a store of JSON objects: discovery, lists, watches, patches, tables.
+//!
+//! One set of handlers serves every kind; what differs between kinds is data (`catalog`, `data/`) or a small hook
+//! (`defaults`, `validate`, `api::subresource`). Flow of a request: `http` → `api` → `storage`. Inside the process the same
+//! [`Api`] handle is used without HTTP. Read `storage` and `api` first.
+
+pub mod api;
+pub mod catalog;
+pub mod defaults;
+pub mod discovery;
+pub mod error;
+pub mod http;
+pub mod meta;
+pub mod openapi;
+pub mod patch;
+pub mod protobuf;
+pub mod schema;
+pub mod selector;
+pub mod storage;
+pub mod table;
+pub mod types;
+pub mod validate;
+
+pub use api::{Api, ListOptions, ResourceRef, User, WriteOptions};
+pub use error::ApiError;
+pub use patch::PatchType;

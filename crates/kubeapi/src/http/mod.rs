@@ -1,0 +1,9 @@
+//! The API over HTTP. `target` reads paths and queries, `answer` writes JSON, tables and errors, `stream` writes watches,
+//! `handle` joins them.
+
+mod answer;
+mod handle;
+mod stream;
+mod target;
+
+pub use handle::{Identity, Server};

@@ -1,0 +1,169 @@
+//! Watches as chunked lines of JSON.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream;
+use http::{HeaderValue, Response, header};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use link::http_server::Body;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::answer::{Form, partial};
+use crate::ApiError;
+use crate::api::{Api, ResourceRef, Watch, WatchEvent};
+use crate::table;
+
+/// A watch without a deadline of its own ends after this time; clients open it again.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// How often a quiet watch tells its client the current version.
+const BOOKMARK: Duration = Duration::from_secs(60);
+/// Events that are written together when several are waiting.
+const BATCH_BYTES: usize = 64 << 10;
+
+struct State {
+    api: Api,
+    watch: Watch,
+    what: ResourceRef,
+    form: Form,
+    bookmarks: bool,
+    end: Instant,
+    first: bool,
+    over: bool,
+}
+
+/// The answer to a watch. A client that does not read is not waited for by anybody else: the events stay in the log, and when
+/// they are gone from it the watch ends with 410.
+pub(super) fn watch(
+    api: &Api,
+    what: ResourceRef,
+    watch: Watch,
+    form: Form,
+    bookmarks: bool,
+    limit: Option<u64>,
+) -> Response<Body> {
+    let limit = limit.filter(|seconds| *seconds > 0).map_or(LONGEST, Duration::from_secs).min(LONGEST);
+    let end = Instant::now() + limit;
+    let state = State { api: api.clone(), watch, what, form, bookmarks, end, first: true, over: false };
+    let frames = stream::unfold(state, |mut state| async move {
+        if state.over {
+            return None;
+        }
+        let chunk = state.next_chunk().await?;
+        Some((Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Frame::data(chunk)), state))
+    });
+    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(SyncStream::new(frames))));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    answer
+}
+
+impl State {
+    async fn next_chunk(&mut self) -> Option<Bytes> {
+        let bookmark_at = (Instant::now() + BOOKMARK).min(self.end);
+        match tokio::time::timeout_at(bookmark_at, self.watch.next()).await {
+            Ok(Ok(event)) => Some(self.batch(&event)),
+            Ok(Err(error)) => {
+                self.over = true;
+                Some(line(&json!({"type": "ERROR", "object": error.to_status()})))
+            }
+            Err(_) if Instant::now() >= self.end && !self.bookmarks => None,
+            Err(_) => {
+                self.over = Instant::now() >= self.end;
+                if self.bookmarks { Some(self.bookmark()) } else { Some(Bytes::new()) }
+            }
+        }
+    }
+
+    /// This event, and those behind it that are there already.
+    fn batch(&mut self, event: &WatchEvent) -> Bytes {
+        let mut out = BytesMut::new();
+        self.write(event, &mut out);
+        while out.len() < BATCH_BYTES {
+            match self.watch.try_next() {
+                Ok(Some(event)) => self.write(&event, &mut out),
+                // An error is told by the next chunk.
+                _ => break,
+            }
+        }
+        out.freeze()
+    }
+
+    fn write(&mut self, event: &WatchEvent, out: &mut BytesMut) {
+        let as_is = self.form == Form::Plain && self.what.resource.custom.is_none();
+        if as_is {
+            out.put_slice(b"{\"type\":\"");
+            out.put_slice(event.kind.text().as_bytes());
+            out.put_slice(b"\",\"object\":");
+            out.put_slice(&event.json);
+            out.put_slice(b"}\n");
+            return;
+        }
+        let object = match event.object() {
+            Ok(object) => self.shape(object),
+            Err(error) => error.to_status(),
+        };
+        out.put_slice(&line(&json!({"type": event.kind.text(), "object": object})));
+    }
+
+    fn shape(&mut self, mut object: Value) -> Value {
+        object["apiVersion"] = json!(self.what.resource.api_version());
+        match self.form {
+            Form::Plain => object,
+            Form::Partial => partial(&object),
+            Form::Table(include) => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let with_columns = std::mem::take(&mut self.first);
+                table::table(&self.what.resource, &[object], metadata, include, with_columns)
+            }
+        }
+    }
+
+    fn bookmark(&mut self) -> Bytes {
+        let version = json!({"resourceVersion": self.api.revision().to_string(), "creationTimestamp": null});
+        let object = json!({"kind": self.what.resource.kind, "apiVersion": self.what.resource.api_version(), "metadata": version});
+        let object = match self.form {
+            Form::Table(include) => table::table(&self.what.resource, &[], version, include, false),
+            _ => object,
+        };
+        line(&json!({"type": "BOOKMARK", "object": object}))
+    }
+}
+
+fn line(value: &Value) -> Bytes {
+    let mut text = value.to_string();
+    text.push('\n');
+    text.into()
+}
+
+/// Whether a list's resource version can be continued from: `Some(0)` and absence mean that any state will do.
+pub(super) fn since(text: &str) -> Result<Option<u64>, ApiError> {
+    match text {
+        "" | "0" => Ok(None),
+        text => {
+            text.parse().map(Some).map_err(|_| ApiError::bad_request(format!("invalid resource version: {text:?}")))
+        }
+    }
+}
+
+/// Makes a stream shareable between threads: it is only ever polled by one, through `&mut`.
+struct SyncStream<S>(std::sync::Mutex<std::pin::Pin<Box<S>>>);
+
+impl<S: stream::Stream> SyncStream<S> {
+    fn new(stream: S) -> Self {
+        Self(std::sync::Mutex::new(Box::pin(stream)))
+    }
+}
+
+impl<S: stream::Stream> stream::Stream for SyncStream<S> {
+    type Item = S::Item;
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
+        let inner = self.get_mut().0.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        inner.as_mut().poll_next(context)
+    }
+}
