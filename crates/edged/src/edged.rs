@@ -10,7 +10,8 @@ use wire::{Message, kind, operation};
 use crate::{
     events::Recorder,
     meta::MetaClient,
-    pods::{self, Desk, News, Tools},
+    node::NodeAgent,
+    pods::{self, Busy, Desk, News, Tools},
     runtime::{RUNTIME_EVENT_QUEUE, Runtime},
     settings::Settings,
 };
@@ -42,10 +43,13 @@ impl Edged {
             runtime: Arc::clone(&runtime),
             recorder: recorder.clone(),
             meta: meta.clone(),
+            busy: Busy::default(),
         };
         let (desk, desk_task) = pods::desk(tools);
         let mut parts = JoinSet::new();
+        let node = NodeAgent::new(Arc::clone(&self.settings), meta, Arc::clone(&runtime), recorder);
         parts.spawn(events.run(stopping.clone()));
+        parts.spawn(node.run(stopping.clone()));
         parts.spawn(desk_task.run(stopping.clone()));
         parts.spawn(pass_runtime_events(Arc::clone(&runtime), desk.clone(), stopping.clone()));
         loop {

@@ -4,9 +4,11 @@
 //! pod and decides with the pure crate `podlife`; the runtime side ([`runtime`] over `cri`) carries the decisions out.
 
 pub mod cri;
+pub mod edged;
 pub mod events;
 pub mod meta;
 pub mod node;
+pub mod pods;
 pub mod runtime;
 pub mod settings;
 
@@ -22,4 +24,5 @@ mod quantity;
 mod sandbox;
 mod volumes;
 
+pub use edged::Edged;
 pub use settings::Settings;

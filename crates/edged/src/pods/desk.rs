@@ -289,12 +289,26 @@ impl DeskTask {
                 return;
             }
         };
-        for orphan in &observed {
+        let mut unwanted = observed;
+        // What an agent killed in the middle of a clean-up left on disk has no container any more.
+        unwanted.extend(
+            self.tools
+                .runtime
+                .pods_on_disk()
+                .into_iter()
+                .map(|uid| ObservedPod::absent(PodIdentity { namespace: String::new(), name: String::new(), uid })),
+        );
+        for orphan in &unwanted {
             if self.pods.contains_key(&orphan.identity.uid) {
                 continue;
             }
             let identity = orphan.identity.clone();
-            tracing::info!(pod = identity.name, namespace = identity.namespace, uid = identity.uid, "ending a pod that nobody wants");
+            tracing::info!(
+                pod = identity.name,
+                namespace = identity.namespace,
+                uid = identity.uid,
+                "ending a pod that nobody wants"
+            );
             let mailbox = Arc::new(Mailbox::default());
             let worker = PodWorker::orphan(orphan, Arc::clone(&mailbox), self.reporter.clone(), self.tools.clone());
             self.spawn(identity.clone(), mailbox, worker, stopping);

@@ -14,7 +14,10 @@ mod sync;
 mod teardown;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 pub use desk::{Desk, DeskTask, News, desk};
 pub use source::{PodChange, PodVersion, SourceError, read_change};
@@ -32,4 +35,18 @@ pub struct Tools {
     pub recorder: Recorder,
     /// The API.
     pub meta: MetaClient,
+    /// Workers that are starting or stopping something.
+    pub busy: Busy,
+}
+
+/// Counts workers at work; the runtime is watched more closely while there are any.
+#[derive(Clone, Debug, Default)]
+pub struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    fn change(&self, runtime: &Runtime, busy: bool) {
+        let count =
+            if busy { self.0.fetch_add(1, Relaxed) + 1 } else { self.0.fetch_sub(1, Relaxed).saturating_sub(1) };
+        runtime.set_busy(count > 0);
+    }
 }

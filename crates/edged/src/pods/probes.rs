@@ -78,7 +78,9 @@ impl Prober {
         });
         let host_ips = if spec::host_network(pod) { tools.runtime.host_ips() } else { Vec::new() };
         let Some(address) = observed.ips().first().or(host_ips.first()) else { return };
-        for container in spec::containers(pod).iter().chain(spec::init_containers(pod).iter().filter(|c| spec::is_sidecar(c))) {
+        for container in
+            spec::containers(pod).iter().chain(spec::init_containers(pod).iter().filter(|c| spec::is_sidecar(c)))
+        {
             let newest = observed.newest(&container.name).filter(|c| c.state == RuntimeState::Running);
             let Some(instance) = newest else { continue };
             for kind in ProbeKind::ALL {
@@ -88,7 +90,9 @@ impl Prober {
                     continue;
                 }
                 if let Some(probing) = Probing::new(pod, container, instance, kind, address, tools, mailbox) {
-                    let since = instance.started_at.map_or(Duration::ZERO, |t| Timestamp::now().duration_since(t).unsigned_abs());
+                    let since = instance
+                        .started_at
+                        .map_or(Duration::ZERO, |t| Timestamp::now().duration_since(t).unsigned_abs());
                     self.running.insert(key, self.tasks.spawn(probing.run(since)));
                 }
             }
@@ -141,7 +145,12 @@ impl Probing {
                     Some(false)
                 }
                 Attempt::Error(cause) => {
-                    tracing::debug!(container = self.container, kind = self.kind.word(), cause, "probe could not be made");
+                    tracing::debug!(
+                        container = self.container,
+                        kind = self.kind.word(),
+                        cause,
+                        "probe could not be made"
+                    );
                     None
                 }
             };
@@ -175,7 +184,7 @@ impl Probing {
     }
 
     async fn exec(&self, command: &[String]) -> Attempt {
-        match self.tools.runtime.exec(&self.id, command, self.plan.timeout).await {
+        match self.tools.runtime.exec(&self.id, command.to_vec(), self.plan.timeout).await {
             Ok((0, _)) => Attempt::Success,
             Ok((_, output)) => Attempt::Failure(output),
             Err(crate::runtime::RuntimeError::Timeout { limit, .. }) => {
@@ -208,7 +217,8 @@ async fn get(stream: TcpStream, host: &str, port: u16, path: &str, headers: &[HT
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let mut request = hyper::Request::get(path).header("Connection", "close");
         let given = |name: &str| headers.iter().any(|h| h.name.eq_ignore_ascii_case(name));
-        for (name, value) in [("User-Agent", "kube-probe/1.32"), ("Accept", "*/*"), ("Host", &format!("{host}:{port}"))] {
+        for (name, value) in [("User-Agent", "kube-probe/1.32"), ("Accept", "*/*"), ("Host", &format!("{host}:{port}"))]
+        {
             if !given(name) {
                 request = request.header(name, value);
             }
@@ -224,12 +234,14 @@ async fn get(stream: TcpStream, host: &str, port: u16, path: &str, headers: &[HT
             let _ = Limited::new(response.into_body(), MAX_BODY).collect().await;
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(status)
         };
+        // The answer fails by itself when the connection breaks, and may be there after the connection has ended.
+        let drive = async {
+            let _ = connection.await;
+            std::future::pending().await
+        };
         tokio::select! {
             status = answer => status,
-            ended = connection => {
-                ended?;
-                Err("the connection ended before the answer".into())
-            }
+            () = drive => Err("the connection ended before the answer".into()),
         }
     };
     match exchange.await {

@@ -32,7 +32,14 @@ pub(super) struct Reporter {
 
 pub(super) enum Report {
     /// The API sent the pod.
-    Api { identity: PodIdentity, version: u64, deleted: bool, is_static: bool, status: Box<PodStatus>, mailbox: Arc<Mailbox> },
+    Api {
+        identity: PodIdentity,
+        version: u64,
+        deleted: bool,
+        is_static: bool,
+        status: Box<PodStatus>,
+        mailbox: Arc<Mailbox>,
+    },
     /// The worker computed this.
     Status { uid: String, status: Box<PodStatus> },
     /// The worker has released everything of the pod.

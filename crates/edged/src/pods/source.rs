@@ -87,8 +87,7 @@ pub fn read_change(message: &Message) -> Result<PodChange, SourceError> {
 
 /// Reads one pod.
 pub fn read_pod(resource: &str, content: &Content) -> Result<PodVersion, SourceError> {
-    let mut pod: Pod =
-        content.parse().map_err(|source| SourceError::Pod { resource: resource.to_owned(), source })?;
+    let mut pod: Pod = content.parse().map_err(|source| SourceError::Pod { resource: resource.to_owned(), source })?;
     let identity = spec::identity(&pod).ok_or_else(|| SourceError::Identity { resource: resource.to_owned() })?;
     let api = pod.status.take().unwrap_or_default();
     pod.metadata.managed_fields = None;
@@ -101,7 +100,9 @@ pub fn read_list(items: &[Content]) -> Vec<PodVersion> {
     for item in items {
         match read_pod("of the stored list", item) {
             Ok(version) => pods.push(version),
-            Err(error) => tracing::warn!(error = %error, cause = ?std::error::Error::source(&error), "stored pod left out"),
+            Err(error) => {
+                tracing::warn!(error = %error, cause = ?std::error::Error::source(&error), "stored pod left out")
+            }
         }
     }
     pods

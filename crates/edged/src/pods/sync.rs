@@ -73,7 +73,11 @@ impl PodWorker {
     ) -> Result<Next, RuntimeError> {
         if actions.kill_pod {
             if let Some(attempt) = actions.create_sandbox.filter(|_| !observed.sandboxes.is_empty()) {
-                tracing::info!(pod = self.identity.name, attempt, "pod sandbox changed, it will be killed and re-created");
+                tracing::info!(
+                    pod = self.identity.name,
+                    attempt,
+                    "pod sandbox changed, it will be killed and re-created"
+                );
                 let text = "Pod sandbox changed, it will be killed and re-created.";
                 self.tools.recorder.pod(&self.pod, EventType::Normal, "SandboxChanged", text);
             }
@@ -251,7 +255,13 @@ impl PodWorker {
             }
             Err(_) if cancel.is_cancelled() => Ok(Started::Failed),
             Err(StartError { reason, message }) => {
-                tracing::warn!(pod = self.identity.name, container = container.name, reason, message, "container not started");
+                tracing::warn!(
+                    pod = self.identity.name,
+                    container = container.name,
+                    reason,
+                    message,
+                    "container not started"
+                );
                 self.failures.insert(container.name.clone(), StartFailure { reason: reason.into(), message });
                 Ok(Started::Failed)
             }
@@ -266,7 +276,8 @@ impl PodWorker {
         let wait = self.backoff.attempt(&key, exited.finished_at.unwrap_or(exited.created_at), now).err()?;
         let identity = &self.identity;
         let pod = format!("{}_{}({})", identity.name, identity.namespace, identity.uid);
-        let message = format!("back-off {} restarting failed container={} pod={pod}", go_duration(wait.delay), container.name);
+        let message =
+            format!("back-off {} restarting failed container={} pod={pod}", go_duration(wait.delay), container.name);
         let failure = StartFailure { reason: "CrashLoopBackOff".into(), message };
         if self.failures.get(&container.name) != Some(&failure) {
             let text = format!("Back-off restarting failed container {} in pod {pod}", container.name);

@@ -117,7 +117,12 @@ impl PodWorker {
     async fn stop_one(&self, container: &ObservedContainer, grace: Duration) -> Result<(), RuntimeError> {
         let text = format!("Stopping container {}", container.name);
         self.tools.recorder.container(&self.pod, &container.name, EventType::Normal, "Killing", text);
-        tracing::info!(pod = self.identity.name, container = container.name, grace_s = grace.as_secs(), "stopping container");
+        tracing::info!(
+            pod = self.identity.name,
+            container = container.name,
+            grace_s = grace.as_secs(),
+            "stopping container"
+        );
         self.tools.runtime.stop_container(&container.id, grace).await
     }
 }

@@ -64,6 +64,15 @@ impl Next {
         Self::After(jittered(NETWORK_RETRY))
     }
 
+    /// Nothing is under way.
+    fn is_rest(self) -> bool {
+        match self {
+            Next::Now => false,
+            Next::After(pause) => pause >= RESYNC,
+            Next::Mail | Next::Exit => true,
+        }
+    }
+
     /// The earlier of the two.
     pub fn or_after(self, other: Duration) -> Self {
         match self {
@@ -100,6 +109,8 @@ pub(super) struct PodWorker {
     pub(super) warned: bool,
     /// When the end began; time already spent is taken off the grace period.
     pub(super) stopping_since: Option<Instant>,
+    /// Something is being started or stopped.
+    busy: bool,
     /// Everything on the node is released; only the API has still to delete it.
     pub(super) cleaned: bool,
 }
@@ -126,6 +137,7 @@ impl PodWorker {
             prepared: None,
             warned: false,
             stopping_since: None,
+            busy: false,
             cleaned: false,
         }
     }
@@ -162,6 +174,7 @@ impl PodWorker {
                 next = self.step(&step) => next,
             };
             busy = if next == Next::Now { busy + 1 } else { 0 };
+            self.mark_busy(!next.is_rest());
             wake = match next {
                 Next::Exit => break,
                 // A runtime that says yes and does nothing must not keep the processor busy.
@@ -171,7 +184,18 @@ impl PodWorker {
                 Next::Mail => None,
             };
         }
-        tracing::info!(pod = self.identity.name, namespace = self.identity.namespace, uid = self.identity.uid, "pod is gone");
+        tracing::info!(
+            pod = self.identity.name,
+            namespace = self.identity.namespace,
+            uid = self.identity.uid,
+            "pod is gone"
+        );
+    }
+
+    fn mark_busy(&mut self, busy: bool) {
+        if std::mem::replace(&mut self.busy, busy) != busy {
+            self.tools.busy.change(&self.tools.runtime, busy);
+        }
     }
 
     /// Takes in the mail; true when it is a reason to look at the pod.
@@ -266,7 +290,9 @@ impl PodWorker {
         if self.status.is_none() {
             let lists = [&self.api.container_statuses, &self.api.init_container_statuses];
             for status in lists.into_iter().flatten().flatten() {
-                let Some((_, id)) = status.container_id.as_deref().and_then(|id| id.split_once("://")) else { continue };
+                let Some((_, id)) = status.container_id.as_deref().and_then(|id| id.split_once("://")) else {
+                    continue;
+                };
                 if status.started == Some(true) {
                     self.probes.set(id, ProbeKind::Startup, Verdict::Success);
                 }
@@ -292,6 +318,12 @@ impl PodWorker {
 
     pub(super) fn is_deleted(&self) -> bool {
         spec::is_deleted(&self.pod) || self.life.is_removed()
+    }
+}
+
+impl Drop for PodWorker {
+    fn drop(&mut self) {
+        self.mark_busy(false);
     }
 }
 
