@@ -61,7 +61,21 @@ impl Database {
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.writer.run(job).await
+        self.writer.run(job, |_| ()).await
+    }
+
+    /// As [`Database::write`]; `after` is called with the job's result once that is committed, in the order of the jobs,
+    /// before this returns, and also when the caller has gone away.
+    ///
+    /// # Errors
+    /// The job failed, or the commit did; then nothing was stored and `after` is not called.
+    pub async fn write_then<T, F, G>(&self, job: F, after: G) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        G: FnOnce(&T) + Send + 'static,
+    {
+        self.writer.run(job, after).await
     }
 
     /// Runs a query on what is committed. It blocks the caller for as long as the query takes: keep it short.

@@ -39,17 +39,21 @@ impl Writer {
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    pub(crate) async fn run<T, F>(&self, job: F) -> Result<T, StoreError>
+    pub(crate) async fn run<T, F, G>(&self, job: F, after: G) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        G: FnOnce(&T) + Send + 'static,
     {
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             let result = in_savepoint(connection, job);
             Box::new(move |committed| {
                 let result = match (result, committed) {
-                    (Ok(value), Ok(())) => Ok(value),
+                    (Ok(value), Ok(())) => {
+                        after(&value);
+                        Ok(value)
+                    }
                     (Ok(_), Err(failed)) => Err(StoreError::from(failed.into_error())),
                     (Err(error), _) => Err(StoreError::from(error)),
                 };
