@@ -1,0 +1,143 @@
+//! Edged against a container runtime and a MetaManager in memory: what a pod goes through, and what must survive.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests may panic and speak for themselves")]
+
+mod cloud;
+mod containerd;
+mod lifecycle;
+mod probes;
+mod recovery;
+
+use std::path::Path;
+use std::time::Duration;
+
+use beehive::ModuleManager;
+use cloud::Cloud;
+use edged::{Edged, Settings};
+use serde_json::{Value, json};
+use testkit::fake_cri::{FakeCri, State};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Long enough for a retry of a failed step on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A node: runtime, cloud, and edged while it runs.
+pub struct Node {
+    pub cri: FakeCri,
+    pub cloud: Cloud,
+    directory: tempfile::TempDir,
+    running: JoinSet<()>,
+    stopping: CancellationToken,
+}
+
+impl Node {
+    /// A node with a runtime and no edged yet.
+    pub async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let cri = FakeCri::start(&directory.path().join("r")).await.unwrap();
+        cri.add_image("busybox:1");
+        cri.enable_events();
+        Self { cri, cloud: Cloud::new(), directory, running: JoinSet::new(), stopping: CancellationToken::new() }
+    }
+
+    /// A node with a running edged.
+    pub async fn started() -> Self {
+        let mut node = Self::new().await;
+        node.start();
+        node
+    }
+
+    fn settings(&self) -> Settings {
+        let path = |name: &str| Path::new(self.directory.path()).join(name);
+        let mut settings = Settings::new("n1");
+        settings.root_dir = path("kubelet");
+        settings.pod_logs_dir = path("logs");
+        settings.runtime_endpoint = self.cri.endpoint();
+        settings.register_node = false;
+        settings.node_ip = Some("192.0.2.2".parse().unwrap());
+        settings
+    }
+
+    /// Starts edged.
+    pub fn start(&mut self) {
+        let mut modules = ModuleManager::new();
+        modules.register(Edged::new(self.settings()));
+        modules.register(self.cloud.module());
+        self.stopping = CancellationToken::new();
+        self.running.spawn(modules.run(self.stopping.clone()));
+    }
+
+    /// Ends edged as `kill -9` does: every task is dropped where it stands.
+    pub async fn kill(&mut self) {
+        self.running.shutdown().await;
+    }
+
+    /// Names of running containers of a pod.
+    pub fn runs(&self, pod: &str) -> usize {
+        self.cri.containers().iter().filter(|c| c.pod == pod && c.state == State::Running).count()
+    }
+
+    pub async fn until_runs(&self, pod: &str, count: usize) {
+        self.until(&format!("{pod} runs {count} containers"), || self.runs(pod) == count).await;
+    }
+
+    /// Status of a pod in the API.
+    pub fn status(&self, pod: &str) -> Value {
+        self.cloud.pod(pod).map_or(Value::Null, |pod| pod["status"].clone())
+    }
+
+    pub fn phase(&self, pod: &str) -> String {
+        self.status(pod)["phase"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn ready(&self, pod: &str) -> bool {
+        let status = self.status(pod);
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    }
+
+    pub fn waiting_reason(&self, pod: &str) -> String {
+        let status = self.status(pod);
+        status["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Polls until it holds.
+    pub async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "not in time: {what}; calls {:?}; requests {:#?}",
+                self.cri.calls(),
+                self.cloud.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
+/// A pod with one busybox container `main`.
+pub fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "default", "name": name, "uid": format!("uid-{name}")},
+        "spec": {
+            "nodeName": "n1", "restartPolicy": "Always", "terminationGracePeriodSeconds": 5,
+            "containers": [{"name": "main", "image": "busybox:1", "imagePullPolicy": "IfNotPresent"}],
+        },
+        "status": {"phase": "Pending", "qosClass": "BestEffort"},
+    })
+}
+
+/// A pod with fields changed: `spec.` paths are not needed, the closure gets the whole object.
+pub fn pod_with(name: &str, change: impl FnOnce(&mut Value)) -> Value {
+    let mut pod = pod(name);
+    change(&mut pod);
+    pod
+}
