@@ -13,7 +13,7 @@ use link::http_server::Peer;
 use link::identity;
 use serde_json::Value;
 
-pub use tokens::TokenKey;
+pub use tokens::{TokenKey, TokenKeyError};
 
 /// Everybody who is somebody belongs to this group.
 const AUTHENTICATED: &str = "system:authenticated";

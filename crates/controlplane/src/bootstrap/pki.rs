@@ -1,0 +1,214 @@
+//! The keys and certificates of the embedded Kubernetes: its CA, its serving certificate, the key that signs ServiceAccount
+//! tokens, and kubeconfigs with client certificates. Everything secret is in the data directory with mode 0600.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use link::ca::{CaError, CertificateAuthority, Issued};
+use link::files::{FileError, read_bounded, write_private};
+
+/// The CA's name.
+const CA_NAME: &str = "ferroedge-kubernetes";
+const CA_CERTIFICATE: &str = "kubernetes-ca.crt";
+const CA_KEY: &str = "kubernetes-ca.key";
+const TOKEN_KEY: &str = "service-account.key";
+/// Files of this directory are small.
+const FILE_LIMIT: u64 = 64 * 1024;
+/// How long a client certificate of a kubeconfig is good for; each start issues new ones.
+const CLIENT_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The names under which the API server is known, besides its addresses.
+const SERVER_NAMES: [&str; 6] = [
+    "localhost",
+    "127.0.0.1",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
+
+/// The keys could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file could not be read or written.
+    #[error("{0}")]
+    File(String, #[source] FileError),
+    /// A certificate or key could not be made or used.
+    #[error("{0}")]
+    Certificate(&'static str, #[source] CaError),
+    /// A stored file is not what it should be.
+    #[error("{0} is damaged: restore it from a backup, or remove the data directory to start anew")]
+    Damaged(PathBuf),
+}
+
+/// The keys of one installation.
+pub struct Pki {
+    authority: CertificateAuthority,
+    /// SEC 1 DER of the key that signs ServiceAccount tokens.
+    pub token_key: Vec<u8>,
+}
+
+impl Pki {
+    /// Reads the keys from the data directory, or makes them.
+    ///
+    /// # Errors
+    /// The directory cannot be used or a file in it is damaged.
+    pub fn open(dir: &Path) -> Result<Self, PkiError> {
+        let authority = match (read(dir, CA_CERTIFICATE)?, read(dir, CA_KEY)?) {
+            (Some(certificate), Some(key)) => {
+                let certificate = from_pem(&certificate).ok_or_else(|| PkiError::Damaged(dir.join(CA_CERTIFICATE)))?;
+                let key = from_pem(&key).ok_or_else(|| PkiError::Damaged(dir.join(CA_KEY)))?;
+                CertificateAuthority::from_der(certificate, &key).map_err(|_| PkiError::Damaged(dir.join(CA_KEY)))?
+            }
+            (None, None) => {
+                let made = CertificateAuthority::generate_named(CA_NAME, None)
+                    .map_err(|e| PkiError::Certificate("making the CA of the API server failed", e))?;
+                // The key first: without its certificate it is simply made anew after a crash.
+                write(dir, CA_KEY, &pem("EC PRIVATE KEY", made.key()))?;
+                write(dir, CA_CERTIFICATE, &pem("CERTIFICATE", made.certificate()))?;
+                made
+            }
+            (None, Some(_)) => {
+                // A crash between the two writes above; nothing was issued yet.
+                std::fs::remove_file(dir.join(CA_KEY)).map_err(|_| PkiError::Damaged(dir.join(CA_KEY)))?;
+                return Self::open(dir);
+            }
+            (Some(_), None) => return Err(PkiError::Damaged(dir.join(CA_KEY))),
+        };
+        let token_key = match read(dir, TOKEN_KEY)? {
+            Some(text) => from_pem(&text).ok_or_else(|| PkiError::Damaged(dir.join(TOKEN_KEY)))?,
+            None => {
+                let made = authority
+                    .issue_client("service-account-signer", "", CLIENT_VALIDITY)
+                    .map_err(|e| PkiError::Certificate("making the key for tokens failed", e))?;
+                write(dir, TOKEN_KEY, &pem("EC PRIVATE KEY", &made.key))?;
+                made.key
+            }
+        };
+        Ok(Self { authority, token_key })
+    }
+
+    /// The CA certificate, DER.
+    pub fn ca_der(&self) -> &[u8] {
+        self.authority.certificate()
+    }
+
+    /// The CA certificate, PEM.
+    pub fn ca_pem(&self) -> String {
+        pem("CERTIFICATE", self.authority.certificate())
+    }
+
+    /// A serving certificate for the usual names, the listening address and these further names.
+    ///
+    /// # Errors
+    /// A name cannot stand in a certificate.
+    pub fn server(&self, listen: IpAddr, further: &[String]) -> Result<Issued, PkiError> {
+        let mut names: Vec<String> = SERVER_NAMES.iter().map(|n| (*n).to_owned()).collect();
+        if !listen.is_unspecified() {
+            names.push(listen.to_string());
+        }
+        names.extend(further.iter().cloned());
+        names.sort();
+        names.dedup();
+        self.authority
+            .issue_server("kube-apiserver", CA_NAME, &names)
+            .map_err(|e| PkiError::Certificate("issuing the API server's certificate failed", e))
+    }
+
+    /// Writes a kubeconfig with a fresh client certificate for this user and group.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_kubeconfig(&self, path: &Path, server: SocketAddr, user: &str, group: &str) -> Result<(), PkiError> {
+        let issued = self
+            .authority
+            .issue_client(user, group, CLIENT_VALIDITY)
+            .map_err(|e| PkiError::Certificate("issuing a client certificate failed", e))?;
+        let text = kubeconfig(
+            server,
+            &self.ca_pem(),
+            user,
+            &pem("CERTIFICATE", &issued.certificate),
+            &pem("EC PRIVATE KEY", &issued.key),
+        );
+        write_private(path, text.as_bytes()).map_err(|e| PkiError::File("the kubeconfig cannot be written".into(), e))
+    }
+}
+
+fn kubeconfig(server: SocketAddr, ca: &str, user: &str, certificate: &str, key: &str) -> String {
+    let host = match server.ip() {
+        ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+        IpAddr::V4(ip) => ip.to_string(),
+    };
+    let encode = |text: &str| STANDARD.encode(text);
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: ferroedge\n  cluster:\n    server: https://{host}:{port}\n    \
+         certificate-authority-data: {ca}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    \
+         client-key-data: {key}\ncontexts:\n- name: ferroedge\n  context:\n    cluster: ferroedge\n    user: {user}\n\
+         current-context: ferroedge\npreferences: {{}}\n",
+        port = server.port(),
+        ca = encode(ca),
+        certificate = encode(certificate),
+        key = encode(key),
+    )
+}
+
+fn read(dir: &Path, name: &str) -> Result<Option<String>, PkiError> {
+    let path = dir.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = read_bounded(&path, FILE_LIMIT).map_err(|e| PkiError::File(format!("{name} cannot be read"), e))?;
+    String::from_utf8(bytes).map(Some).map_err(|_| PkiError::Damaged(path))
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<(), PkiError> {
+    write_private(&dir.join(name), text.as_bytes()).map_err(|e| PkiError::File(format!("{name} cannot be written"), e))
+}
+
+/// A PEM block.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for line in body.as_bytes().chunks(64) {
+        text.extend(line.iter().map(|b| char::from(*b)));
+        text.push('\n');
+    }
+    text + &format!("-----END {label}-----\n")
+}
+
+fn from_pem(text: &str) -> Option<Vec<u8>> {
+    let body: String = text
+        .lines()
+        .skip_while(|l| !l.starts_with("-----BEGIN"))
+        .skip(1)
+        .take_while(|l| !l.starts_with("-----END"))
+        .collect();
+    STANDARD.decode(body).ok().filter(|der| !der.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_start_finds_the_keys_of_the_first() {
+        let dir = tempfile::tempdir().expect("dir");
+        let first = Pki::open(dir.path()).expect("first");
+        let second = Pki::open(dir.path()).expect("second");
+        assert_eq!(first.ca_der(), second.ca_der());
+        assert_eq!(first.token_key, second.token_key);
+        std::fs::write(dir.path().join(CA_KEY), "nonsense").expect("write");
+        assert!(matches!(Pki::open(dir.path()), Err(PkiError::Damaged(path)) if path.ends_with(CA_KEY)));
+    }
+
+    #[test]
+    fn pem_round_trip() {
+        let der: Vec<u8> = (0..=200).collect();
+        assert_eq!(from_pem(&pem("X", &der)), Some(der));
+        assert_eq!(from_pem("nothing"), None);
+    }
+}

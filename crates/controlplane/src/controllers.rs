@@ -1,0 +1,99 @@
+//! All controllers together: one informer per kind, each controller on its own task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kubeapi::Api;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::client::{
+    CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS,
+};
+use crate::informer::Informer;
+use crate::queue::WorkQueue;
+use crate::reconcile::{self, Reconcile};
+use crate::{
+    daemonset, deployment, events, garbage, namespace, nodelifecycle, podgc, replicaset, scheduler, serviceaccount,
+};
+
+/// Starts all controllers on the tracker; they end when the token is cancelled.
+pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &TaskTracker, token: &CancellationToken) {
+    let client = |component: &str| Client::new(api.clone(), component);
+    let mut pods = Informer::new(PODS);
+    let mut nodes = Informer::new(NODES);
+    let mut namespaces = Informer::new(NAMESPACES);
+    let mut accounts = Informer::new(SERVICE_ACCOUNTS);
+    let mut deployments = Informer::new(DEPLOYMENTS);
+    let mut sets = Informer::new(REPLICA_SETS);
+    let mut daemons = Informer::new(DAEMON_SETS);
+    let mut leases = Informer::new(LEASES);
+    let mut definitions = Informer::new(CUSTOM_RESOURCES);
+    let (events, writer) = events::recorder(client("events"));
+
+    let mut crew = Crew { tasks, token, synced: Vec::new() };
+    let deployments_controller =
+        deployment::new(client("deployment-controller"), &events, &mut deployments, &mut sets, &mut pods);
+    let sets_controller = replicaset::new(client("replicaset-controller"), &events, &mut sets, &mut pods);
+    let daemons_controller =
+        daemonset::new(client("daemonset-controller"), &events, &mut daemons, &mut nodes, &mut pods);
+    let scheduler = scheduler::new(client("kube-scheduler"), &events, &mut nodes, &mut pods);
+    let nodes_controller =
+        nodelifecycle::new(client("node-controller"), &events, &mut nodes, &mut pods, &mut leases, node_grace);
+    let pod_collector = podgc::new(client("pod-garbage-collector"), &events, &mut nodes, &mut pods);
+    let namespaces_controller = namespace::new(client("namespace-controller"), &mut namespaces, &mut pods);
+    let accounts_controller =
+        serviceaccount::new(client("service-account-controller"), &mut namespaces, &mut accounts, ca_certificate);
+    let (collector, watches, collector_queue) = {
+        let mut shared = [
+            (&PODS, &mut pods),
+            (&NODES, &mut nodes),
+            (&NAMESPACES, &mut namespaces),
+            (&SERVICE_ACCOUNTS, &mut accounts),
+            (&DEPLOYMENTS, &mut deployments),
+            (&REPLICA_SETS, &mut sets),
+            (&DAEMON_SETS, &mut daemons),
+            (&LEASES, &mut leases),
+        ];
+        garbage::new(client("garbage-collector"), &mut shared, &mut definitions)
+    };
+
+    for informer in [pods, nodes, namespaces, accounts, deployments, sets, daemons, leases, definitions] {
+        crew.synced.push(informer.synced());
+        tasks.spawn(informer.run(client("informer"), token.clone()));
+    }
+    tasks.spawn(writer.run(token.clone()));
+    tasks.spawn(watches.run(token.clone()));
+    crew.hire(deployments_controller);
+    crew.hire(sets_controller);
+    crew.hire(daemons_controller);
+    crew.hire(scheduler);
+    crew.hire(nodes_controller);
+    crew.hire(pod_collector);
+    crew.hire(namespaces_controller);
+    crew.hire(accounts_controller);
+    crew.hire((collector, collector_queue));
+}
+
+struct Crew<'a> {
+    tasks: &'a TaskTracker,
+    token: &'a CancellationToken,
+    synced: Vec<watch::Receiver<bool>>,
+}
+
+impl Crew<'_> {
+    /// Runs a controller once all caches are filled: it must not decide on half of the world.
+    fn hire<C: Reconcile>(&self, (controller, queue): (C, Arc<WorkQueue>)) {
+        let (token, synced) = (self.token.clone(), self.synced.clone());
+        self.tasks.spawn(async move {
+            for mut filled in synced {
+                let ready = token.run_until_cancelled(filled.wait_for(|filled| *filled)).await;
+                if !matches!(ready, Some(Ok(_))) {
+                    return;
+                }
+            }
+            reconcile::run(controller, queue, token).await;
+        });
+    }
+}

@@ -1,0 +1,224 @@
+//! The DaemonSet controller: one pod on every node that suits, replaced step by step when the template changes.
+//!
+//! [`plan`] decides, this file carries out. Each template is kept as a ControllerRevision, so that `kubectl rollout history`
+//! and `undo` work. `maxSurge` is not supported and said so in an event; the update then goes by `maxUnavailable`.
+
+pub mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kubeapi::ApiError;
+use serde_json::{Value, json};
+
+use crate::claim::{adopt, release};
+use crate::client::{CONTROLLER_REVISIONS, Client, DAEMON_SETS, DeleteOptions, PODS};
+use crate::deployment::view::template_hash;
+use crate::events::Recorder;
+use crate::informer::{Cache, Change, Informer};
+use crate::object::{Key, Object, controller_reference, normalised};
+use crate::queue::WorkQueue;
+use crate::reconcile::Reconcile;
+use crate::replicaset::plan::{Claim, claim};
+use plan::REVISION_HASH;
+
+const KIND: (&str, &str) = ("apps/v1", "DaemonSet");
+/// Revisions kept without `revisionHistoryLimit`.
+const DEFAULT_HISTORY: i64 = 10;
+
+/// The controller.
+pub struct DaemonSets {
+    client: Client,
+    events: Recorder,
+    sets: Arc<Cache>,
+    nodes: Arc<Cache>,
+    pods: Arc<Cache>,
+}
+
+/// Builds the controller and its queue.
+pub fn new(
+    client: Client,
+    events: &Recorder,
+    sets: &mut Informer,
+    nodes: &mut Informer,
+    pods: &mut Informer,
+) -> (DaemonSets, Arc<WorkQueue>) {
+    let queue = Arc::new(WorkQueue::default());
+    let own = queue.clone();
+    sets.on_change(move |change| own.add(change.object().key()));
+    let (for_nodes, all) = (queue.clone(), sets.cache());
+    nodes.on_change(move |change| {
+        let relevant = |n: &Object| (n.at("/metadata/labels").clone(), n.at("/spec").clone());
+        if let Change::Set { old: Some(old), new } = change
+            && relevant(old) == relevant(new)
+        {
+            return;
+        }
+        for set in all.all() {
+            for_nodes.add(set.key());
+        }
+    });
+    let for_pods = queue.clone();
+    pods.on_change(move |change| {
+        let pod = change.object();
+        if let Some(owner) = pod.controller().filter(|o| o.kind == "DaemonSet") {
+            for_pods.add(Key::new(pod.namespace(), owner.name));
+        }
+    });
+    let events = events.component("daemonset-controller");
+    (DaemonSets { client, events, sets: sets.cache(), nodes: nodes.cache(), pods: pods.cache() }, queue)
+}
+
+impl Reconcile for DaemonSets {
+    const NAME: &'static str = "daemonset-controller";
+
+    async fn reconcile(&mut self, key: &Key) -> Result<Option<Duration>, ApiError> {
+        let Some(set) = self.sets.get(key) else { return Ok(None) };
+        if crate::selector::is_empty(set.at("/spec/selector")) {
+            let text = "This daemon set is selecting all pods. A non-empty selector is required.";
+            self.events.warning(&set, KIND, "SelectingAll", text);
+            return Ok(None);
+        }
+        let surge = set.at("/spec/updateStrategy/rollingUpdate/maxSurge");
+        if !(surge.is_null() || *surge == 0 || *surge == "0%") {
+            let text = "maxSurge is not supported by the embedded control plane; the update goes by maxUnavailable";
+            self.events.warning(&set, KIND, "UnsupportedMaxSurge", text);
+        }
+        let hash = if set.is_deleting() { String::new() } else { self.revision(&set).await? };
+        let own = self.claim_pods(&set).await?;
+        let plan = plan::plan(&set, &self.nodes.all(), &own, &hash, Timestamp::now());
+        for pod in &plan.failed {
+            let text =
+                format!("Found failed daemon pod {} on node {}, will try to kill it", pod.key(), plan::node_of(pod));
+            self.events.warning(&set, KIND, "FailedDaemonPod", text);
+        }
+        for pod in &plan.delete {
+            self.delete(&set, pod).await?;
+        }
+        for node in &plan.create {
+            self.create(&set, node, &hash).await?;
+        }
+        self.write_status(&set, plan.status).await?;
+        Ok(plan.wait)
+    }
+}
+
+impl DaemonSets {
+    async fn claim_pods(&self, set: &Object) -> Result<Vec<Object>, ApiError> {
+        let mut own = Vec::new();
+        for pod in self.pods.in_namespace(set.namespace()) {
+            match claim(set, set.at("/spec/selector"), &pod) {
+                Claim::Own => own.push(pod),
+                Claim::Ignore => {}
+                Claim::Adopt => {
+                    let pod = adopt(&self.client, &PODS, set, KIND, &pod).await?;
+                    self.pods.learn(&pod);
+                    own.push(pod);
+                }
+                Claim::Release => self.pods.learn(&release(&self.client, &PODS, set, &pod).await?),
+            }
+        }
+        Ok(own)
+    }
+
+    async fn create(&self, set: &Object, node: &str, hash: &str) -> Result<(), ApiError> {
+        match self.client.create(&PODS, plan::pod_for(set, node, hash)).await {
+            Ok(pod) => {
+                self.pods.learn(&pod);
+                self.events.normal(set, KIND, "SuccessfulCreate", format!("Created pod: {}", pod.name()));
+                Ok(())
+            }
+            Err(error) => {
+                self.events.warning(set, KIND, "FailedCreate", format!("Error creating: {error}"));
+                Err(error)
+            }
+        }
+    }
+
+    async fn delete(&self, set: &Object, pod: &Object) -> Result<(), ApiError> {
+        match self.client.delete(&PODS, &pod.key(), DeleteOptions::only(pod)).await {
+            Ok(last) => {
+                if let Some(last) = last {
+                    self.pods.learn(&last);
+                }
+                self.events.normal(set, KIND, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()));
+                Ok(())
+            }
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => {
+                self.events.warning(set, KIND, "FailedDelete", format!("Error deleting: {error}"));
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_status(&self, set: &Object, status: Value) -> Result<(), ApiError> {
+        if *set.at("/status") == status {
+            return Ok(());
+        }
+        let mut new = set.to_value();
+        new["status"] = status;
+        match self.client.update_status(&DAEMON_SETS, new).await {
+            Ok(new) => self.sets.learn(&new),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The hash of the current revision; its ControllerRevision is made, or made the newest again, if need be.
+    async fn revision(&self, set: &Object) -> Result<String, ApiError> {
+        let mut template = set.at("/spec/template").clone();
+        template["$patch"] = json!("replace");
+        let data = json!({"spec": {"template": template}});
+        let all = self.client.list_in(&CONTROLLER_REVISIONS, set.namespace()).await?;
+        let mut own: Vec<Object> = all.into_iter().filter(|r| r.is_controlled_by(set.uid())).collect();
+        own.sort_by_key(|r| r.int("/revision").unwrap_or(0));
+        let newest = own.last().and_then(|r| r.int("/revision")).unwrap_or(0);
+        let same = own.iter().find(|r| normalised(r.at("/data")) == normalised(&data));
+        let hash = match same {
+            Some(found) => {
+                if found.int("/revision") != Some(newest) {
+                    let patch = json!({"revision": newest + 1});
+                    self.client.patch(&CONTROLLER_REVISIONS, &found.key(), None, patch).await?;
+                }
+                found.label(REVISION_HASH).unwrap_or_default().to_owned()
+            }
+            None => {
+                let hash = template_hash(set.at("/spec/template"), set.int("/status/collisionCount").unwrap_or(0));
+                let mut labels = set.at("/spec/template/metadata/labels").clone();
+                labels[REVISION_HASH] = json!(hash);
+                let revision = json!({
+                    "apiVersion": "apps/v1", "kind": "ControllerRevision",
+                    "metadata": {
+                        "name": format!("{}-{hash}", set.name()), "namespace": set.namespace(), "labels": labels,
+                        "annotations": crate::deployment::view::inherited_annotations(set),
+                        "ownerReferences": [controller_reference(set, KIND.0, KIND.1)],
+                    },
+                    "data": data, "revision": newest + 1,
+                });
+                self.client.create(&CONTROLLER_REVISIONS, revision).await?;
+                hash
+            }
+        };
+        let limit = set.int("/spec/revisionHistoryLimit").unwrap_or(DEFAULT_HISTORY).max(0);
+        let in_use = |r: &Object| {
+            let own = r.label(REVISION_HASH);
+            own == Some(hash.as_str())
+                || self
+                    .pods
+                    .in_namespace(set.namespace())
+                    .iter()
+                    .any(|p| p.is_controlled_by(set.uid()) && p.label(REVISION_HASH) == own)
+        };
+        let idle: Vec<&Object> = own.iter().filter(|r| !in_use(r)).collect();
+        let surplus = idle.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
+        for old in idle.into_iter().take(surplus) {
+            self.client.delete(&CONTROLLER_REVISIONS, &old.key(), DeleteOptions::only(old)).await?;
+        }
+        Ok(hash)
+    }
+}
