@@ -95,8 +95,9 @@ pub fn compute(input: &StatusInput<'_>) -> PodStatus {
         conditions: Some(merge_conditions(input, before, owned, phase)),
         container_statuses: Some(main),
         init_container_statuses: Some(init).filter(|list| !list.is_empty()),
-        host_ip: input.host_ips.first().cloned(),
-        host_ips: list(input.host_ips, |ip| HostIP { ip: ip.clone() }),
+        // A node that has lost its route for a while has not lost its address.
+        host_ip: input.host_ips.first().cloned().or_else(|| before.host_ip.clone()),
+        host_ips: list(input.host_ips, |ip| HostIP { ip: ip.clone() }).or_else(|| before.host_ips.clone()),
         pod_ip: ips.first().cloned(),
         pod_ips: list(&ips, |ip| PodIP { ip: ip.clone() }),
         qos_class: Some(input.api.qos_class.clone().unwrap_or_else(|| qos::qos_class(input.pod).into())),
@@ -173,7 +174,7 @@ fn end_statuses(pod: &Pod, init: &mut [ContainerStatus], main: &mut [ContainerSt
 }
 
 fn pod_ips(input: &StatusInput<'_>, before: &PodStatus) -> Vec<String> {
-    if spec::host_network(input.pod) {
+    if spec::host_network(input.pod) && !input.host_ips.is_empty() {
         return if input.observed.sandboxes.is_empty() && before.pod_ip.is_none() {
             Vec::new()
         } else {

@@ -100,6 +100,11 @@ impl Cloud {
         self.send(operation::INSERT, resource, &object).await;
     }
 
+    /// A message as it is.
+    pub async fn push_raw(&self, operation: &str, resource: &str, content: Value) {
+        self.send(operation, resource, &content).await;
+    }
+
     pub async fn push_again(&self, name: &str) {
         self.push_pod(&format!("default/{name}"), operation::UPDATE).await;
     }

@@ -65,14 +65,23 @@ async fn a_web_server_survives_edged_containerd_and_a_power_cut() {
     containerd.import_busybox().await.unwrap();
     let cloud = Cloud::new();
     let mut edged = start(directory.path(), containerd.endpoint(), &cloud);
-    cloud.create_other("default/configmap/page", json!({"metadata": {"name": "page", "namespace": "default"}, "data": {"index.html": "hello"}})).await;
+    cloud
+        .create_other(
+            "default/configmap/page",
+            json!({"metadata": {"name": "page", "namespace": "default"}, "data": {"index.html": "hello"}}),
+        )
+        .await;
     cloud
         .create(pod_with("web", |pod| {
             pod["spec"]["containers"][0]["image"] = json!(BUSYBOX_IMAGE);
-            pod["spec"]["containers"][0]["command"] =
-                json!(["sh", "-c", "echo serving; trap 'exit 0' TERM; httpd -p 8080 -h /page; while :; do sleep 0.2; done"]);
+            pod["spec"]["containers"][0]["command"] = json!([
+                "sh",
+                "-c",
+                "echo serving; trap 'exit 0' TERM; httpd -p 8080 -h /page; while :; do sleep 0.2; done"
+            ]);
             pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "page", "mountPath": "/page"}]);
-            pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": 8080, "path": "/index.html"}, "periodSeconds": 1});
+            pod["spec"]["containers"][0]["readinessProbe"] =
+                json!({"httpGet": {"port": 8080, "path": "/index.html"}, "periodSeconds": 1});
             pod["spec"]["volumes"] = json!([{"name": "page", "configMap": {"name": "page"}}]);
         }))
         .await;
@@ -92,7 +101,10 @@ async fn a_web_server_survives_edged_containerd_and_a_power_cut() {
     cloud.push_again("web").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let web = until("ready", &cloud, is_ready).await;
-    assert_eq!((&web["status"]["containerStatuses"][0]["containerID"], &web["status"]["containerStatuses"][0]["restartCount"]), (&id, &json!(0)));
+    assert_eq!(
+        (&web["status"]["containerStatuses"][0]["containerID"], &web["status"]["containerStatuses"][0]["restartCount"]),
+        (&id, &json!(0))
+    );
 
     cloud.set_offline(true);
     edged.shutdown().await;

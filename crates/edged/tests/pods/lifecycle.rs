@@ -227,3 +227,38 @@ async fn an_active_deadline_ends_the_pod() {
     assert_eq!(node.status("short")["reason"], "DeadlineExceeded");
     assert_eq!(node.runs("short"), 0);
 }
+
+#[tokio::test]
+async fn a_pod_waits_for_its_config_map_and_starts_when_it_comes() {
+    let node = Node::started().await;
+    let volumes = json!([{"name": "c", "configMap": {"name": "late"}}]);
+    let volume_pod = pod_with("volume", |pod| {
+        pod["spec"]["volumes"] = volumes;
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "c", "mountPath": "/c"}]);
+    });
+    node.cloud.create(volume_pod).await;
+    let env = json!([{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "a"}}}]);
+    node.cloud.create(pod_with("env", |pod| pod["spec"]["containers"][0]["env"] = env)).await;
+    node.until("told", || node.cloud.events("volume").iter().any(|reason| reason == "FailedMount")).await;
+    node.until("told", || node.waiting_reason("env") == "CreateContainerConfigError").await;
+    assert_eq!(node.runs("volume") + node.runs("env"), 0);
+    let late = json!({"metadata": {"name": "late", "namespace": "default"}, "data": {"a": "1"}});
+    let before = std::time::Instant::now();
+    node.cloud.create_other("default/configmap/late", late).await;
+    node.until("ready", || node.ready("volume") && node.ready("env")).await;
+    assert!(
+        before.elapsed() < std::time::Duration::from_secs(5),
+        "the ConfigMap itself is the signal, not the next retry"
+    );
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_stops_nothing() {
+    let node = Node::started().await;
+    node.cloud.create(pod_with("bad", |pod| pod["spec"]["containers"] = json!("none"))).await;
+    node.cloud.create(pod("good")).await;
+    node.until("ready", || node.ready("good")).await;
+    node.cloud.push_raw("delete", "default/pod/good", json!({"metadata": {"name": "good"}})).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(node.runs("good"), 1, "a deletion without uid ends nothing that the store still has");
+}

@@ -170,6 +170,8 @@ async fn no_crash_leaves_an_orphan_or_a_duplicate() {
                 node.until("ready", || node.ready("web")).await;
                 let live: Vec<_> = node.cri.containers().into_iter().filter(|c| c.state == State::Running).collect();
                 assert_eq!(live.len(), 1, "{call} {effect}");
+                let restarts = node.status("web")["containerStatuses"][0]["restartCount"].clone();
+                assert_eq!(restarts, 0, "{call} {effect}: it never ended");
                 assert_eq!(node.cri.sandboxes().iter().filter(|s| s.ready).count(), 1, "{call} {effect}");
                 node.cloud.delete("web", 1).await;
             }

@@ -14,6 +14,10 @@ use crate::stub::{Answer, LIMIT, StubMeta, pod, runtime};
 
 const IMAGE: &str = "docker.io/library/busybox:1";
 
+fn pod_with_one_container() -> Pod {
+    pod(json!({"containers": [{"name": "c", "image": IMAGE}]}))
+}
+
 /// Starts container number `index` of a pod in a sandbox.
 async fn start(runtime: &Runtime, pod: &Pod, index: usize, sandbox_id: &str) -> Result<String, (String, String)> {
     let start = ContainerStart {
@@ -93,7 +97,7 @@ async fn image_policies_and_their_reasons() {
     let pod = pod(json!({"containers": [
         {"name": "never", "image": "nothing:1", "imagePullPolicy": "Never"},
         {"name": "missing", "image": "nothing:1", "imagePullPolicy": "IfNotPresent"},
-        {"name": "bad", "image": "UPPER/case"},
+        {"name": "bad", "image": "Upper:1"},
         {"name": "good", "image": "registry.example/app:2", "imagePullPolicy": "Always"}]}));
     let sandbox = runtime.run_sandbox(&pod, 0).await.unwrap();
     let reason = async |index| start(&runtime, &pod, index, &sandbox).await.unwrap_err();
@@ -131,6 +135,7 @@ async fn missing_configuration_and_failing_calls_are_named() {
         {"name": "b", "image": IMAGE, "volumeMounts": [{"name": "conf", "mountPath": "/c"}, {"name": "disk", "mountPath": "/d"}]}],
         "volumes": [{"name": "conf", "configMap": {"name": "later"}},
             {"name": "disk", "persistentVolumeClaim": {"claimName": "x"}}]}));
+    let plain = pod_with_one_container();
     let error = runtime.prepare_pod(&pod, &CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.reason, "FailedMount");
     assert!(error.message.contains("volume \"conf\" : configmap \"later\" not found"), "{}", error.message);
@@ -142,10 +147,11 @@ async fn missing_configuration_and_failing_calls_are_named() {
     let sandbox = runtime.run_sandbox(&pod, 0).await.unwrap();
     let (reason, text) = start(&runtime, &pod, 0, &sandbox).await.unwrap_err();
     assert_eq!((reason.as_str(), text.as_str()), ("CreateContainerConfigError", "secret \"none\" not found"));
+    assert!(start(&runtime, &pod, 1, &sandbox).await.is_err(), "a volume is missing");
     fake.fail_next("CreateContainer", "boom");
-    assert_eq!(start(&runtime, &pod, 1, &sandbox).await.unwrap_err().0, "CreateContainerError");
+    assert_eq!(start(&runtime, &plain, 0, &sandbox).await.unwrap_err().0, "CreateContainerError");
     fake.fail_next("StartContainer", "exec: no such file");
-    assert_eq!(start(&runtime, &pod, 1, &sandbox).await.unwrap_err().0, "RunContainerError");
+    assert_eq!(start(&runtime, &plain, 0, &sandbox).await.unwrap_err().0, "RunContainerError");
 }
 
 #[tokio::test]
@@ -207,14 +213,14 @@ async fn an_unreachable_or_hanging_runtime_is_named() {
 async fn news_of_pods_with_and_without_events() {
     for with_events in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let mut fake = FakeCri::start(dir.path()).await.unwrap();
+        let fake = FakeCri::start(dir.path()).await.unwrap();
         fake.add_image(IMAGE);
         if with_events {
             fake.enable_events();
         }
         let (_stub, meta) = StubMeta::start();
         let (runtime, _) = runtime(dir.path(), &fake.endpoint(), &meta);
-        let pod = pod(json!({"containers": [{"name": "c", "image": IMAGE}]}));
+        let pod = pod_with_one_container();
         let uid = pod.metadata.uid.clone().unwrap();
         let sandbox = runtime.run_sandbox(&pod, 0).await.unwrap();
         let id = start(&runtime, &pod, 0, &sandbox).await.unwrap();
@@ -228,8 +234,8 @@ async fn news_of_pods_with_and_without_events() {
         fake.exit_container(&id, 1);
         let next = tokio::time::timeout(LIMIT, news.recv()).await.unwrap();
         assert_eq!(next, Some(RuntimeEvent::Pod { uid }), "events: {with_events}");
-        fake.stop_serving().await;
-        fake.serve().await.unwrap();
+        fake.fail_next("ListContainers", "overloaded");
+        runtime.set_busy(true);
         let next = tokio::time::timeout(LIMIT, news.recv()).await.unwrap();
         assert_eq!(next, Some(RuntimeEvent::Resync), "events: {with_events}");
         stop.cancel();

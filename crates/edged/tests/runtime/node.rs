@@ -16,10 +16,6 @@ fn ready(object: &Value) -> Option<(&str, &str)> {
     Some((ready["status"].as_str()?, ready["reason"].as_str()?))
 }
 
-fn patch(content: &Value) -> Value {
-    content.clone()
-}
-
 struct Running {
     stub: StubMeta,
     fake: FakeCri,
@@ -69,8 +65,8 @@ async fn an_existing_node_gets_its_whole_status_patched() {
         stub.set("query", "kube-node-lease/lease/n1", Answer::Content(json!({"Object": lease, "Err": null})));
     })
     .await;
-    let first = patch(&running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0]);
-    assert_eq!(ready(&first), Some(("True", "EdgeReady")));
+    let first = &running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0];
+    assert_eq!(ready(first), Some(("True", "EdgeReady")));
     assert_eq!(first["status"]["capacity"]["pods"], "110");
     let labelled = &running.stub.wait_for("update", "null/node/n1", 1).await[0];
     assert_eq!(labelled["metadata"]["labels"]["mine"], "kept");
@@ -90,13 +86,12 @@ async fn a_dead_runtime_makes_the_node_unready_and_back() {
     .await;
     running.stub.wait_for("insert", "null/node/n1", 1).await;
     running.fake.stop_serving().await;
-    let down = patch(&running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0]);
-    assert_eq!(ready(&down), Some(("False", "KubeletNotReady")));
-    let message = down["status"]["conditions"][3]["message"].as_str().unwrap_or_default();
-    assert!(message.contains("is not reachable"), "{down}");
+    let down = &running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0];
+    assert_eq!(ready(down), Some(("False", "KubeletNotReady")));
+    assert!(down.to_string().contains("is not reachable"), "{down}");
     running.fake.serve().await.unwrap();
-    let up = patch(&running.stub.wait_for("patch", "null/nodepatch/n1", 2).await[1]);
-    assert_eq!(ready(&up), Some(("True", "EdgeReady")));
+    let up = &running.stub.wait_for("patch", "null/nodepatch/n1", 2).await[1];
+    assert_eq!(ready(up), Some(("True", "EdgeReady")));
 }
 
 #[tokio::test]
