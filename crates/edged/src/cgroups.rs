@@ -38,10 +38,9 @@ impl CgroupDriver {
         match (self, class) {
             (CgroupDriver::Cgroupfs, Some(class)) => format!("/kubepods/{class}/pod{uid}"),
             (CgroupDriver::Cgroupfs, None) => format!("/kubepods/pod{uid}"),
-            (CgroupDriver::Systemd, Some(class)) => format!(
-                "/kubepods.slice/kubepods-{class}.slice/kubepods-{class}-pod{}.slice",
-                uid.replace('-', "_")
-            ),
+            (CgroupDriver::Systemd, Some(class)) => {
+                format!("/kubepods.slice/kubepods-{class}.slice/kubepods-{class}-pod{}.slice", uid.replace('-', "_"))
+            }
             (CgroupDriver::Systemd, None) => format!("/kubepods.slice/kubepods-pod{}.slice", uid.replace('-', "_")),
         }
     }

@@ -149,12 +149,14 @@ mod tests {
             ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan", "home"]
         );
         assert_eq!(dns.config.options, ["ndots:5"]);
-        for spec in [json!({"containers": [], "hostNetwork": true}), json!({"containers": [], "dnsPolicy": "Default"})] {
+        for spec in [json!({"containers": [], "hostNetwork": true}), json!({"containers": [], "dnsPolicy": "Default"})]
+        {
             let dns = of(spec, &["10.0.0.10"]);
             assert_eq!((&*dns.config.servers, dns.missing_cluster_dns), (&["9.9.9.9".to_owned()][..], false));
             assert_eq!(dns.config.options, ["rotate"]);
         }
-        let dns = of(json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), &["10.0.0.10"]);
+        let dns =
+            of(json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), &["10.0.0.10"]);
         assert_eq!(dns.config.servers, ["10.0.0.10"]);
         let dns = of(json!({"containers": []}), &[]);
         assert!(dns.missing_cluster_dns && dns.config.servers == ["9.9.9.9"]);

@@ -101,8 +101,7 @@ impl Recorder {
     pub fn new(settings: &Settings, meta: MetaClient) -> (Self, EventSender) {
         let node_name: Arc<str> = settings.node_name.as_str().into();
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let (sender, receiver) =
-            if settings.report_event { (Some(sender), Some(receiver)) } else { (None, None) };
+        let (sender, receiver) = if settings.report_event { (Some(sender), Some(receiver)) } else { (None, None) };
         let sending = EventSender {
             node_name: node_name.clone(),
             meta,
@@ -139,8 +138,12 @@ impl Recorder {
     pub fn node(&self, kind: EventType, reason: &'static str, message: impl Into<String>) {
         let name = self.node_name.to_string();
         // The kubelet puts the name where the UID belongs; `kubectl describe node` looks for that.
-        let object =
-            ObjectReference { kind: Some("Node".into()), uid: Some(name.clone()), name: Some(name), ..Default::default() };
+        let object = ObjectReference {
+            kind: Some("Node".into()),
+            uid: Some(name.clone()),
+            name: Some(name),
+            ..Default::default()
+        };
         self.record(object, kind, reason, message.into());
     }
 

@@ -172,7 +172,9 @@ impl Runtime {
             && let Ok(mut version) = self.cri.version().await
         {
             // Debian writes `1.6.20~ds1`, Kubernetes shows what comes before.
-            version.runtime_version.truncate(version.runtime_version.find('~').unwrap_or(version.runtime_version.len()));
+            version
+                .runtime_version
+                .truncate(version.runtime_version.find('~').unwrap_or(version.runtime_version.len()));
             drop(self.version.set(version));
         }
         self.version.get().map(|v| format!("{}://{}", v.runtime_name, v.runtime_version)).unwrap_or_default()

@@ -97,7 +97,11 @@ pub fn identity_labels(identity: &PodIdentity) -> BTreeMap<String, String> {
 ///
 /// # Errors
 /// The full name is too long.
-pub fn hostname(pod: &Pod, identity: &PodIdentity, cluster_domain: &str) -> Result<(String, Option<String>), SandboxError> {
+pub fn hostname(
+    pod: &Pod,
+    identity: &PodIdentity,
+    cluster_domain: &str,
+) -> Result<(String, Option<String>), SandboxError> {
     let pod_spec = pod.spec.as_ref();
     let wanted = pod_spec.and_then(|s| s.hostname.as_deref()).filter(|name| !name.is_empty());
     let mut host = wanted.unwrap_or(&identity.name).to_owned();
@@ -205,11 +209,15 @@ mod tests {
 
     #[test]
     fn host_namespaces_and_refusals() {
-        let config = config_of(json!({"containers": [], "hostNetwork": true, "hostPID": true, "hostIPC": true})).unwrap();
+        let config =
+            config_of(json!({"containers": [], "hostNetwork": true, "hostPID": true, "hostIPC": true})).unwrap();
         assert_eq!(config.hostname, "");
         let options = config.linux.unwrap().security_context.unwrap().namespace_options.unwrap();
         assert_eq!([options.network(), options.pid(), options.ipc()], [proto::NamespaceMode::Node; 3]);
-        assert!(matches!(config_of(json!({"containers": [], "runtimeClassName": "kata"})), Err(SandboxError::RuntimeClass(_))));
+        assert!(matches!(
+            config_of(json!({"containers": [], "runtimeClassName": "kata"})),
+            Err(SandboxError::RuntimeClass(_))
+        ));
         let long = json!({"containers": [], "subdomain": "x".repeat(50), "setHostnameAsFQDN": true});
         assert!(matches!(config_of(long), Err(SandboxError::LongFqdn(_))));
     }

@@ -1,11 +1,11 @@
 //! The private containerd leaves nothing behind, however it ends.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use testkit::containerd::{BUSYBOX_IMAGE, Containerd, ContainerdOptions};
-use testkit::cri::{
-    self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
-};
+use testkit::cri::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
 use tonic::transport::{Channel, Endpoint};
 
 async fn channel(containerd: &Containerd) -> Channel {
@@ -14,7 +14,8 @@ async fn channel(containerd: &Containerd) -> Channel {
 
 /// A sandbox with its own network, which starts a shim, a process, mounts, a namespace and the bridge.
 async fn run_sandbox(containerd: &Containerd, name: &str) {
-    let metadata = cri::PodSandboxMetadata { name: name.into(), uid: name.into(), namespace: "default".into(), attempt: 0 };
+    let metadata =
+        cri::PodSandboxMetadata { name: name.into(), uid: name.into(), namespace: "default".into(), attempt: 0 };
     let config = cri::PodSandboxConfig {
         metadata: Some(metadata),
         linux: Some(cri::LinuxPodSandboxConfig::default()),

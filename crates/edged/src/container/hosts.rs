@@ -27,7 +27,8 @@ impl HostsFile<'_> {
     /// # Errors
     /// The file could not be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let node_file = if self.host_network { fs::read_to_string("/etc/hosts").unwrap_or_default() } else { String::new() };
+        let node_file =
+            if self.host_network { fs::read_to_string("/etc/hosts").unwrap_or_default() } else { String::new() };
         // Written in place: running containers have this very file mounted.
         fs::write(path, self.text(&node_file))
     }
@@ -77,6 +78,8 @@ mod tests {
         file.domain = Some("sub.shop.svc.cluster.local");
         assert!(file.text("").contains("10.88.0.7\tweb.sub.shop.svc.cluster.local\tweb\n"));
         file.host_network = true;
-        assert!(file.text("127.0.0.1 me\n").starts_with("# Kubernetes-managed hosts file (host network).\n127.0.0.1 me\n"));
+        assert!(
+            file.text("127.0.0.1 me\n").starts_with("# Kubernetes-managed hosts file (host network).\n127.0.0.1 me\n")
+        );
     }
 }

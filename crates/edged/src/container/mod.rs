@@ -89,7 +89,7 @@ fn annotations(pod: &Pod, container: &Container, restart_count: u32) -> BTreeMap
     let deletion = pod.metadata.deletion_grace_period_seconds;
     made.extend(deletion.map(|seconds| (labels::DELETION_GRACE.to_owned(), seconds.to_string())));
     let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
-    made.extend(hook.and_then(|hook| json(hook)).map(|text| (labels::PRE_STOP_HANDLER.to_owned(), text)));
+    made.extend(hook.and_then(json).map(|text| (labels::PRE_STOP_HANDLER.to_owned(), text)));
     let ports = container.ports.as_ref().filter(|ports| !ports.is_empty());
     made.extend(ports.and_then(json).map(|text| (labels::CONTAINER_PORTS.to_owned(), text)));
     made

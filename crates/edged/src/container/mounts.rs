@@ -65,14 +65,19 @@ fn volume_mount(
     index: usize,
     input: &MountInput<'_>,
 ) -> Result<proto::Mount, String> {
-    let volume = input.volumes.get(&mount.name).ok_or_else(|| {
-        format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
-    })?;
+    let volume = input
+        .volumes
+        .get(&mount.name)
+        .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name))?;
     let mut source = volume.path.clone();
     if let Some(sub) = sub_path(mount, input.env)? {
         let target = input.subpaths.join(&mount.name).join(&container.name).join(index.to_string());
-        source = subpath::bind(&source, &sub, &target)
-            .map_err(|error| format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {error}", mount.name, container.name))?;
+        source = subpath::bind(&source, &sub, &target).map_err(|error| {
+            format!(
+                "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
+                mount.name, container.name
+            )
+        })?;
     }
     // A path without a leading slash is meant from the root, as in older runtimes.
     let container_path =

@@ -124,7 +124,11 @@ fn oom_score(pod: &Pod, container: &Container, node: &NodeResources) -> i64 {
                 return own;
             }
             // A sidecar must not go before the containers that it serves.
-            spec::containers(pod).iter().map(|main| burstable_score(main, node)).min().map_or(own, |least| own.min(least))
+            spec::containers(pod)
+                .iter()
+                .map(|main| burstable_score(main, node))
+                .min()
+                .map_or(own, |least| own.min(least))
         }
     }
 }

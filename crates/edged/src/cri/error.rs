@@ -80,9 +80,7 @@ impl From<CriError> for RuntimeError {
     fn from(error: CriError) -> Self {
         match error {
             CriError::Unreachable { endpoint, source } => RuntimeError::Unreachable { endpoint, source },
-            CriError::Refused { call, ref status } => {
-                RuntimeError::Call { call, message: status.message().to_owned() }
-            }
+            CriError::Refused { call, ref status } => RuntimeError::Call { call, message: status.message().to_owned() },
             CriError::Timeout { call, limit } => RuntimeError::Timeout { call, limit },
         }
     }

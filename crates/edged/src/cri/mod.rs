@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
-pub use error::CriError;
-use proto::image_service_client::ImageServiceClient;
 pub use containerd::Envelope as TaskEvent;
 use containerd::events_client::EventsClient;
+pub use error::CriError;
+use proto::image_service_client::ImageServiceClient;
 use proto::runtime_service_client::RuntimeServiceClient;
 
 /// Deadline of a usual call (`runtimeRequestTimeout` of the kubelet).

@@ -77,7 +77,11 @@ impl Images {
     ///
     /// # Errors
     /// The waiting reason and text of the container.
-    pub async fn ensure(&self, tools: &ImageTools<'_>, request: &ImageRequest<'_>) -> Result<ResolvedImage, StartError> {
+    pub async fn ensure(
+        &self,
+        tools: &ImageTools<'_>,
+        request: &ImageRequest<'_>,
+    ) -> Result<ResolvedImage, StartError> {
         let result = self.try_ensure(tools, request).await;
         if let Err(error) = &result {
             let text = format!("Error: {}", error.reason);
@@ -86,7 +90,11 @@ impl Images {
         result
     }
 
-    async fn try_ensure(&self, tools: &ImageTools<'_>, request: &ImageRequest<'_>) -> Result<ResolvedImage, StartError> {
+    async fn try_ensure(
+        &self,
+        tools: &ImageTools<'_>,
+        request: &ImageRequest<'_>,
+    ) -> Result<ResolvedImage, StartError> {
         let wanted = request.container.image.as_deref().unwrap_or_default();
         let event = |kind, reason, text: String| {
             tools.recorder.container(request.pod, &request.container.name, kind, reason, text);

@@ -82,7 +82,12 @@ impl Machine {
 }
 
 /// Part of a size, rounded down.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "as the kubelet computes it")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "as the kubelet computes it"
+)]
 fn part(size: u64, fraction: f64) -> u64 {
     (size as f64 * fraction) as u64
 }

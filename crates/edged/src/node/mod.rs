@@ -56,15 +56,7 @@ struct Reported {
 impl NodeAgent {
     /// An agent for the node of these settings.
     pub fn new(settings: Arc<Settings>, meta: MetaClient, runtime: Arc<Runtime>, recorder: Recorder) -> Self {
-        Self {
-            settings,
-            meta,
-            runtime,
-            recorder,
-            uid: watch::Sender::new(None),
-            reported: None,
-            labels_checked: false,
-        }
+        Self { settings, meta, runtime, recorder, uid: watch::Sender::new(None), reported: None, labels_checked: false }
     }
 
     /// Registers, reports and renews until cancelled.
@@ -130,7 +122,11 @@ impl NodeAgent {
             match self.try_register(status).await {
                 Ok(()) => return,
                 Err(error) if error.is_final() => {
-                    tracing::error!(node = self.settings.node_name, error = &error as &dyn std::error::Error, "node not registered");
+                    tracing::error!(
+                        node = self.settings.node_name,
+                        error = &error as &dyn std::error::Error,
+                        "node not registered"
+                    );
                     pause = RETRY_LAST;
                 }
                 Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "node not registered yet"),
@@ -144,7 +140,8 @@ impl NodeAgent {
         let name = &self.settings.node_name;
         let resource = format!("{NO_NAMESPACE}/{}/{name}", kind::NODE);
         let node = status::node(&self.settings, status.clone());
-        let content = Content::json(&node).map_err(|source| MetaError::Encode { resource: resource.clone(), source })?;
+        let content =
+            Content::json(&node).map_err(|source| MetaError::Encode { resource: resource.clone(), source })?;
         match self.meta.write(operation::INSERT, &resource, content).await {
             Ok(answer) => {
                 let made: Option<Node> = answer.and_then(|answer| answer.parse().ok());

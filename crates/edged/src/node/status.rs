@@ -105,12 +105,7 @@ pub fn status(settings: &Settings, input: &StatusInput<'_>) -> NodeStatus {
     }
 }
 
-fn resources(
-    settings: &Settings,
-    machine: &Machine,
-    memory: u64,
-    storage: Quantity,
-) -> BTreeMap<String, Quantity> {
+fn resources(settings: &Settings, machine: &Machine, memory: u64, storage: Quantity) -> BTreeMap<String, Quantity> {
     let mut list = BTreeMap::from([
         ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
         ("memory".to_owned(), bytes(memory)),
@@ -118,7 +113,7 @@ fn resources(
         ("pods".to_owned(), Quantity(settings.max_pods.to_string())),
     ]);
     for (size, count) in &machine.hugepages {
-        let name = if size % (1 << 30) == 0 { format!("{}Gi", size >> 30) } else { format!("{}Mi", size >> 20) };
+        let name = if size.is_multiple_of(1 << 30) { format!("{}Gi", size >> 30) } else { format!("{}Mi", size >> 20) };
         list.insert(format!("hugepages-{name}"), if *count == 0 { Quantity("0".into()) } else { bytes(size * count) });
     }
     list
@@ -126,7 +121,7 @@ fn resources(
 
 /// In kibibytes where that is exact, as Kubernetes writes sizes of machines.
 fn bytes(value: u64) -> Quantity {
-    Quantity(if value % 1024 == 0 { format!("{}Ki", value / 1024) } else { value.to_string() })
+    Quantity(if value.is_multiple_of(1024) { format!("{}Ki", value / 1024) } else { value.to_string() })
 }
 
 fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
@@ -142,8 +137,11 @@ fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
         ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned())
     };
     let pid = ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned());
-    let problems: Vec<&str> =
-        [&input.readiness.runtime_error, &input.readiness.network_error].into_iter().flatten().map(String::as_str).collect();
+    let problems: Vec<&str> = [&input.readiness.runtime_error, &input.readiness.network_error]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
     let ready = match problems.as_slice() {
         [] => ("True", "EdgeReady", "edge is posting ready status".to_owned()),
         [one] => ("False", "KubeletNotReady", (*one).to_owned()),
@@ -232,7 +230,8 @@ mod tests {
     use super::*;
 
     fn made(readiness: &RuntimeReadiness, before: &[NodeCondition], second: i64) -> NodeStatus {
-        let machine = Machine { cpus: 2, memory: 1 << 30, storage: 1 << 40, hugepages: vec![(2 << 20, 0)], ..Default::default() };
+        let machine =
+            Machine { cpus: 2, memory: 1 << 30, storage: 1 << 40, hugepages: vec![(2 << 20, 0)], ..Default::default() };
         let input = StatusInput {
             machine: &machine,
             addresses: vec!["192.0.2.2".parse().unwrap()],
@@ -272,7 +271,8 @@ mod tests {
 
     #[test]
     fn a_dead_runtime_is_named() {
-        let readiness = RuntimeReadiness { runtime_error: Some("container runtime is down".into()), network_error: None };
+        let readiness =
+            RuntimeReadiness { runtime_error: Some("container runtime is down".into()), network_error: None };
         let old = made(&RuntimeReadiness::default(), &[], 1000);
         let new = made(&readiness, old.conditions.as_deref().unwrap(), 1010);
         assert!(differs(&old, &new) && is_ready(&old) && !is_ready(&new));

@@ -190,7 +190,8 @@ impl Runtime {
         let aliases = pod.spec.as_ref().and_then(|s| s.host_aliases.as_deref()).unwrap_or_default();
         let file = HostsFile { host_network, ips, hostname: &hostname, domain: domain.as_deref(), aliases };
         let path = self.paths.hosts_file(&identity.uid);
-        file.write(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let written = logs::make_dir(&self.paths.pod(&identity.uid)).and_then(|()| file.write(&path));
+        written.map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Some(path))
     }
 }

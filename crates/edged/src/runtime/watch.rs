@@ -96,7 +96,9 @@ impl Runtime {
                 match self.subscribe().await {
                     Ok(Some(stream)) => source = stream,
                     Ok(None) => without = true,
-                    Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no events from the runtime"),
+                    Err(error) => {
+                        tracing::debug!(error = &error as &dyn std::error::Error, "no events from the runtime")
+                    }
                 }
             }
             match self.fingerprints().await {

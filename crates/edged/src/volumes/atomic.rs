@@ -55,7 +55,10 @@ fn check(path: &str) -> io::Result<()> {
     let plain = parts.components().all(|part| matches!(part, Component::Normal(_)));
     let hidden = path.starts_with("..");
     if path.is_empty() || path.len() > MAX_PATH || !plain || hidden {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path:?} is not allowed as a path in a volume")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{path:?} is not allowed as a path in a volume"),
+        ));
     }
     Ok(())
 }

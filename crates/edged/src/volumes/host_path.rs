@@ -51,7 +51,9 @@ mod tests {
         check(&path("d/e"), "Directory").unwrap();
         check(&path("nothing"), "").unwrap();
         check("/dev/null", "CharDevice").unwrap();
-        for (name, kind) in [("d/e", "File"), ("d/e/f", "Directory"), ("nothing", "Directory"), ("d", "Socket"), ("d", "X")] {
+        for (name, kind) in
+            [("d/e", "File"), ("d/e/f", "Directory"), ("nothing", "Directory"), ("d", "Socket"), ("d", "X")]
+        {
             assert!(check(&path(name), kind).is_err(), "{name} {kind}");
         }
         assert!(check(&path("no/parent"), "FileOrCreate").is_err());

@@ -9,7 +9,8 @@ use rustix::mount::{UnmountFlags, unmount};
 /// Mount points at or below a path, the deepest and latest first.
 pub(super) fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
-    let mut points: Vec<PathBuf> = table.lines().filter_map(mount_point).filter(|point| point.starts_with(path)).collect();
+    let mut points: Vec<PathBuf> =
+        table.lines().filter_map(mount_point).filter(|point| point.starts_with(path)).collect();
     points.reverse();
     Ok(points)
 }
@@ -17,8 +18,9 @@ pub(super) fn below(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// Unmounts everything at or below a path. What is still in use goes when its last user goes.
 pub(super) fn unmount_below(path: &Path) -> io::Result<()> {
     for point in below(path)? {
-        unmount(&point, UnmountFlags::DETACH)
-            .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("unmounting {}", point.display())))?;
+        unmount(&point, UnmountFlags::DETACH).map_err(|error| {
+            io::Error::new(io::Error::from(error).kind(), format!("unmounting {}", point.display()))
+        })?;
     }
     match below(path)?.first() {
         Some(left) => Err(io::Error::other(format!("{} is still mounted", left.display()))),

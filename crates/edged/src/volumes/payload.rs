@@ -152,11 +152,11 @@ impl Reader<'_> {
     }
 
     async fn config_map(&self, name: &str, optional: bool) -> Result<BTreeMap<String, Vec<u8>>, VolumeError> {
-        let found: Option<ConfigMap> =
-            self.meta.get(self.namespace, wire::kind::CONFIG_MAP, name).await.map_err(|source| VolumeError::Meta {
-                what: format!("configmap \"{}/{name}\"", self.namespace),
-                source,
-            })?;
+        let found: Option<ConfigMap> = self
+            .meta
+            .get(self.namespace, wire::kind::CONFIG_MAP, name)
+            .await
+            .map_err(|source| VolumeError::Meta { what: format!("configmap \"{}/{name}\"", self.namespace), source })?;
         let Some(found) = found else {
             return missing(format!("configmap {name:?} not found"), optional);
         };
@@ -167,11 +167,11 @@ impl Reader<'_> {
     }
 
     async fn secret(&self, name: &str, optional: bool) -> Result<BTreeMap<String, Vec<u8>>, VolumeError> {
-        let found: Option<Secret> =
-            self.meta.get(self.namespace, wire::kind::SECRET, name).await.map_err(|source| VolumeError::Meta {
-                what: format!("secret \"{}/{name}\"", self.namespace),
-                source,
-            })?;
+        let found: Option<Secret> = self
+            .meta
+            .get(self.namespace, wire::kind::SECRET, name)
+            .await
+            .map_err(|source| VolumeError::Meta { what: format!("secret \"{}/{name}\"", self.namespace), source })?;
         let Some(found) = found else {
             return missing(format!("secret {name:?} not found"), optional);
         };

@@ -36,9 +36,10 @@ pub(super) fn private_mode(pod: &Pod) -> Option<PrivateMode> {
         return Some(PrivateMode { mode: 0o600, owner: None });
     }
     let shared = context.and_then(|context| context.run_as_user);
-    let mut users = spec::containers(pod).iter().chain(spec::init_containers(pod)).map(|container| {
-        container.security_context.as_ref().and_then(|context| context.run_as_user).or(shared)
-    });
+    let mut users = spec::containers(pod)
+        .iter()
+        .chain(spec::init_containers(pod))
+        .map(|container| container.security_context.as_ref().and_then(|context| context.run_as_user).or(shared));
     let first = users.next().flatten()?;
     users.all(|user| user == Some(first)).then(|| PrivateMode { mode: 0o600, owner: u32::try_from(first).ok() })
 }
@@ -103,7 +104,10 @@ pub(super) async fn token(
             }
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
             if phase == Some("Running") {
-                tracing::warn!(account, "no service account token while the node is offline; the pod starts without it");
+                tracing::warn!(
+                    account,
+                    "no service account token while the node is offline; the pod starts without it"
+                );
                 return Ok(None);
             }
             match result {

@@ -83,7 +83,8 @@ async fn a_pod_starts_is_observed_and_leaves_nothing() {
     runtime.clean_up_pod(&identity).await.unwrap();
     assert!(runtime.pods_on_disk().is_empty());
     assert!(std::fs::read_dir(&settings.pod_logs_dir).unwrap().next().is_none());
-    let reasons: Vec<_> = stub.wait_for("insert", "/event/", 3).await.into_iter().map(|e| e["reason"].clone()).collect();
+    let reasons: Vec<_> =
+        stub.wait_for("insert", "/event/", 3).await.into_iter().map(|e| e["reason"].clone()).collect();
     assert_eq!(reasons, ["Pulled", "Created", "Started"]);
 }
 
@@ -103,7 +104,10 @@ async fn image_policies_and_their_reasons() {
     let reason = async |index| start(&runtime, &pod, index, &sandbox).await.unwrap_err();
 
     let (never, text) = reason(0).await;
-    assert_eq!((never.as_str(), text.as_str()), ("ErrImageNeverPull", "Container image \"nothing:1\" is not present with pull policy of Never"));
+    assert_eq!(
+        (never.as_str(), text.as_str()),
+        ("ErrImageNeverPull", "Container image \"nothing:1\" is not present with pull policy of Never")
+    );
     let (missing, text) = reason(1).await;
     assert_eq!(missing, "ErrImagePull");
     assert!(text.contains("not found"), "{text}");
@@ -166,7 +170,8 @@ async fn changes_reach_mounted_volumes() {
             {"downwardAPI": {"items": [{"path": "meta/labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
             {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}}]}}]}));
     let uid = pod.metadata.uid.clone().unwrap();
-    let token = |token: &str| Answer::Content(json!({"status": {"token": token}, "spec": {"boundObjectRef": {"uid": uid}}}));
+    let token =
+        |token: &str| Answer::Content(json!({"status": {"token": token}, "spec": {"boundObjectRef": {"uid": uid}}}));
     stub.store("default/configmap/cm", json!({"data": {"a": "1"}}));
     stub.set("query", "default/serviceaccounttoken/sa", token("first"));
     let cancel = CancellationToken::new();

@@ -57,7 +57,8 @@ async fn a_new_node_is_ready_with_its_first_message_and_has_a_lease() {
 #[tokio::test]
 async fn an_existing_node_gets_its_whole_status_patched() {
     let running = start(|stub| {
-        let exists = json!({"ErrStatus": {"reason": "AlreadyExists", "code": 409, "message": "nodes \"n1\" already exists"}});
+        let exists =
+            json!({"ErrStatus": {"reason": "AlreadyExists", "code": 409, "message": "nodes \"n1\" already exists"}});
         stub.set("insert", "null/node/n1", Answer::Content(json!({"Object": {}, "Err": exists})));
         let node = json!({"metadata": {"name": "n1", "uid": "u", "labels": {"mine": "kept"}}});
         stub.set("patch", "null/nodepatch/n1", Answer::Content(json!({"Object": node, "Err": null})));

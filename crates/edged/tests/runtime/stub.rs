@@ -41,8 +41,7 @@ impl StubMeta {
     /// A bus with only this module on it.
     pub fn start() -> (Self, MetaClient) {
         let (context, mut inboxes) = Context::new(&[("metamanager", "meta")], CancellationToken::new());
-        let stub =
-            Self { table: Arc::default(), requests: Arc::default(), context: context.clone() };
+        let stub = Self { table: Arc::default(), requests: Arc::default(), context: context.clone() };
         let mut inbox = inboxes.remove(0);
         let serving = stub.clone();
         #[allow(clippy::disallowed_methods, reason = "ends with the test")]

@@ -26,10 +26,14 @@ pub(super) async fn clean_up(options: &ContainerdOptions) -> Result<()> {
     }
     kill_containerd(options)?;
     let namespaces = network_namespaces(options);
+    let shim_sockets = shim_sockets(options);
     kill_processes(options)?;
     unmount_below(&[&options.dir, &options.sockets])?;
     for namespace in namespaces {
         remove_network_namespace(&namespace);
+    }
+    for socket in shim_sockets {
+        drop(fs::remove_file(socket));
     }
     remove_network(options)?;
     remove_dir(&options.sockets)
@@ -174,13 +178,21 @@ fn network_namespaces(options: &ContainerdOptions) -> BTreeSet<PathBuf> {
     found
 }
 
+/// Sockets of shims, which lie in a folder that all containerds share.
+fn shim_sockets(options: &ContainerdOptions) -> Vec<PathBuf> {
+    let address = |bundle: PathBuf| fs::read_to_string(bundle.join("address")).ok();
+    let addresses = entries(&tasks(options)).into_iter().filter_map(address);
+    addresses.filter_map(|address| Some(PathBuf::from(address.trim().strip_prefix("unix://")?))).collect()
+}
+
 fn remove_network_namespace(path: &Path) {
     // The mount may be gone already; the file then is a plain one.
     let _ = unmount(path, UnmountFlags::DETACH);
     drop(fs::remove_file(path));
 }
 
-fn unmount_below(folders: &[&Path]) -> Result<()> {
+/// Unmounts everything at or below these folders.
+pub(super) fn unmount_below(folders: &[&Path]) -> Result<()> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| path.replace("\\040", " "));
     let mut points: Vec<PathBuf> = points.map(PathBuf::from).collect();

@@ -62,9 +62,15 @@ fn layer() -> Result<Vec<u8>> {
     }
     let commands = Command::new(BUSYBOX).arg("--list").output().with_context(|| BUSYBOX.to_owned())?;
     let mut layer = Builder::new(Vec::new());
-    for (directory, mode) in
-        [("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("proc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("var", 0o755)]
-    {
+    for (directory, mode) in [
+        ("bin", 0o755),
+        ("dev", 0o755),
+        ("etc", 0o755),
+        ("proc", 0o755),
+        ("root", 0o700),
+        ("tmp", 0o1777),
+        ("var", 0o755),
+    ] {
         add_entry(&mut layer, EntryType::Directory, &format!("{directory}/"), mode)?;
     }
     add_file(&mut layer, "bin/busybox", &busybox, 0o755)?;
@@ -72,7 +78,12 @@ fn layer() -> Result<Vec<u8>> {
         let mut header = header(EntryType::Symlink, 0o777);
         layer.append_link(&mut header, format!("bin/{command}"), "busybox")?;
     }
-    add_file(&mut layer, "etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", 0o644)?;
+    add_file(
+        &mut layer,
+        "etc/passwd",
+        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+        0o644,
+    )?;
     add_file(&mut layer, "etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)?;
     Ok(layer.into_inner()?)
 }

@@ -117,7 +117,11 @@ impl Containerd {
         while !answers(&self.socket).await {
             let ended = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
             if ended || Instant::now() > deadline {
-                bail!("containerd does not serve CRI at {}; see {}", self.socket.display(), self.options.log().display());
+                bail!(
+                    "containerd does not serve CRI at {}; see {}",
+                    self.socket.display(),
+                    self.options.log().display()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -211,6 +215,14 @@ impl Containerd {
     /// Something could not be removed; the text names it.
     pub async fn clean_up(options: &ContainerdOptions) -> Result<()> {
         cleanup::clean_up(options).await
+    }
+
+    /// Unmounts everything at or below a folder: the memory-backed volumes that a killed edgecore leaves, for example.
+    ///
+    /// # Errors
+    /// Something could not be unmounted.
+    pub fn unmount_below(folder: &Path) -> Result<()> {
+        cleanup::unmount_below(&[folder])
     }
 
     /// Collects the exit status of a containerd that was started here.

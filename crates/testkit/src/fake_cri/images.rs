@@ -2,8 +2,8 @@
 
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::cri::{self as proto, image_service_server::ImageService};
 use super::service::Service;
+use crate::cri::{self as proto, image_service_server::ImageService};
 
 fn image(name: &str) -> proto::Image {
     proto::Image {

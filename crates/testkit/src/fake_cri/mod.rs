@@ -46,6 +46,9 @@ struct Shared {
     events: tokio::sync::broadcast::Sender<proto::ContainerEventResponse>,
 }
 
+/// How long open calls may take to break when the server goes away.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Events that a slow reader may lag behind.
 const EVENT_QUEUE: usize = 64;
 
@@ -79,15 +82,9 @@ impl FakeCri {
         let server = Server::builder()
             .add_service(RuntimeServiceServer::new(service.clone()))
             .add_service(ImageServiceServer::new(service))
-            .serve_with_incoming(incoming);
-        let stopped = stop.clone();
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         #[expect(clippy::disallowed_methods, reason = "the handle owns the task and aborts it on drop")]
-        let task = tokio::spawn(async move {
-            tokio::select! {
-                () = stopped.cancelled() => {}
-                _ = server => {}
-            }
-        });
+        let task = tokio::spawn(async move { drop(server.await) });
         self.serving = Some(Serving { stop, task });
         Ok(())
     }
@@ -96,7 +93,7 @@ impl FakeCri {
     pub async fn stop_serving(&mut self) {
         if let Some(serving) = self.serving.take() {
             serving.stop.cancel();
-            drop(serving.task.await);
+            drop(tokio::time::timeout(STOP_LIMIT, serving.task).await);
         }
         drop(std::fs::remove_file(&self.socket));
     }

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::Shared;
-use crate::cri::{self as proto, runtime_service_server::RuntimeService};
 use super::world::{State, not_found};
+use crate::cri::{self as proto, runtime_service_server::RuntimeService};
 
 #[derive(Clone)]
 pub(super) struct Service {
@@ -72,7 +72,10 @@ impl Service {
         }
         let code = if ignores || timeout == 0 { 137 } else { 143 };
         if ignores {
-            tokio::time::sleep(Duration::from_secs(timeout.unsigned_abs())).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(timeout.unsigned_abs())) => {}
+                () = self.stop.cancelled() => return,
+            }
         }
         let event = self.shared.world().exit(id, code, "Error");
         self.shared.publish(event);

@@ -139,12 +139,17 @@ impl World {
         let same = |sandbox: &FakeSandbox| sandbox.config.metadata.as_ref() == Some(&metadata);
         if let Some(holder) = self.sandboxes.values().find(|sandbox| same(sandbox)) {
             let name = format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt);
-            let text = format!("failed to reserve sandbox name {name:?}: name {name:?} is reserved for {:?}", holder.id);
+            let text =
+                format!("failed to reserve sandbox name {name:?}: name {name:?} is reserved for {:?}", holder.id);
             return Err(Status::unknown(text));
         }
         let id = self.new_id();
         let host_network = network_of(&config) == proto::NamespaceMode::Node as i32;
-        let ip = if host_network { String::new() } else { format!("10.99.{}.{}", self.last_id / 250, self.last_id % 250 + 2) };
+        let ip = if host_network {
+            String::new()
+        } else {
+            format!("10.99.{}.{}", self.last_id / 250, self.last_id % 250 + 2)
+        };
         let created_at = self.now();
         self.sandboxes.insert(id.clone(), FakeSandbox { id: id.clone(), config, ready: true, created_at, ip });
         Ok(id)
@@ -170,7 +175,8 @@ impl World {
 
     pub fn create_container(&mut self, request: proto::CreateContainerRequest) -> Result<String, Status> {
         let sandbox = self.sandboxes.get(&request.pod_sandbox_id).filter(|sandbox| sandbox.ready);
-        let sandbox = sandbox.ok_or_else(|| Status::not_found(format!("sandbox {:?} not found", request.pod_sandbox_id)))?;
+        let sandbox =
+            sandbox.ok_or_else(|| Status::not_found(format!("sandbox {:?} not found", request.pod_sandbox_id)))?;
         let pod = sandbox.config.metadata.as_ref().map(|m| m.name.clone()).unwrap_or_default();
         let config = request.config.unwrap_or_default();
         let same = |other: &FakeContainer| {
@@ -251,7 +257,11 @@ fn network_of(config: &proto::PodSandboxConfig) -> i32 {
 
 impl FakeSandbox {
     fn sandbox_state(&self) -> i32 {
-        if self.ready { proto::PodSandboxState::SandboxReady as i32 } else { proto::PodSandboxState::SandboxNotready as i32 }
+        if self.ready {
+            proto::PodSandboxState::SandboxReady as i32
+        } else {
+            proto::PodSandboxState::SandboxNotready as i32
+        }
     }
 
     pub(super) fn status(&self) -> proto::PodSandboxStatus {
