@@ -262,3 +262,19 @@ async fn a_message_that_cannot_be_read_stops_nothing() {
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert_eq!(node.runs("good"), 1, "a deletion without uid ends nothing that the store still has");
 }
+
+#[tokio::test]
+async fn a_pod_at_rest_costs_nothing() {
+    let node = Node::started().await;
+    node.cloud.create(pod("web")).await;
+    node.until("ready", || node.ready("web")).await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    node.cri.clear_calls();
+    let told = node.cloud.patches("web").len();
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    let calls: Vec<(&str, usize)> = ["ListContainers", "ListPodSandbox", "ContainerStatus", "PodSandboxStatus"]
+        .map(|call| (call, node.cri.count(call)))
+        .into();
+    assert!(calls.iter().all(|(_, count)| *count == 0), "{calls:?}");
+    assert_eq!(node.cloud.patches("web").len(), told, "nothing changed, nothing is told");
+}
