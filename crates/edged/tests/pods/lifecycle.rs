@@ -92,9 +92,15 @@ async fn deletion_goes_by_the_handshake() {
     let node = Node::started().await;
     node.cloud.create(pod("web")).await;
     node.until("ready", || node.ready("web")).await;
+    node.cri.hang("RemovePodSandbox");
     node.cloud.delete("web", 5).await;
+    node.until("failed", || node.phase("web") == "Failed").await;
+    node.cri.wait_until(crate::PATIENCE, |cri| cri.count("RemovePodSandbox") > 0).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(node.cloud.pod("web").is_some(), "not before everything of it is released");
+    node.cri.release("RemovePodSandbox");
     node.until("deleted", || node.cloud.pod("web").is_none()).await;
-    node.until("nothing left", || node.cri.sandboxes().is_empty() && node.cri.containers().is_empty()).await;
+    assert!(node.cri.sandboxes().is_empty() && node.cri.containers().is_empty());
     let log = node.cloud.log();
     let deletes: Vec<_> = log.iter().filter(|(operation, _, _)| operation == "delete").collect();
     assert_eq!(deletes.len(), 1);
