@@ -205,21 +205,46 @@ pub fn controller_reference(owner: &Object, api_version: &str, kind: &str) -> Va
     })
 }
 
-/// A value without nulls, empty lists and empty label or annotation maps, so that two spellings of one meaning are equal.
+/// Flags and numbers that mean the same whether they are false, 0 or missing.
+const SAME_AS_MISSING: [&str; 9] =
+    ["stdin", "stdinOnce", "tty", "hostNetwork", "hostPID", "hostIPC", "readOnly", "hostPort", "generation"];
+/// Maps and structures that mean the same whether they are empty or missing.
+const SAME_WHEN_EMPTY: [&str; 4] = ["labels", "annotations", "resources", "securityContext"];
+
+/// A value in a form in which two spellings of one meaning are equal: without nulls, empty lists, and what is the
+/// same as missing. Clients in Go leave these out when they send back what they read.
 pub fn normalised(value: &Value) -> Value {
+    let says_nothing = |key: &str, value: &Value| match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty() && SAME_WHEN_EMPTY.contains(&key),
+        Value::Bool(flag) => !flag && SAME_AS_MISSING.contains(&key),
+        Value::Number(number) => number.as_i64() == Some(0) && SAME_AS_MISSING.contains(&key),
+        Value::String(_) => false,
+    };
     match value {
-        Value::Object(map) => Value::Object(
-            map.iter()
-                .filter(|(k, v)| {
-                    !(v.is_null()
-                        || v.as_array().is_some_and(Vec::is_empty)
-                        || (matches!(k.as_str(), "labels" | "annotations" | "resources" | "securityContext")
-                            && v.as_object().is_some_and(Map::is_empty)))
-                })
-                .map(|(k, v)| (k.clone(), normalised(v)))
-                .collect(),
-        ),
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(k, v)| !says_nothing(k, v));
+            Value::Object(kept.map(|(k, v)| (k.clone(), normalised(v))).collect())
+        }
         Value::Array(list) => Value::Array(list.iter().map(normalised).collect()),
         other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn spellings_of_one_meaning_are_equal() {
+        let long = json!({"a": null, "l": [], "labels": {}, "tty": false, "ports": [{"hostPort": 0, "containerPort": 80}]});
+        assert_eq!(normalised(&long), json!({"ports": [{"containerPort": 80}]}));
+        // These say something.
+        for value in [json!({"emptyDir": {}}), json!({"replicas": 0}), json!({"automountServiceAccountToken": false})] {
+            assert_eq!(normalised(&value), value);
+        }
     }
 }

@@ -258,11 +258,32 @@ fn put(
         return Ok(());
     }
     let new = scalar(kind, value, depth)?;
-    // A null says that there is nothing.
-    if !new.is_null() {
+    if !is_unset(field, &new) {
         object.insert(field.to_owned(), new);
     }
     Ok(())
+}
+
+/// Flags that are no pointers in Go: unset, they are written as false.
+const PLAIN_FLAGS: [&str; 10] = [
+    "stdin", "stdinOnce", "tty", "hostNetwork", "hostPID", "hostIPC", "readOnly", "paused", "unschedulable", "publishNotReadyAddresses",
+];
+/// Numbers that are no pointers in Go: unset, they are written as 0.
+const PLAIN_NUMBERS: [&str; 9] = [
+    "hostPort", "generation", "observedGeneration", "minReadySeconds", "initialDelaySeconds", "timeoutSeconds", "periodSeconds",
+    "successThreshold", "failureThreshold",
+];
+
+/// Whether a value says that there is nothing. Go writes fields that are no pointers even when they are unset, for example as
+/// an empty text; in JSON it leaves them out. `storageClassName` is a pointer, and empty has a meaning there.
+fn is_unset(field: &str, value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty() && field != "storageClassName",
+        Value::Number(number) => number.as_i64() == Some(0) && PLAIN_NUMBERS.contains(&field),
+        Value::Bool(flag) => !flag && PLAIN_FLAGS.contains(&field),
+        _ => false,
+    }
 }
 
 fn scalar(kind: &str, value: Wire<'_>, depth: usize) -> Result<Value, ApiError> {
@@ -313,6 +334,16 @@ mod tests {
             object,
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"k": "v"}})
         );
+    }
+
+    #[test]
+    fn texts_that_go_writes_empty_are_unset_but_values_of_maps_stay() {
+        // metadata{name, generateName: ""}, data{k: ""}
+        let metadata = [field(1, b"cm"), field(2, b"")].concat();
+        let raw = [field(1, &metadata), field(2, &[field(1, b"k"), field(2, b"")].concat())].concat();
+        let object = decode(&body("v1", "ConfigMap", &raw)).expect("ConfigMap");
+        assert_eq!(object["metadata"], json!({"name": "cm"}));
+        assert_eq!(object["data"], json!({"k": ""}));
     }
 
     #[test]
