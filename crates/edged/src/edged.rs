@@ -10,7 +10,7 @@ use wire::{Message, kind, operation};
 use crate::{
     events::Recorder,
     meta::MetaClient,
-    node::NodeAgent,
+    node::{NodeAgent, NodeOnline},
     pods::{self, Busy, Desk, News, Tools},
     runtime::{RUNTIME_EVENT_QUEUE, Runtime},
     settings::Settings,
@@ -48,6 +48,7 @@ impl Edged {
         let (desk, desk_task) = pods::desk(tools);
         let mut parts = JoinSet::new();
         let node = NodeAgent::new(Arc::clone(&self.settings), meta, Arc::clone(&runtime), recorder);
+        let online = node.online();
         parts.spawn(events.run(stopping.clone()));
         parts.spawn(node.run(stopping.clone()));
         parts.spawn(desk_task.run(stopping.clone()));
@@ -59,7 +60,7 @@ impl Edged {
                     Some(message) if operation::VOLUME.contains(&message.route.operation.as_str()) => {
                         refuse_volume(&answers, &message);
                     }
-                    Some(message) => hand_over(&desk, &message).await,
+                    Some(message) => hand_over(&desk, &online, &message).await,
                     None => break,
                 },
                 ended = parts.join_next() => {
@@ -88,9 +89,10 @@ impl Module for Edged {
     }
 }
 
-async fn hand_over(desk: &Desk, message: &Message) {
+async fn hand_over(desk: &Desk, online: &NodeOnline, message: &Message) {
     if message.route.resource == kind::NODE_CONNECTION {
         if message.content.payload().as_ref() == b"cloud_connected" {
+            online.tell();
             desk.tell(News::Online).await;
         }
         return;

@@ -22,7 +22,12 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 
 /// Keeps the lease for as long as it is run. `uid` is the Node's, once known: the lease is created only then, so that it
 /// goes with the node.
-pub(super) async fn keep(settings: &Settings, meta: &MetaClient, mut uid: watch::Receiver<Option<String>>) {
+pub(super) async fn keep(
+    settings: &Settings,
+    meta: &MetaClient,
+    mut uid: watch::Receiver<Option<String>>,
+    mut online: watch::Receiver<()>,
+) {
     let mut held: Option<Lease> = None;
     let mut retry = RETRY.0;
     loop {
@@ -40,7 +45,9 @@ pub(super) async fn keep(settings: &Settings, meta: &MetaClient, mut uid: watch:
                 pause
             }
         };
-        tokio::time::sleep(pause).await;
+        if super::pause_unless_online(pause, &mut online).await {
+            retry = RETRY.0;
+        }
     }
 }
 

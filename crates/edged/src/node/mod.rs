@@ -42,10 +42,25 @@ pub struct NodeAgent {
     recorder: Recorder,
     /// The UID of the registered node, for the lease.
     uid: watch::Sender<Option<String>>,
+    /// Changes whenever the cloud is back.
+    online: watch::Sender<()>,
     /// The status that the API has, as far as known here.
     reported: Option<Reported>,
+    /// Version of the stored node that was looked at last.
+    seen: Option<String>,
     /// Labels were compared with those of the API once.
     labels_checked: bool,
+}
+
+/// Tells a [`NodeAgent`] that the cloud is back.
+#[derive(Clone)]
+pub struct NodeOnline(watch::Sender<()>);
+
+impl NodeOnline {
+    /// The connection to the cloud stands.
+    pub fn tell(&self) {
+        self.0.send_replace(());
+    }
 }
 
 struct Reported {
@@ -56,13 +71,30 @@ struct Reported {
 impl NodeAgent {
     /// An agent for the node of these settings.
     pub fn new(settings: Arc<Settings>, meta: MetaClient, runtime: Arc<Runtime>, recorder: Recorder) -> Self {
-        Self { settings, meta, runtime, recorder, uid: watch::Sender::new(None), reported: None, labels_checked: false }
+        Self {
+            settings,
+            meta,
+            runtime,
+            recorder,
+            uid: watch::Sender::new(None),
+            online: watch::Sender::new(()),
+            reported: None,
+            seen: None,
+            labels_checked: false,
+        }
+    }
+
+    /// Tells the agent, also while it runs, that the cloud can be reached again: what waits is sent at once, and the status
+    /// as a whole, since the cloud may have called the node Unknown meanwhile.
+    pub fn online(&self) -> NodeOnline {
+        NodeOnline(self.online.clone())
     }
 
     /// Registers, reports and renews until cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
         let (settings, meta, uid) = (self.settings.clone(), self.meta.clone(), self.uid.subscribe());
-        let work = async { tokio::join!(lease::keep(&settings, &meta, uid), self.report()) };
+        let online = self.online.subscribe();
+        let work = async { tokio::join!(lease::keep(&settings, &meta, uid, online), self.report()) };
         tokio::select! {
             _ = work => {}
             () = stop.cancelled() => {}
@@ -72,6 +104,7 @@ impl NodeAgent {
     async fn report(&mut self) {
         self.recorder.node(EventType::Normal, "Starting", "Starting kubelet.");
         let machine = Machine::read(&self.settings.root_dir);
+        let mut online = self.online.subscribe();
         if self.settings.register_node {
             self.register(&machine).await;
         }
@@ -79,6 +112,7 @@ impl NodeAgent {
         loop {
             let status = self.status(&machine).await;
             let ready = status::is_ready(&status);
+            self.compare_with_store(ready).await;
             if ready {
                 unready_since = Instant::now();
             }
@@ -94,7 +128,10 @@ impl NodeAgent {
             }
             let often = !ready && unready_since.elapsed() < NOT_READY_SPELL;
             let pause = if often { NOT_READY_POLL } else { self.settings.node_status_update_frequency };
-            tokio::time::sleep(pause.min(self.settings.node_status_update_frequency)).await;
+            let pause = pause.min(self.settings.node_status_update_frequency);
+            if pause_unless_online(pause, &mut online).await {
+                self.reported = None;
+            }
         }
     }
 
@@ -116,6 +153,7 @@ impl NodeAgent {
     /// Creates the node, or finds that it is there; returns when either has succeeded.
     async fn register(&mut self, machine: &Machine) {
         let mut pause = RETRY_FIRST;
+        let mut online = self.online.subscribe();
         self.reported = None;
         loop {
             let status = self.status(machine).await;
@@ -131,8 +169,11 @@ impl NodeAgent {
                 }
                 Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "node not registered yet"),
             }
-            tokio::time::sleep(pause).await;
-            pause = pause.mul_f64(1.5).min(RETRY_LAST);
+            if pause_unless_online(pause, &mut online).await {
+                pause = RETRY_FIRST;
+            } else {
+                pause = pause.mul_f64(1.5).min(RETRY_LAST);
+            }
         }
     }
 
@@ -185,6 +226,27 @@ impl NodeAgent {
         Ok(())
     }
 
+    /// While the node was cut off the cloud may have called it Unknown: its version of the node is in the store by then. If
+    /// that says other than what was reported, it is what the next report starts from.
+    async fn compare_with_store(&mut self, ready: bool) {
+        let stored = self.meta.get::<Node>(NO_NAMESPACE, kind::NODE, &self.settings.node_name).await;
+        let Ok(Some(node)) = stored else { return };
+        if node.metadata.resource_version.is_none() || node.metadata.resource_version == self.seen {
+            return;
+        }
+        self.seen.clone_from(&node.metadata.resource_version);
+        let Some(status) = node.status else { return };
+        let reported_ready = self.reported.as_ref().is_some_and(|reported| status::is_ready(&reported.status));
+        if ready == reported_ready && status::is_ready(&status) != ready {
+            tracing::info!(
+                node = self.settings.node_name,
+                ready,
+                "the cloud has another view of the node; reporting again"
+            );
+            self.reported = Some(Reported { status, at: Instant::now() });
+        }
+    }
+
     /// Remembers what the API has now.
     fn know(&mut self, node: Option<&Node>, status: NodeStatus) {
         let uid = node.and_then(|node| node.metadata.uid.clone());
@@ -215,5 +277,14 @@ impl NodeAgent {
             self.labels_checked = false;
             tracing::debug!(error = &error as &dyn std::error::Error, "labels of the node not updated");
         }
+    }
+}
+
+/// Waits, but not longer than until the cloud is back, which it tells.
+async fn pause_unless_online(pause: Duration, online: &mut watch::Receiver<()>) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(pause) => false,
+        // The sender lives as long as the agent.
+        Ok(()) = online.changed() => true,
     }
 }

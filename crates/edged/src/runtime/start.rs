@@ -1,5 +1,8 @@
 //! Starting: volumes, the sandbox, and containers in the order image, configuration, creation, start.
 
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::Pod;
 use podlife::{observed::PodIdentity, qos::qos_class, spec};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +36,11 @@ fn identity(pod: &Pod) -> Result<PodIdentity, StartError> {
     spec::identity(pod).ok_or_else(|| StartError::new("CreatePodSandboxError", "the pod has no namespace, name or uid"))
 }
 
+/// A pod's directory, which holds its Secrets: for root alone, and its group to look into.
+fn make_private_dir(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
+}
+
 impl Runtime {
     /// Makes directories and volumes; repeated calls bring changed ConfigMaps and Secrets into mounted volumes.
     ///
@@ -42,7 +50,7 @@ impl Runtime {
         let identity = identity(pod)?;
         let failed = |what: &str, error: std::io::Error| StartError::new("FailedMount", format!("{what}: {error}"));
         let dir = self.paths.pod(&identity.uid);
-        logs::make_dir(&dir).map_err(|error| failed(&dir.display().to_string(), error))?;
+        make_private_dir(&dir).map_err(|error| failed(&dir.display().to_string(), error))?;
         let log_dir = self.paths.pod_logs(&identity);
         logs::make_dir(&log_dir).map_err(|error| failed(&log_dir.display().to_string(), error))?;
         let host_ips = self.host_ips();
@@ -190,7 +198,7 @@ impl Runtime {
         let aliases = pod.spec.as_ref().and_then(|s| s.host_aliases.as_deref()).unwrap_or_default();
         let file = HostsFile { host_network, ips, hostname: &hostname, domain: domain.as_deref(), aliases };
         let path = self.paths.hosts_file(&identity.uid);
-        let written = logs::make_dir(&self.paths.pod(&identity.uid)).and_then(|()| file.write(&path));
+        let written = make_private_dir(&self.paths.pod(&identity.uid)).and_then(|()| file.write(&path));
         written.map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Some(path))
     }

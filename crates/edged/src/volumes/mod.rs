@@ -121,11 +121,7 @@ impl Volumes {
             return host_path::check(&source.path, source.type_.as_deref().unwrap_or_default());
         }
         if let Some(source) = &volume.empty_dir {
-            empty_dir(&path, source, pod)?;
-            if let Some(group) = fs_group {
-                fs_group::apply(&path, group, fs_group::on_root_mismatch(pod)).map_err(VolumeError::file(&path))?;
-            }
-            return Ok(());
+            return empty_dir(&path, source, pod, fs_group);
         }
         let payload = Payload::read(&self.meta, volume, fields, &path).await?;
         if volume.config_map.is_none() {
@@ -203,20 +199,23 @@ fn kind(volume: &Volume) -> &'static str {
     "these"
 }
 
-fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, pod: &Pod) -> Result<(), VolumeError> {
+/// Made once: what containers then do with its modes and owners is theirs.
+fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, pod: &Pod, fs_group: Option<u32>) -> Result<(), VolumeError> {
+    let is_new = !path.exists();
     match source.medium.as_deref().unwrap_or_default() {
-        "" => {}
+        "" => fs::create_dir_all(path).map_err(VolumeError::file(path))?,
         "Memory" => {
-            let size = memory_size(source, pod);
-            let size = size.map(|size| format!("size={size},")).unwrap_or_default();
+            let size = memory_size(source, pod).map(|size| format!("size={size},")).unwrap_or_default();
             mount_tmpfs(path, &format!("{size}mode=0777"))?;
         }
         _ => return Err(VolumeError::Unsupported { kind: "emptyDir (on huge pages)" }),
     }
-    fs::create_dir_all(path).map_err(VolumeError::file(path))?;
-    // Set at every time: the process' umask may have taken bits away. With a group set, its bits stay.
-    if fs_group::wanted(pod).is_none() {
+    if is_new {
+        // Set explicitly: the process' umask has taken bits away.
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).map_err(VolumeError::file(path))?;
+        if let Some(group) = fs_group {
+            fs_group::own_dir(path, group).map_err(VolumeError::file(path))?;
+        }
     }
     Ok(())
 }

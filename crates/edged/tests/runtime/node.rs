@@ -1,7 +1,7 @@
 //! The Node object and the lease, seen from MetaManager.
 
 use edged::events::Recorder;
-use edged::node::NodeAgent;
+use edged::node::{NodeAgent, NodeOnline};
 use serde_json::{Value, json};
 use testkit::fake_cri::FakeCri;
 use tokio::task::JoinSet;
@@ -17,6 +17,7 @@ fn ready(object: &Value) -> Option<(&str, &str)> {
 }
 
 struct Running {
+    online: NodeOnline,
     stub: StubMeta,
     fake: FakeCri,
     _dir: tempfile::TempDir,
@@ -32,8 +33,9 @@ async fn start(prepare: impl FnOnce(&StubMeta)) -> Running {
     let mut settings = (*settings).clone();
     settings.node_status_update_frequency = std::time::Duration::from_millis(50);
     let agent = NodeAgent::new(settings.into(), meta, runtime, Recorder::silent("n1"));
+    let online = agent.online();
     let agent = JoinSet::from_iter([agent.run(CancellationToken::new())]);
-    Running { stub, fake, _dir: dir, _agent: agent }
+    Running { online, stub, fake, _dir: dir, _agent: agent }
 }
 
 #[tokio::test]
@@ -109,4 +111,70 @@ async fn registration_waits_for_the_cloud_and_repeats_when_the_node_is_gone() {
     running.stub.set("patch", "null/nodepatch/n1", Answer::Content(json!({"Object": {}, "Err": gone})));
     running.fake.set_readiness(Some("down"), None);
     running.stub.wait_for("insert", "null/node/n1", before + 1).await;
+}
+
+#[tokio::test]
+async fn a_node_that_the_cloud_calls_unknown_reports_again() {
+    let made = json!({"Object": {"metadata": {"name": "n1", "uid": "u"}}, "Err": null});
+    let running = start(|stub| {
+        stub.set("insert", "null/node/n1", Answer::Content(made.clone()));
+        stub.set("patch", "null/nodepatch/n1", Answer::Content(made.clone()));
+    })
+    .await;
+    running.stub.wait_for("insert", "null/node/n1", 1).await;
+    let unknown = json!({"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",
+        "message": "Kubelet stopped posting node status."});
+    let node =
+        json!({"metadata": {"name": "n1", "uid": "u", "resourceVersion": "9"}, "status": {"conditions": [unknown]}});
+    running.stub.store("null/node/n1", node);
+    let again = &running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0];
+    assert_eq!(ready(again), Some(("True", "EdgeReady")));
+}
+
+#[tokio::test]
+async fn a_connection_that_is_back_brings_the_whole_status_and_the_lease_at_once() {
+    let made = json!({"Object": {"metadata": {"name": "n1", "uid": "u"}}, "Err": null});
+    let running = start(|stub| {
+        stub.set("insert", "null/node/n1", Answer::Content(made.clone()));
+        stub.set("patch", "null/nodepatch/n1", Answer::Content(made.clone()));
+    })
+    .await;
+    running.stub.wait_for("insert", "kube-node-lease/lease/n1", 1).await;
+    running.online.tell();
+    let whole = &running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0];
+    assert_eq!((ready(whole), &whole["status"]["capacity"]["pods"]), (Some(("True", "EdgeReady")), &json!("110")));
+    running.stub.wait_for("update", "kube-node-lease/lease/n1", 1).await;
+}
+
+/// Every field that a Go edge registers its node with is there, with the same words where they are fixed.
+#[tokio::test]
+async fn the_node_has_the_shape_of_a_recorded_one() {
+    let recording = include_str!("../../../testkit/golden/wire-fresh-node.jsonl");
+    let frames = recording
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["frame"].as_str().map(str::to_owned));
+    let messages = frames.filter_map(|frame| wire::Message::parse(frame.as_bytes()).ok());
+    let recorded =
+        messages.into_iter().find(|m| m.route.operation == "insert" && m.route.resource.starts_with("null/node/"));
+    let recorded: Value = recorded.unwrap().content.parse().unwrap();
+    let running = start(|_| {}).await;
+    let ours = &running.stub.wait_for("insert", "null/node/n1", 1).await[0];
+    assert_eq!(ours["metadata"]["annotations"], recorded["metadata"]["annotations"]);
+    for part in ["/metadata/labels", "/status", "/status/nodeInfo", "/status/conditions/0"] {
+        let keys = |node: &Value| node.pointer(part).unwrap().as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        for key in keys(&recorded) {
+            assert!(keys(ours).contains(&key), "{part} has no {key}");
+        }
+    }
+    for index in 0..4 {
+        let kind = |node: &Value| node["status"]["conditions"][index]["type"].clone();
+        assert_eq!(kind(ours), kind(&recorded));
+    }
+    for index in 0..3 {
+        let words = |node: &Value| {
+            let condition = &node["status"]["conditions"][index];
+            [condition["status"].clone(), condition["reason"].clone(), condition["message"].clone()]
+        };
+        assert_eq!(words(ours), words(&recorded));
+    }
 }

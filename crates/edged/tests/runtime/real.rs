@@ -115,3 +115,57 @@ async fn a_web_server_answers_over_its_pod_ip() {
     watcher.join_all().await;
     containerd.stop().await.unwrap();
 }
+
+/// What a pod goes through when the machine loses power and comes back without network.
+#[tokio::test]
+async fn after_a_power_cut_the_pod_is_seen_as_it_is_and_starts_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ContainerdOptions::for_test(dir.path(), 8);
+    let mut containerd = Containerd::start(options.clone()).await.unwrap();
+    containerd.import_busybox().await.unwrap();
+    let (_stub, meta) = StubMeta::start();
+    let (runtime, _settings) = runtime(dir.path(), &containerd.endpoint(), &meta);
+    let pod = pod(json!({"containers": [
+        {"name": "web", "image": BUSYBOX_IMAGE, "command": ["sleep", "1000"]},
+        {"name": "no", "image": "localhost:1/no/such:1"}]}));
+    let identity = podlife::spec::identity(&pod).unwrap();
+    let cancel = CancellationToken::new();
+    let containers = &pod.spec.as_ref().unwrap().containers;
+    let start = |index: usize, sandbox_id, sandbox_attempt, restart_count| ContainerStart {
+        pod: &pod,
+        container: &containers[index],
+        sandbox_id,
+        sandbox_attempt,
+        restart_count,
+        pod_ips: &[],
+        cancel: &cancel,
+    };
+    runtime.prepare_pod(&pod, &cancel).await.unwrap();
+    let sandbox = runtime.run_sandbox(&pod, 0).await.unwrap();
+    let id = runtime.start_container(start(0, &sandbox, 0, 0)).await.unwrap();
+    let error = runtime.start_container(start(1, &sandbox, 0, 0)).await.unwrap_err();
+    assert_eq!(error.reason, "ErrImagePull");
+    assert!(error.message.contains("localhost:1/no/such:1"), "{}", error.message);
+
+    // containerd alone goes away: nothing happens to the container.
+    containerd.kill().await.unwrap();
+    assert!(runtime.readiness().await.runtime_error.is_some());
+    let mut containerd = Containerd::start(options.clone()).await.unwrap();
+    let seen = runtime.observe(&identity).await.unwrap();
+    assert_eq!((seen.containers.len(), seen.newest("web").unwrap().id == id, seen.sandboxes[0].ready), (1, true, true));
+    assert_eq!(seen.newest("web").unwrap().state, RuntimeState::Running);
+
+    containerd.power_off().await.unwrap();
+    let containerd = Containerd::start(options).await.unwrap();
+    let seen = runtime.observe(&identity).await.unwrap();
+    assert_eq!(seen.newest("web").unwrap().state, RuntimeState::Exited);
+    assert!(!seen.sandboxes[0].ready);
+    runtime.stop_sandbox(&sandbox).await.unwrap();
+    let again = runtime.run_sandbox(&pod, 1).await.unwrap();
+    runtime.start_container(start(0, &again, 1, 1)).await.unwrap();
+    let seen = runtime.observe(&identity).await.unwrap();
+    let newest = seen.newest("web").unwrap();
+    assert_eq!((newest.state, newest.restart_count), (RuntimeState::Running, 1));
+    assert_eq!((seen.sandboxes[0].attempt, seen.sandboxes[0].ready, seen.ips().len()), (1, true, 1));
+    containerd.stop().await.unwrap();
+}

@@ -26,14 +26,10 @@ pub(super) async fn clean_up(options: &ContainerdOptions) -> Result<()> {
     }
     kill_containerd(options)?;
     let namespaces = network_namespaces(options);
-    let shim_sockets = shim_sockets(options);
     kill_processes(options)?;
     unmount_below(&[&options.dir, &options.sockets])?;
     for namespace in namespaces {
         remove_network_namespace(&namespace);
-    }
-    for socket in shim_sockets {
-        drop(fs::remove_file(socket));
     }
     remove_network(options)?;
     remove_dir(&options.sockets)
@@ -53,13 +49,25 @@ async fn stop_pods(options: &ContainerdOptions) -> Result<()> {
     let sandboxes = client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.into_inner().items;
     for sandbox in sandboxes {
         let id = sandbox.id;
+        let uid = sandbox.metadata.unwrap_or_default().uid;
         client.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
         client.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
+        remove_pod_cgroups(&uid);
     }
     if let Some(containerd) = started {
         containerd.keep_running();
     }
     Ok(())
+}
+
+/// Removes the empty cgroups that an agent made for a pod; the class folders above them are shared by all pods.
+fn remove_pod_cgroups(uid: &str) {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    for hierarchy in entries(&root).into_iter().chain([root]) {
+        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+            drop(fs::remove_dir(hierarchy.join(class).join(format!("pod{uid}"))));
+        }
+    }
 }
 
 /// Bundles of running tasks: one folder per container, made and removed by containerd.
@@ -117,6 +125,7 @@ fn wait_for(holds: &dyn Fn() -> bool) -> bool {
 
 /// Kills shims first, so that they report nothing, then what runs in containers.
 pub(super) fn kill_processes(options: &ContainerdOptions) -> Result<()> {
+    let sockets = shim_sockets(options);
     let ids: BTreeSet<String> = entries(&tasks(options)).into_iter().filter_map(name_of).collect();
     let find = || {
         let mut found = shims(options);
@@ -128,6 +137,9 @@ pub(super) fn kill_processes(options: &ContainerdOptions) -> Result<()> {
     }
     if !wait_for(&|| find().is_empty()) {
         bail!("processes {:?} do not end", find());
+    }
+    for socket in sockets {
+        drop(fs::remove_file(socket));
     }
     Ok(())
 }
