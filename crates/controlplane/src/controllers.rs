@@ -15,7 +15,7 @@ use crate::informer::Informer;
 use crate::queue::WorkQueue;
 use crate::reconcile::{self, Reconcile};
 use crate::{
-    daemonset, deployment, events, garbage, namespace, nodelifecycle, podgc, replicaset, scheduler, serviceaccount,
+    customresources, daemonset, deployment, events, garbage, namespace, nodelifecycle, podgc, replicaset, scheduler, serviceaccount,
 };
 
 /// Starts all controllers on the tracker; they end when the token is cancelled.
@@ -45,6 +45,7 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     let namespaces_controller = namespace::new(client("namespace-controller"), &mut namespaces, &mut pods);
     let accounts_controller =
         serviceaccount::new(client("service-account-controller"), &mut namespaces, &mut accounts, ca_certificate);
+    let customs_controller = customresources::new(client("customresource-controller"), &mut definitions);
     let (collector, watches, collector_queue) = {
         let mut shared = [
             (&PODS, &mut pods),
@@ -73,6 +74,7 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     crew.hire(pod_collector);
     crew.hire(namespaces_controller);
     crew.hire(accounts_controller);
+    crew.hire(customs_controller);
     crew.hire((collector, collector_queue));
 }
 

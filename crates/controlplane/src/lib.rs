@@ -11,6 +11,7 @@ mod bootstrap;
 mod claim;
 mod client;
 mod controllers;
+mod customresources;
 mod daemonset;
 mod deployment;
 mod events;

@@ -138,3 +138,32 @@ async fn a_second_start_resumes() {
     let after = uids(&world);
     assert!(before.iter().all(|uid| after.contains(uid)), "nothing was recreated");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_definition_goes_with_its_objects() {
+    let world = World::start().await;
+    let definition = json!({
+        "metadata": {"name": "gadgets.example.org"},
+        "spec": {
+            "group": "example.org", "scope": "Namespaced", "names": {"kind": "Gadget", "plural": "gadgets", "singular": "gadget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}],
+        },
+    });
+    let gadget = |name: &str, owner: Value| json!({"metadata": {"name": name, "ownerReferences": owner}});
+    for round in 0..2 {
+        world.create("customresourcedefinitions", "", definition.clone()).await;
+        world.eventually("the definition is guarded", |w| {
+            w.get("customresourcedefinitions", "", "gadgets.example.org").is_some_and(|d| d["metadata"]["finalizers"].is_array())
+        })
+        .await;
+        assert!(world.list("gadgets", "default").is_empty(), "round {round} finds nothing of an earlier one");
+        let first = world.create("gadgets", "default", gadget("first", json!(null))).await;
+        let owner = json!([{"apiVersion": "example.org/v1", "kind": "Gadget", "name": "first", "uid": first["metadata"]["uid"]}]);
+        world.create("gadgets", "default", gadget("second", owner)).await;
+        world.delete("gadgets", "default", "first", "").await;
+        world.eventually("what a gadget owns goes with it", |w| w.list("gadgets", "default").is_empty()).await;
+        world.create("gadgets", "default", gadget("third", json!(null))).await;
+        world.delete("customresourcedefinitions", "", "gadgets.example.org", "").await;
+        world.eventually("the definition is gone", |w| w.get("customresourcedefinitions", "", "gadgets.example.org").is_none()).await;
+    }
+}

@@ -1,6 +1,9 @@
 //! A real control plane in a directory of its own, and a stand-in for the kubelet of a node.
 
+// Each test program uses a part of this.
 #![allow(dead_code)]
+// A world that is not as expected ends the test.
+#![allow(clippy::panic, clippy::expect_used)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -54,6 +57,8 @@ impl World {
             "deployments" | "replicasets" | "daemonsets" | "controllerrevisions" => "apps",
             "leases" => "coordination.k8s.io",
             "objectsyncs" => "reliablesyncs.kubeedge.io",
+            "customresourcedefinitions" => "apiextensions.k8s.io",
+            "gadgets" => "example.org",
             _ => "",
         };
         self.api().reference(group, plural, namespace, name).expect("served")
