@@ -35,6 +35,8 @@ pub struct Settings {
     pub cluster_domain: String,
     /// `cgroupDriver` as configured; what the runtime reports wins.
     pub cgroup_driver: String,
+    /// Whether each pod gets a cgroup of its own below its class (`cgroupsPerQOS`).
+    pub cgroups_per_qos: bool,
     /// Pods that fit on the node (`maxPods`).
     pub max_pods: i32,
     /// How often the node status is computed (`nodeStatusUpdateFrequency`).
@@ -66,6 +68,7 @@ impl Settings {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
             cgroup_driver: "cgroupfs".into(),
+            cgroups_per_qos: true,
             max_pods: 110,
             node_status_update_frequency: Duration::from_secs(10),
             node_status_report_frequency: Duration::from_secs(300),

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
-pub use containerd::Envelope as TaskEvent;
+pub use containerd::Envelope as ContainerdEvent;
 use containerd::events_client::EventsClient;
 pub use error::CriError;
 use proto::image_service_client::ImageServiceClient;
@@ -67,6 +67,15 @@ impl CriClient {
     /// The runtime endpoint as configured.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+}
+
+impl ContainerdEvent {
+    /// A container's own process has ended, not a command that was run in it. True also for what cannot be read.
+    pub fn is_container_exit(&self) -> bool {
+        let value = self.event.as_ref().map(|event| event.value.as_slice()).unwrap_or_default();
+        let exit: containerd::TaskExit = prost::Message::decode(value).unwrap_or_default();
+        exit.id.is_empty() || exit.id == exit.container_id
     }
 }
 

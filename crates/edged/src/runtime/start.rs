@@ -71,7 +71,9 @@ impl Runtime {
         logs::make_dir(&log_dir)
             .map_err(|error| StartError::new("CreatePodSandboxError", format!("{}: {error}", log_dir.display())))?;
         self.tell_dns_problems(pod);
-        cgroups::create(self.driver().await, pod, &identity.uid);
+        if self.settings.cgroups_per_qos {
+            cgroups::create(self.driver().await, pod, &identity.uid);
+        }
         let config = self.sandbox_config(pod, &identity, attempt).await?;
         let created = self.cri.run_sandbox(config).await;
         created.map_err(|error| StartError::new("CreatePodSandboxError", error.message()))
@@ -89,11 +91,19 @@ impl Runtime {
             attempt,
             log_directory: self.paths.pod_logs(identity).display().to_string(),
             dns: dns::pod(&self.settings, pod, self.host_dns()).config,
-            cgroup_parent: self.driver().await.pod_cgroup(&identity.uid, qos_class(pod)),
+            cgroup_parent: self.cgroup_parent(pod, &identity.uid).await,
             cluster_domain: &self.settings.cluster_domain,
             node: self.resources(),
         };
         sandbox::config(input).map_err(|error| StartError::new("CreatePodSandboxError", error.to_string()))
+    }
+
+    /// Empty for the runtime's own default.
+    async fn cgroup_parent(&self, pod: &Pod, uid: &str) -> String {
+        if !self.settings.cgroups_per_qos {
+            return String::new();
+        }
+        self.driver().await.pod_cgroup(uid, qos_class(pod))
     }
 
     fn tell_dns_problems(&self, pod: &Pod) {

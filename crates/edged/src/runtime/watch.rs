@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 
 use super::{Runtime, RuntimeEvent};
 use crate::cri::CriError;
@@ -28,19 +28,21 @@ type Fingerprint = BTreeSet<(String, i32)>;
 /// A stream of events, of which only the arrival counts.
 enum Source {
     Cri(Streaming<crate::cri::proto::ContainerEventResponse>),
-    Containerd(Streaming<crate::cri::TaskEvent>),
+    Containerd(Streaming<crate::cri::ContainerdEvent>),
     None,
 }
 
 impl Source {
     /// Resolves at the next event; `Err` when the stream has ended.
     async fn next(&mut self) -> Result<(), ()> {
-        fn arrived<T>(event: Result<Option<T>, Status>) -> Result<(), ()> {
-            event.ok().flatten().map(drop).ok_or(())
-        }
         match self {
-            Source::Cri(stream) => arrived(stream.message().await),
-            Source::Containerd(stream) => arrived(stream.message().await),
+            Source::Cri(stream) => stream.message().await.ok().flatten().map(drop).ok_or(()),
+            Source::Containerd(stream) => loop {
+                let event = stream.message().await.ok().flatten().ok_or(())?;
+                if event.is_container_exit() {
+                    return Ok(());
+                }
+            },
             Source::None => std::future::pending().await,
         }
     }

@@ -54,6 +54,7 @@ impl Node {
         settings.pod_logs_dir = path("logs");
         settings.runtime_endpoint = self.cri.endpoint();
         settings.register_node = false;
+        settings.cgroups_per_qos = false;
         settings.node_ip = Some("192.0.2.2".parse().unwrap());
         settings
     }

@@ -52,7 +52,7 @@ async fn a_pod_starts_is_observed_and_leaves_nothing() {
 
     let made = &fake.sandboxes()[0];
     assert_eq!(made.config.hostname, "box");
-    assert!(made.config.linux.as_ref().unwrap().cgroup_parent.ends_with(&format!("besteffort/pod{}", identity.uid)));
+    assert_eq!(made.config.linux.as_ref().unwrap().cgroup_parent, "");
     let container = &fake.containers()[0];
     assert_eq!(container.config.args, ["from map"]);
     assert_eq!(container.env("KUBERNETES_SERVICE_HOST").as_deref(), Some("169.254.30.10"));

@@ -105,9 +105,16 @@ async fn a_web_server_answers_over_its_pod_ip() {
     assert_eq!(ended.termination_grace, Some(5));
 
     runtime.remove_container(&id).await.unwrap();
+    let pod_cgroups = || {
+        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
+        let hierarchies = hierarchies.chain(["/sys/fs/cgroup".into()]);
+        hierarchies.filter(|path| path.join(format!("kubepods/pod{}", identity.uid)).is_dir()).count()
+    };
+    assert!(pod_cgroups() > 0, "a Guaranteed pod's cgroup is right below kubepods");
     runtime.stop_sandbox(&sandbox).await.unwrap();
     runtime.remove_sandbox(&sandbox).await.unwrap();
     runtime.clean_up_pod(&identity).await.unwrap();
+    assert_eq!(pod_cgroups(), 0);
     assert!(runtime.pods_on_disk().is_empty());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(&identity.uid), "a mount of the pod is left");
