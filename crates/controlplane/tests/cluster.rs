@@ -15,80 +15,84 @@ fn ready(object: &Value) -> String {
     list.iter().find(|c| c["type"] == "Ready").and_then(|c| c["status"].as_str()).unwrap_or_default().to_owned()
 }
 
-fn uids(world: &World) -> Vec<String> {
-    let mut uids: Vec<String> =
-        world.list("pods", "default").iter().map(|p| p["metadata"]["uid"].as_str().unwrap_or("").to_owned()).collect();
+fn uids(pods: &[Value]) -> Vec<String> {
+    let mut uids: Vec<String> = pods.iter().map(|p| p["metadata"]["uid"].as_str().unwrap_or("").to_owned()).collect();
     uids.sort();
     uids
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_offline_edge_node_keeps_its_pods_and_a_deleted_one_loses_them() {
-    let mut world = World::start_with(Duration::from_secs(3)).await;
-    world.node("edge-1", json!({EDGE: ""})).await;
-    world.create("deployments", "default", deployment("web", 2, "busybox:1")).await;
-    world.eventually("two pods run", |w| w.running("default").len() == 2).await;
-    let before = uids(&world);
-
-    world.cut_the_wire().await;
-    world
-        .eventually("the node is unknown, tainted, and its pods are not ready", |w| {
-            let node = w.get("nodes", "", "edge-1").expect("there");
-            let taints = node["spec"]["taints"].to_string();
-            ready(&node) == "Unknown"
-                && taints.contains("node.kubernetes.io/unreachable")
-                && w.list("pods", "default").iter().all(|p| ready(p) == "False")
-        })
-        .await;
-    world
-        .eventually("the Deployment knows", |w| {
-            let status = w.get("deployments", "default", "web").expect("there")["status"].clone();
-            status["readyReplicas"].is_null() && status["replicas"] == 2
-        })
-        .await;
-    assert_eq!(uids(&world), before, "nothing was evicted or recreated");
-    assert!(world.list("pods", "default").iter().all(|p| p["metadata"]["deletionTimestamp"].is_null()));
-
-    // A sign of life brings it back.
-    let conditions = json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-11-24T13:00:00Z"}]);
-    let what = world.at("nodes", "", "edge-1").sub("status");
-    let patch = json!({"status": {"conditions": conditions}});
-    world
-        .api()
-        .patch(&what, &patch, kubeapi::PatchType::Merge, &kubeapi::WriteOptions::default())
-        .await
-        .expect("patched");
-    world
-        .eventually("the taints are gone", |w| {
-            w.get("nodes", "", "edge-1").is_some_and(|n| n["spec"]["taints"].as_array().is_none_or(Vec::is_empty))
-        })
-        .await;
-
-    world.delete("nodes", "", "edge-1", "").await;
-    world
-        .eventually("its pods are collected and replaced by pods that wait", |w| {
-            let pods = w.list("pods", "default");
-            pods.len() == 2 && pods.iter().all(|p| p["spec"]["nodeName"].is_null())
-        })
-        .await;
+/// A Deployment for one node that leaves it after so many seconds of silence, if it may.
+fn impatient(name: &str, node: &str, replicas: i64, seconds: i64) -> Value {
+    let mut object = deployment(name, replicas, "busybox:1");
+    let spec = &mut object["spec"]["template"]["spec"];
+    spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+    spec["tolerations"] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"]
+        .iter()
+        .map(|key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}))
+        .collect();
+    object
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_node_in_the_data_centre_is_evicted_from() {
+async fn an_offline_edge_node_keeps_its_pods_unlike_one_in_the_data_centre() {
     let mut world = World::start_with(Duration::from_secs(2)).await;
-    world.node("n1", json!({})).await;
-    let mut impatient = deployment("web", 1, "busybox:1");
-    impatient["spec"]["template"]["spec"]["tolerations"] = json!([
-        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}]);
-    world.create("deployments", "default", impatient).await;
-    world.eventually("it runs", |w| w.running("default").len() == 1).await;
+    world.node("edge-1", json!({EDGE: ""})).await;
+    world.node("dc-1", json!({})).await;
+    world.create("deployments", "default", impatient("edge", "edge-1", 2, 0)).await;
+    world.create("deployments", "default", impatient("dc", "dc-1", 1, 2)).await;
+    world.eventually("three pods run", |w| w.running("default").len() == 3).await;
+    let of = |world: &World, node: &str| -> Vec<Value> {
+        let mut pods = world.list("pods", "default");
+        pods.retain(|p| p["spec"]["nodeName"] == node);
+        pods
+    };
+    let before = uids(&of(&world, "edge-1"));
+
     world.cut_the_wire().await;
-    world
-        .eventually("its deletion was asked for and a new pod waits", |w| {
-            let pods = w.list("pods", "default");
-            pods.len() == 2 && pods.iter().any(|p| p["metadata"]["deletionTimestamp"].is_string())
-        })
-        .await;
+    world.eventually("the nodes are unknown and tainted, the pods not ready", |w| {
+        ["edge-1", "dc-1"].iter().all(|name| {
+            let node = w.get("nodes", "", name).expect("there");
+            ready(&node) == "Unknown" && node["spec"]["taints"].to_string().contains("node.kubernetes.io/unreachable")
+        }) && w.list("pods", "default").iter().all(|p| ready(p) != "True")
+    })
+    .await;
+    world.eventually("the Deployment knows", |w| {
+        let status = w.get("deployments", "default", "edge").expect("there")["status"].clone();
+        status["readyReplicas"].is_null() && status["replicas"] == 2
+    })
+    .await;
+    world.eventually("the pod in the data centre has to go", |w| {
+        of(w, "dc-1").iter().any(|p| p["metadata"]["deletionTimestamp"].is_string())
+    })
+    .await;
+    let after = of(&world, "edge-1");
+    assert_eq!(uids(&after), before, "nothing was recreated at the edge");
+    assert!(after.iter().all(|p| p["metadata"]["deletionTimestamp"].is_null()), "nothing was evicted at the edge");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_comes_back_and_a_deleted_one_loses_its_pods() {
+    let mut world = World::start_with(Duration::from_secs(2)).await;
+    world.node("edge-1", json!({EDGE: ""})).await;
+    world.create("deployments", "default", deployment("web", 2, "busybox:1")).await;
+    world.eventually("two pods run", |w| w.running("default").len() == 2).await;
+    world.cut_the_wire().await;
+    let tainted = |w: &World| w.get("nodes", "", "edge-1").is_some_and(|n| n["spec"]["taints"].as_array().is_some_and(|t| !t.is_empty()));
+    world.eventually("the node is tainted", tainted).await;
+
+    world.kubelet("edge-1");
+    let conditions = json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-11-24T13:00:00Z"}]);
+    let what = world.at("nodes", "", "edge-1").sub("status");
+    let patch = json!({"status": {"conditions": conditions}});
+    world.api().patch(&what, &patch, kubeapi::PatchType::Merge, &kubeapi::WriteOptions::default()).await.expect("patched");
+    world.eventually("the taints are gone", |w| !tainted(w)).await;
+
+    world.delete("nodes", "", "edge-1", "").await;
+    world.eventually("its pods are collected and replaced by pods that wait", |w| {
+        let pods = w.list("pods", "default");
+        pods.len() == 2 && pods.iter().all(|p| p["spec"]["nodeName"].is_null())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -126,16 +130,16 @@ async fn a_second_start_resumes() {
     let sync =
         json!({"metadata": {"name": "n1.0"}, "spec": {"objectKind": "Pod"}, "status": {"objectResourceVersion": "0"}});
     world.create("objectsyncs", "default", sync).await;
-    let (before, ca) = (uids(&world), std::fs::read(world.dir.path().join("kubernetes-ca.crt")).expect("CA"));
+    let (before, ca) = (uids(&world.list("pods", "default")), std::fs::read(world.dir.path().join("kubernetes-ca.crt")).expect("CA"));
 
     world.restart().await;
-    assert_eq!(uids(&world), before);
+    assert_eq!(uids(&world.list("pods", "default")), before);
     assert_eq!(std::fs::read(world.dir.path().join("kubernetes-ca.crt")).expect("CA"), ca);
     assert_eq!(world.list("objectsyncs", "default").len(), 1);
     world.kubelet("n1");
     world.patch("deployments", "default", "web", json!({"spec": {"replicas": 3}})).await;
     world.eventually("the controllers work on", |w| w.running("default").len() == 3).await;
-    let after = uids(&world);
+    let after = uids(&world.list("pods", "default"));
     assert!(before.iter().all(|uid| after.contains(uid)), "nothing was recreated");
 }
 

@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 /// The longest that anything here may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
+/// How often a kubelet shows that it lives.
+const HEARTBEAT: Duration = Duration::from_millis(300);
 
 pub struct World {
     pub plane: Option<ControlPlane>,
@@ -145,10 +147,19 @@ impl World {
     pub fn kubelet(&mut self, name: &str) {
         let (api, name) = (self.api().clone(), name.to_owned());
         let pods = self.at("pods", "", "");
+        let lease = self.at("leases", "kube-node-lease", &name);
         self.kubelets.spawn(async move {
             let mut watch = api.watch(&pods, &ListOptions::default(), None).expect("watch");
-            loop {
-                let Ok(event) = watch.next().await else { return };
+            let mut heartbeat = tokio::time::interval(HEARTBEAT);
+            for beat in 0_u64.. {
+                let event = tokio::select! {
+                    event = watch.next() => event,
+                    _ = heartbeat.tick() => {
+                        renew(&api, &lease, beat).await;
+                        continue;
+                    }
+                };
+                let Ok(event) = event else { return };
                 let pod = event.object().expect("object");
                 if event.kind != WatchKind::Deleted && pod["spec"]["nodeName"] == name.as_str() {
                     run(&api, &pods, &pod).await;
@@ -160,6 +171,18 @@ impl World {
     /// All kubelets fall silent; what ran goes on.
     pub async fn cut_the_wire(&mut self) {
         self.kubelets.shutdown().await;
+    }
+}
+
+/// A sign of life; what it says does not matter, only that it differs from the last one.
+async fn renew(api: &Api, lease: &ResourceRef, beat: u64) {
+    let time = format!("2026-11-24T12:00:00.{:06}Z", beat % 1_000_000);
+    let patch = json!({"spec": {"renewTime": time}});
+    let options = WriteOptions::default();
+    if api.patch(lease, &patch, PatchType::Merge, &options).await.is_err() {
+        let new = json!({"metadata": {"name": lease.name}, "spec": {"holderIdentity": lease.name, "renewTime": time}});
+        let what = lease.named(&lease.namespace, "");
+        let _ = api.create(&User::system("test"), &what, new, &options).await;
     }
 }
 
