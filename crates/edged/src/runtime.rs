@@ -27,9 +27,9 @@ use crate::{
     meta::MetaClient,
     node::facts,
     observe,
-    paths::Paths,
+    paths::{Paths, check_uid},
     settings::Settings,
-    volumes::Volumes,
+    volumes::{self, Volumes},
 };
 
 /// A call to the runtime that failed.
@@ -284,16 +284,24 @@ impl Runtime {
     }
 
     /// Removes what a pod has on this node besides sandboxes and containers: volumes, directories, logs, its cgroup, the
-    /// memory of failed pulls. Its containers must be gone.
+    /// memory of failed pulls. Its containers must be gone. Only the UID need be known.
     ///
     /// # Errors
     /// Something is in use or cannot be removed.
     pub async fn clean_up_pod(&self, identity: &PodIdentity) -> Result<(), RuntimeError> {
+        let refused = |message: String| RuntimeError::Call { call: "cleaning up the pod", message };
+        check_uid(&identity.uid).map_err(|error| refused(error.to_string()))?;
         self.images.forget_pod(&identity.uid);
-        self.volumes.tear_down(&identity.uid).map_err(RuntimeError::files("removing the pod's directory"))?;
-        logs::remove_pod_logs(&self.paths, identity).map_err(RuntimeError::files("removing the pod's logs"))?;
-        cgroups::remove(&identity.uid);
-        Ok(())
+        let (paths, uid) = (self.paths.clone(), identity.uid.clone());
+        // A volume may hold a great many files.
+        let removed = tokio::task::spawn_blocking(move || {
+            volumes::tear_down(&paths.pod(&identity.uid))
+                .map_err(RuntimeError::files("removing the pod's directory"))?;
+            logs::remove_pod_logs(&paths, &uid).map_err(RuntimeError::files("removing the pod's logs"))?;
+            cgroups::remove(&uid);
+            Ok(())
+        });
+        removed.await.unwrap_or_else(|error| Err(refused(error.to_string())))
     }
 
     /// UIDs of pods that have a directory here.

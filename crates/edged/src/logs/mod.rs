@@ -56,15 +56,16 @@ pub fn remove_container_log(paths: &Paths, status: &proto::ContainerStatus, pod:
 }
 
 /// Removes everything that a pod has logged, and the links that lead nowhere then.
-pub fn remove_pod_logs(paths: &Paths, pod: &PodIdentity) -> io::Result<()> {
-    let dir = paths.pod_logs(pod);
-    match fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    for entry in fs::read_dir(paths.container_links()).into_iter().flatten().flatten() {
-        if fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(&dir)) {
-            drop(fs::remove_file(entry.path()));
+pub fn remove_pod_logs(paths: &Paths, uid: &str) -> io::Result<()> {
+    for dir in paths.pod_logs_of(uid) {
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        for entry in fs::read_dir(paths.container_links()).into_iter().flatten().flatten() {
+            if fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(&dir)) {
+                drop(fs::remove_file(entry.path()));
+            }
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ use crate::{
     events::EventType,
     images::{ImageRequest, ImageTools},
     logs,
+    paths::{check_identity, check_pod},
     sandbox::{self, SandboxInput},
 };
 
@@ -32,8 +33,13 @@ impl StartError {
     }
 }
 
+/// Identity of a pod whose names may be used for directories.
 fn identity(pod: &Pod) -> Result<PodIdentity, StartError> {
-    spec::identity(pod).ok_or_else(|| StartError::new("CreatePodSandboxError", "the pod has no namespace, name or uid"))
+    let identity =
+        spec::identity(pod).ok_or_else(|| StartError::new("InvalidPod", "the pod has no namespace, name or uid"))?;
+    let checked = check_identity(&identity).and_then(|()| check_pod(pod));
+    checked.map_err(|error| StartError::new("InvalidPod", error.to_string()))?;
+    Ok(identity)
 }
 
 /// A pod's directory, which holds its Secrets: for root alone, and its group to look into.

@@ -1,7 +1,7 @@
 //! Volumes that need nothing but the node and the store: emptyDir, hostPath, configMap, secret, projected, downwardAPI.
 //!
 //! [`Volumes::set_up`] is repeated at every sync of a pod, so that changed ConfigMaps and Secrets reach mounted volumes;
-//! [`Volumes::tear_down`] undoes everything. Read `payload` for what is in a volume, `atomic` for how it gets there.
+//! [`tear_down`] undoes everything. Read `payload` for what is in a volume, `atomic` for how it gets there.
 
 mod atomic;
 mod fs_group;
@@ -158,18 +158,17 @@ impl Volumes {
         };
         Some(MountedVolume { path: self.paths.volume(uid, plugin, &volume.name), read_only })
     }
+}
 
-    /// Unmounts everything below a pod's directory, then removes the directory. Never deletes across a mount.
-    ///
-    /// # Errors
-    /// Something is still mounted, or cannot be removed.
-    pub fn tear_down(&self, uid: &str) -> io::Result<()> {
-        let dir = self.paths.pod(uid);
-        mount_table::unmount_below(&dir)?;
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+/// Unmounts everything below a pod's directory, then removes the directory. Never deletes across a mount.
+///
+/// # Errors
+/// Something is still mounted, or cannot be removed.
+pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
+    mount_table::unmount_below(pod_dir)?;
+    match fs::remove_dir_all(pod_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

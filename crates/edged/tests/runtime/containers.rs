@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use edged::runtime::{ContainerStart, Runtime, RuntimeError, RuntimeEvent};
 use k8s_openapi::api::core::v1::Pod;
-use podlife::observed::RuntimeState;
+use podlife::observed::{PodIdentity, RuntimeState};
 use serde_json::json;
 use testkit::fake_cri::FakeCri;
 use tokio::sync::mpsc;
@@ -76,7 +76,9 @@ async fn a_pod_starts_is_observed_and_leaves_nothing() {
     runtime.remove_container(&id).await.unwrap();
     runtime.stop_sandbox(&sandbox).await.unwrap();
     runtime.remove_sandbox(&sandbox).await.unwrap();
-    runtime.clean_up_pod(&identity).await.unwrap();
+    // Of what is found on disk only the UID is known.
+    let nameless = PodIdentity { namespace: String::new(), name: String::new(), uid: identity.uid.clone() };
+    runtime.clean_up_pod(&nameless).await.unwrap();
     // Everything may be repeated.
     runtime.stop_container(&id, Duration::ZERO).await.unwrap();
     runtime.remove_sandbox(&sandbox).await.unwrap();
@@ -156,6 +158,21 @@ async fn missing_configuration_and_failing_calls_are_named() {
     assert_eq!(start(&runtime, &plain, 0, &sandbox).await.unwrap_err().0, "CreateContainerError");
     fake.fail_next("StartContainer", "exec: no such file");
     assert_eq!(start(&runtime, &plain, 0, &sandbox).await.unwrap_err().0, "RunContainerError");
+}
+
+#[tokio::test]
+async fn names_that_lead_out_of_their_directory_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_stub, meta) = StubMeta::start();
+    let (runtime, _) = runtime(dir.path(), "unix:///none", &meta);
+    let kept = dir.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    let mut pod = pod_with_one_container();
+    pod.metadata.uid = Some("../../kept".into());
+    let error = runtime.prepare_pod(&pod, &CancellationToken::new()).await.unwrap_err();
+    assert!(error.message.contains("UID \"../../kept\""), "{error}");
+    assert!(runtime.clean_up_pod(&podlife::spec::identity(&pod).unwrap()).await.is_err());
+    assert!(kept.is_dir());
 }
 
 #[tokio::test]
