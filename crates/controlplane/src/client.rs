@@ -50,6 +50,10 @@ pub const CONFIG_MAPS: Resource = Resource::new("", "configmaps");
 pub const SERVICE_ACCOUNTS: Resource = Resource::new("", "serviceaccounts");
 /// Services.
 pub const SERVICES: Resource = Resource::new("", "services");
+/// Endpoints of Services.
+pub const ENDPOINTS: Resource = Resource::new("", "endpoints");
+/// Endpoints of Services in pieces.
+pub const ENDPOINT_SLICES: Resource = Resource::new("discovery.k8s.io", "endpointslices");
 /// Deployments.
 pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
 /// ReplicaSets.

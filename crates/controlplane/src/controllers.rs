@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client::{
-    CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS, SERVICE_ACCOUNTS,
+    CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS, SERVICES, SERVICE_ACCOUNTS,
 };
 use crate::informer::Informer;
 use crate::queue::WorkQueue;
 use crate::reconcile::{self, Reconcile};
 use crate::{
-    customresources, daemonset, deployment, events, garbage, namespace, nodelifecycle, podgc, replicaset, scheduler, serviceaccount,
+    customresources, daemonset, deployment, endpoints, events, garbage, namespace, nodelifecycle, podgc, replicaset, scheduler, serviceaccount,
 };
 
 /// Starts all controllers on the tracker; they end when the token is cancelled.
@@ -24,6 +24,7 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     let mut pods = Informer::new(PODS);
     let mut nodes = Informer::new(NODES);
     let mut namespaces = Informer::new(NAMESPACES);
+    let mut services = Informer::new(SERVICES);
     let mut accounts = Informer::new(SERVICE_ACCOUNTS);
     let mut deployments = Informer::new(DEPLOYMENTS);
     let mut sets = Informer::new(REPLICA_SETS);
@@ -45,12 +46,14 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     let namespaces_controller = namespace::new(client("namespace-controller"), &mut namespaces, &mut pods);
     let accounts_controller =
         serviceaccount::new(client("service-account-controller"), &mut namespaces, &mut accounts, ca_certificate);
+    let endpoints_controller = endpoints::new(client("endpoint-controller"), &mut services, &mut pods);
     let customs_controller = customresources::new(client("customresource-controller"), &mut definitions);
     let (collector, watches, collector_queue) = {
         let mut shared = [
             (&PODS, &mut pods),
             (&NODES, &mut nodes),
             (&NAMESPACES, &mut namespaces),
+            (&SERVICES, &mut services),
             (&SERVICE_ACCOUNTS, &mut accounts),
             (&DEPLOYMENTS, &mut deployments),
             (&REPLICA_SETS, &mut sets),
@@ -60,7 +63,7 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
         garbage::new(client("garbage-collector"), &mut shared, &mut definitions)
     };
 
-    for informer in [pods, nodes, namespaces, accounts, deployments, sets, daemons, leases, definitions] {
+    for informer in [pods, nodes, namespaces, services, accounts, deployments, sets, daemons, leases, definitions] {
         crew.synced.push(informer.synced());
         tasks.spawn(informer.run(client("informer"), token.clone()));
     }
@@ -74,6 +77,7 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     crew.hire(pod_collector);
     crew.hire(namespaces_controller);
     crew.hire(accounts_controller);
+    crew.hire(endpoints_controller);
     crew.hire(customs_controller);
     crew.hire((collector, collector_queue));
 }

@@ -14,6 +14,7 @@ mod controllers;
 mod customresources;
 mod daemonset;
 mod deployment;
+mod endpoints;
 mod events;
 mod garbage;
 mod informer;

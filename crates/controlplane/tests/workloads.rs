@@ -188,3 +188,26 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_when_a_node_comes() {
     world.patch("nodes", "", "n1", json!({"metadata": {"labels": {"disk": "ssd"}}})).await;
     world.eventually("it runs", |w| rolled_out(w, "web")).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_knows_its_pods() {
+    let mut world = World::start().await;
+    world.node("n1", json!({})).await;
+    world.create("deployments", "default", deployment("web", 2, "busybox:1")).await;
+    let service = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
+    world.create("services", "default", service).await;
+    let addresses = |w: &World| -> usize {
+        let endpoints = w.get("endpoints", "default", "web").unwrap_or_default();
+        endpoints["subsets"][0]["addresses"].as_array().map_or(0, Vec::len)
+    };
+    world.eventually("both pods are behind it", |w| addresses(w) == 2).await;
+    let slices = world.list("endpointslices", "default");
+    assert_eq!((slices.len(), &slices[0]["ports"][0]["port"]), (1, &json!(8080)));
+    world.patch("deployments", "default", "web", json!({"spec": {"replicas": 1}})).await;
+    world.eventually("one pod is behind it", |w| addresses(w) == 1).await;
+    world.delete("services", "default", "web", "").await;
+    world.eventually("its addresses go with it", |w| {
+        w.get("endpoints", "default", "web").is_none() && w.list("endpointslices", "default").is_empty()
+    })
+    .await;
+}

@@ -9,12 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use kubeapi::ApiError;
 use serde_json::{Value, json};
 
-use crate::client::{CUSTOM_RESOURCES, Client, NAMESPACES, Resource, SERVICES};
+use crate::client::{CUSTOM_RESOURCES, Client, ENDPOINTS, NAMESPACES, Resource, SERVICES};
 use crate::object::{Key, Object};
 
 /// The namespaces that are always there.
 const NAMES: [&str; 5] = ["default", "kube-system", "kube-public", "kube-node-lease", "kubeedge"];
-const ENDPOINTS: Resource = Resource::new("", "endpoints");
 const CLUSTER_ROLES: Resource = Resource::new("rbac.authorization.k8s.io", "clusterroles");
 const CLUSTER_ROLE_BINDINGS: Resource = Resource::new("rbac.authorization.k8s.io", "clusterrolebindings");
 

@@ -59,6 +59,7 @@ impl World {
             "deployments" | "replicasets" | "daemonsets" | "controllerrevisions" => "apps",
             "leases" => "coordination.k8s.io",
             "objectsyncs" => "reliablesyncs.kubeedge.io",
+            "endpointslices" => "discovery.k8s.io",
             "customresourcedefinitions" => "apiextensions.k8s.io",
             "gadgets" => "example.org",
             _ => "",
