@@ -295,7 +295,7 @@ impl Runtime {
         let (paths, uid) = (self.paths.clone(), identity.uid.clone());
         // A volume may hold a great many files.
         let removed = tokio::task::spawn_blocking(move || {
-            volumes::tear_down(&paths.pod(&identity.uid))
+            volumes::tear_down(&paths.pod(&uid))
                 .map_err(RuntimeError::files("removing the pod's directory"))?;
             logs::remove_pod_logs(&paths, &uid).map_err(RuntimeError::files("removing the pod's logs"))?;
             cgroups::remove(&uid);
