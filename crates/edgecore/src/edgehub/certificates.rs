@@ -1,0 +1,318 @@
+//! The node's identity: obtained with a token, renewed with itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use api::edgecore::EdgeHub as Settings;
+use link::ca::{CaError, certificate_hash, node_request};
+use link::files::{FileError, read_bounded, write_private};
+use link::http_client::{Call, CallError};
+use link::identity::{Identity, IdentityError};
+use link::key::{NotP256, to_sec1};
+use link::rustls::ClientConfig;
+use link::rustls::pki_types::pem::PemObject;
+use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use link::tls::{Certificate, TlsError, client, client_without_verification};
+use link::token::{self, TokenError};
+use rand::RngExt;
+use tracing::{info, warn};
+
+/// No certificate or token is longer.
+const MAX_FILE: u64 = 64 << 10;
+/// For one request to the certificate endpoint.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// An answer of the certificate endpoint is not longer.
+const MAX_ANSWER: usize = 1 << 20;
+/// Waits between tries to renew: doubled from the first to the last.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_secs(32);
+
+/// The files, and how to fill them.
+pub(super) struct Certificates {
+    node: String,
+    settings: Settings,
+    /// A token in this file comes before the one in the configuration; it is removed once it was used.
+    bootstrap: PathBuf,
+    not_after: Option<SystemTime>,
+    renew_at: Option<SystemTime>,
+}
+
+/// The node has no usable certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// No certificate and no token.
+    #[error("there is neither a certificate in {} nor a token: run `keadm gettoken` in the cloud and write the token to {}", cert.display(), bootstrap.display())]
+    NoToken {
+        /// Where the certificate would be.
+        cert: PathBuf,
+        /// Where a token is looked for.
+        bootstrap: PathBuf,
+    },
+    /// The certificate's time is over.
+    #[error("the certificate of {node} has expired: run `keadm gettoken` in the cloud and write the token to {}; the node joins again by itself", bootstrap.display())]
+    Expired {
+        /// The node.
+        node: String,
+        /// Where a token is looked for.
+        bootstrap: PathBuf,
+    },
+    /// The certificate is of another node.
+    #[error("the certificate in {} is for {found:?}, but this node is {node}: move it away and join with a token, or correct hostnameOverride", cert.display())]
+    OtherNode {
+        /// The file.
+        cert: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// The node.
+        node: String,
+    },
+    /// The token cannot be used.
+    #[error("the token cannot be used")]
+    Token(#[source] TokenError),
+    /// The CA is another than the token names.
+    #[error(
+        "the CA of {url} is not the one that the token names: either the token is of another cloud, or somebody stands between; get a new token with `keadm gettoken`"
+    )]
+    WrongCa {
+        /// Who answered.
+        url: String,
+    },
+    /// The hub refused.
+    #[error("the cloud refused to issue a certificate: {status} {reason}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Its words.
+        reason: String,
+    },
+    /// The certificate endpoint does not answer.
+    #[error("the certificate endpoint cannot be asked")]
+    Call(#[source] CallError),
+    /// A file cannot be read or written.
+    #[error("the certificate files cannot be used")]
+    File(#[source] FileError),
+    /// A file holds something else.
+    #[error("{} holds no usable PEM", .0.display())]
+    Pem(PathBuf),
+    /// The key is of another kind.
+    #[error("{} holds no P-256 key", .0.display())]
+    Key(PathBuf, #[source] NotP256),
+    /// The answer is no certificate.
+    #[error("the certificate cannot be read")]
+    Unreadable(#[source] IdentityError),
+    /// A request could not be made.
+    #[error("the certificate request failed")]
+    Request(#[source] CaError),
+    /// TLS refuses them.
+    #[error("the certificates cannot be used for TLS")]
+    Tls(#[source] TlsError),
+}
+
+impl CertificateError {
+    /// Whether trying again alone does not help.
+    pub(super) fn needs_a_person(&self) -> bool {
+        !matches!(self, Self::Call(_))
+    }
+}
+
+struct Files {
+    ca: CertificateDer<'static>,
+    own: Certificate,
+    identity: Identity,
+}
+
+impl Certificates {
+    pub(super) fn new(node: String, settings: Settings, config: &Path) -> Self {
+        // Beside the folder of the configuration: /etc/kubeedge/bootstrap-edgecore.conf by default.
+        let dir = config.parent().and_then(Path::parent).unwrap_or(Path::new("/etc/kubeedge"));
+        Self { node, settings, bootstrap: dir.join("bootstrap-edgecore.conf"), not_after: None, renew_at: None }
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// A TLS configuration with the node's identity. A new token in the bootstrap file always leads to a new certificate: it
+    /// is the way back for a node whose certificate or CA is no longer good.
+    pub(super) async fn tls(&mut self) -> Result<Arc<ClientConfig>, CertificateError> {
+        if let Some(token) = self.bootstrap_token()? {
+            self.join(&token).await?;
+            if let Err(error) = std::fs::remove_file(&self.bootstrap) {
+                warn!(%error, file = %self.bootstrap.display(), "the used token could not be removed");
+            }
+        }
+        let files = match self.load() {
+            Ok(Some(files)) => files,
+            Ok(None) | Err(CertificateError::Expired { .. }) if !self.settings.token.is_empty() => {
+                let token = self.settings.token.clone();
+                self.join(&token).await?;
+                self.load()?.ok_or_else(|| self.no_token())?
+            }
+            Ok(None) => return Err(self.no_token()),
+            Err(error) => return Err(error),
+        };
+        self.plan_renewal(&files.identity);
+        client(&files.ca, Some(&files.own)).map_err(CertificateError::Tls)
+    }
+
+    /// Resolves once the certificate has been renewed; never when it needs no renewal.
+    pub(super) async fn rotate_in_time(&mut self) {
+        let Some(at) = self.renew_at.filter(|_| self.settings.rotate_certificates) else {
+            return std::future::pending().await;
+        };
+        let mut retry = FIRST_RETRY;
+        // Looked at again and again, for clocks jump.
+        while SystemTime::now() < at {
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(left.min(Duration::from_secs(60))).await;
+        }
+        loop {
+            match self.renew().await {
+                Ok(()) => return,
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    let expires_in_s =
+                        self.not_after.and_then(|end| end.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+                    warn!(%error, cause, expires_in_s = expires_in_s.as_secs(), "the certificate could not be renewed; tried again");
+                }
+            }
+            let wait = retry.mul_f64(rand::rng().random_range(1.0..1.1));
+            tokio::time::sleep(wait).await;
+            retry = (retry * 2).min(LAST_RETRY);
+        }
+    }
+
+    fn bootstrap_token(&self) -> Result<Option<String>, CertificateError> {
+        if !self.bootstrap.exists() {
+            return Ok(None);
+        }
+        let text = read_bounded(&self.bootstrap, MAX_FILE).map_err(CertificateError::File)?;
+        let token = String::from_utf8_lossy(&text).trim().to_owned();
+        Ok((!token.is_empty()).then_some(token))
+    }
+
+    fn no_token(&self) -> CertificateError {
+        CertificateError::NoToken { cert: self.settings.cert_file.clone(), bootstrap: self.bootstrap.clone() }
+    }
+
+    /// First issue: the CA, checked against the token's hash, then the certificate.
+    async fn join(&mut self, text: &str) -> Result<(), CertificateError> {
+        let (hash, jwt) = token::split(text).map_err(CertificateError::Token)?;
+        let url = format!("{}/ca.crt", self.settings.http_server);
+        let tls = client_without_verification().map_err(CertificateError::Tls)?;
+        let (status, ca) = call(&url, &[], Vec::new(), tls).await?;
+        if status != 200 {
+            return Err(refused(status, &ca));
+        }
+        if certificate_hash(&ca) != hash.to_ascii_lowercase() {
+            return Err(CertificateError::WrongCa { url });
+        }
+        let ca = CertificateDer::from(ca);
+        let tls = client(&ca, None).map_err(CertificateError::Tls)?;
+        let authorization = format!("Bearer {jwt}");
+        let (certificate, key) = self.ask(tls, Some(&authorization)).await?;
+        self.save(&ca, &certificate, &key)?;
+        info!(node = self.node, "joined: the cloud issued a certificate");
+        Ok(())
+    }
+
+    async fn renew(&mut self) -> Result<(), CertificateError> {
+        let files = self.load()?.ok_or_else(|| self.no_token())?;
+        let tls = client(&files.ca, Some(&files.own)).map_err(CertificateError::Tls)?;
+        let (certificate, key) = self.ask(tls, None).await?;
+        self.save(&files.ca, &certificate, &key)?;
+        info!(node = self.node, "the certificate was renewed");
+        Ok(())
+    }
+
+    async fn ask(
+        &self,
+        tls: Arc<ClientConfig>,
+        authorization: Option<&str>,
+    ) -> Result<(Vec<u8>, Vec<u8>), CertificateError> {
+        let request = node_request(&self.node).map_err(CertificateError::Request)?;
+        let mut headers = vec![("nodename", self.node.as_str())];
+        headers.extend(authorization.map(|text| ("authorization", text)));
+        let url = format!("{}/edge.crt", self.settings.http_server);
+        let (status, body) = call(&url, &headers, request.request, tls).await?;
+        if status != 200 {
+            return Err(refused(status, &body));
+        }
+        let identity = Identity::read(&body).map_err(CertificateError::Unreadable)?;
+        if identity.node() != Some(self.node.as_str()) {
+            return Err(self.other_node(&identity));
+        }
+        Ok((body, request.key))
+    }
+
+    /// The key first: a certificate without its key is worth nothing, a key without its certificate does no harm.
+    fn save(&self, ca: &[u8], certificate: &[u8], key: &[u8]) -> Result<(), CertificateError> {
+        let write = |path: &Path, label: &str, der: &[u8]| {
+            write_private(path, pem(label, der).as_bytes()).map_err(CertificateError::File)
+        };
+        write(&self.settings.ca_file, "CERTIFICATE", ca)?;
+        write(&self.settings.key_file, "EC PRIVATE KEY", key)?;
+        write(&self.settings.cert_file, "CERTIFICATE", certificate)
+    }
+
+    /// `None` when there is no certificate yet.
+    fn load(&self) -> Result<Option<Files>, CertificateError> {
+        let [ca_file, cert_file, key_file] =
+            [&self.settings.ca_file, &self.settings.cert_file, &self.settings.key_file];
+        if [ca_file, cert_file, key_file].iter().any(|path| !path.exists()) {
+            return Ok(None);
+        }
+        let read = |path: &Path| read_bounded(path, MAX_FILE).map_err(CertificateError::File);
+        let certificate = |path: &PathBuf| {
+            CertificateDer::from_pem_slice(&read(path)?).map_err(|_| CertificateError::Pem(path.clone()))
+        };
+        let (ca, own) = (certificate(ca_file)?, certificate(cert_file)?);
+        let key =
+            PrivateKeyDer::from_pem_slice(&read(key_file)?).map_err(|_| CertificateError::Pem(key_file.clone()))?;
+        let key = to_sec1(key.secret_der()).map_err(|error| CertificateError::Key(key_file.clone(), error))?;
+        let identity = Identity::read(&own).map_err(CertificateError::Unreadable)?;
+        if identity.node() != Some(self.node.as_str()) {
+            return Err(self.other_node(&identity));
+        }
+        if SystemTime::now() > identity.not_after {
+            return Err(CertificateError::Expired { node: self.node.clone(), bootstrap: self.bootstrap.clone() });
+        }
+        Ok(Some(Files { ca, own: Certificate { certificate: own, key }, identity }))
+    }
+
+    fn other_node(&self, identity: &Identity) -> CertificateError {
+        CertificateError::OtherNode {
+            cert: self.settings.cert_file.clone(),
+            found: identity.common_name.clone(),
+            node: self.node.clone(),
+        }
+    }
+
+    /// Between 70 and 90 % of the lifetime, different on every node.
+    fn plan_renewal(&mut self, identity: &Identity) {
+        let lifetime = identity.not_after.duration_since(identity.not_before).unwrap_or_default();
+        self.not_after = Some(identity.not_after);
+        self.renew_at = Some(identity.not_before + lifetime.mul_f64(rand::rng().random_range(0.7..0.9)));
+    }
+}
+
+async fn call(
+    url: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+    tls: Arc<ClientConfig>,
+) -> Result<(u16, Vec<u8>), CertificateError> {
+    let call = Call { method: "GET", url, headers, body, tls, deadline: DEADLINE, max_answer: MAX_ANSWER };
+    let (status, body) = call.send().await.map_err(CertificateError::Call)?;
+    Ok((status, body.to_vec()))
+}
+
+fn refused(status: u16, body: &[u8]) -> CertificateError {
+    let reason: String = String::from_utf8_lossy(body).trim().chars().take(500).collect();
+    CertificateError::Refused { status, reason }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    link::files::to_pem(label, der)
+}

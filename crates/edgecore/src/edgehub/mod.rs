@@ -1,0 +1,160 @@
+//! EdgeHub: the node's link to the cloud.
+//!
+//! `certificates` gets and renews the node's identity, `connection` carries messages while the link stands, `outbox` keeps what
+//! must not be lost while it does not, `rate` holds the sending rate. This file joins them: connect, serve, wait a little, again.
+
+mod certificates;
+mod connection;
+mod outbox;
+mod rate;
+
+use std::time::Duration;
+
+use api::edgecore::{Config, EdgeHub as Settings};
+use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
+use link::backoff::Backoff;
+use tracing::{error, info, warn};
+use wire::{Content, Message, group, kind, module, operation, source};
+
+use certificates::{CertificateError, Certificates};
+use outbox::Outbox;
+
+/// The first wait before connecting again; with jitter it is between a quarter and a half second.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// The longest wait before connecting again.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// The module.
+pub struct EdgeHub {
+    settings: Settings,
+    certificates: Certificates,
+    outbox: Outbox,
+}
+
+impl EdgeHub {
+    /// With the settings of `modules.edgeHub`; nothing is done before the module runs.
+    pub fn new(config: &Config) -> Self {
+        let settings = config.edge_hub();
+        let certificates = Certificates::new(config.node_name(), settings.clone(), &config.path);
+        Self { settings, certificates, outbox: Outbox::default() }
+    }
+
+    async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        loop {
+            let ended = {
+                let session = connection::run(&self.settings, &mut self.certificates, context, inbox, &mut self.outbox);
+                tokio::select! {
+                    () = context.stopping() => return Ok(()),
+                    ended = session => ended,
+                }
+            };
+            if ended.was_connected {
+                backoff.reset();
+                tell_connection(context, false).await;
+            }
+            report(&ended.cause);
+            let wait = backoff.next_wait();
+            info!(wait_ms = wait.as_millis(), "connecting again soon");
+            tokio::select! {
+                () = context.stopping() => return Ok(()),
+                () = self.keep_while_waiting(context, inbox, wait) => {}
+            }
+        }
+    }
+
+    /// Requests get their answer at once while there is no link; the rest is kept.
+    async fn keep_while_waiting(&mut self, context: &Context, inbox: &mut Inbox, wait: Duration) {
+        let end = tokio::time::Instant::now() + wait;
+        while let Ok(Some(message)) = tokio::time::timeout_at(end, inbox.recv()).await {
+            keep_or_refuse(context, &mut self.outbox, message);
+        }
+        tokio::time::sleep_until(end).await;
+    }
+}
+
+impl Module for EdgeHub {
+    fn name(&self) -> &'static str {
+        module::EDGE_HUB
+    }
+
+    fn group(&self) -> &'static str {
+        group::HUB
+    }
+
+    fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+        Box::pin(async move { self.serve(&context, inbox).await })
+    }
+}
+
+/// Why there is no connection (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The node has no usable certificate and cannot get one.
+    #[error("the node has no valid certificate")]
+    Certificate(#[source] CertificateError),
+    /// Connecting, reading or writing failed.
+    #[error("the link to the cloud failed")]
+    Link(#[source] link::ws::LinkError),
+    /// Nothing was heard for too long.
+    #[error("nothing was heard from the cloud for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The cloud closed the connection.
+    #[error("the cloud closed the connection: {0}")]
+    Closed(String),
+    /// The node has a new certificate.
+    #[error("connecting again with the new certificate")]
+    Rotated,
+}
+
+/// How a connection ended.
+struct Ended {
+    cause: HubError,
+    was_connected: bool,
+}
+
+/// A message without link: a request is refused, an acknowledgement is void, the rest waits.
+fn keep_or_refuse(context: &Context, outbox: &mut Outbox, message: Message) {
+    if context.is_waiting(&message.header.msg_id) {
+        let mut refusal = compose::error(&message, "the cloud is out of reach");
+        refusal.route.source = source::META_MANAGER.to_owned();
+        context.respond(refusal);
+    } else if message.route.operation != operation::RESPONSE {
+        outbox.keep(message);
+    }
+}
+
+/// Tells the other modules that the link stands or does not.
+async fn tell_connection(context: &Context, connected: bool) {
+    let text = if connected { "cloud_connected" } else { "cloud_disconnected" };
+    for module in [module::META_MANAGER, module::EDGED] {
+        if !context.has_module(module) {
+            continue;
+        }
+        let news = compose::message(
+            source::EDGE_HUB_EVENTS,
+            group::META,
+            operation::CONNECT,
+            kind::NODE_CONNECTION,
+            Content::text(text),
+        );
+        if let Err(error) = context.send(module, news).await {
+            warn!(%error, "a module was not told of the connection");
+        }
+    }
+}
+
+fn report(cause: &HubError) {
+    let mut text = cause.to_string();
+    let mut inner = std::error::Error::source(cause);
+    while let Some(error) = inner {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        inner = error.source();
+    }
+    match cause {
+        HubError::Certificate(error) if error.needs_a_person() => error!(cause = %text, "the node cannot join"),
+        HubError::Rotated => info!(cause = %text, "disconnected"),
+        _ => warn!(cause = %text, "no connection to the cloud"),
+    }
+}

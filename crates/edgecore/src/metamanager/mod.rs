@@ -1,0 +1,259 @@
+//! MetaManager: what the node must know to go on without the cloud, in SQLite.
+//!
+//! From the cloud: store, acknowledge, pass on — in this order; what could not be stored is not acknowledged, and the cloud
+//! sends it again. From edged: answer from the table what the node has, ask the cloud for the rest (`remote`), pass on what needs
+//! no answer. `table` has the rows. Which message is treated how is KubeEdge v1.23's.
+
+mod remote;
+mod table;
+
+use std::time::Duration;
+
+use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
+use store::Database;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{debug, error, warn};
+use wire::{Content, EdgeResource, Message, group, kind, module, operation, source};
+
+use remote::Remote;
+use table::{Row, Table};
+
+pub use table::SCHEMA;
+
+/// Messages that wait for edged. MetaManager itself must go on meanwhile, for edged's requests come to it.
+const FOR_EDGED: usize = 1024;
+/// Requests to the cloud at any time; more wait.
+const MAX_REMOTE: usize = 256;
+
+/// The module.
+pub struct MetaManager {
+    table: Table,
+    timeout: Duration,
+}
+
+impl MetaManager {
+    /// On this database; the cloud may take `timeout` to answer.
+    pub fn new(database: Database, timeout: Duration) -> Self {
+        Self { table: Table::new(database), timeout }
+    }
+
+    async fn serve(&self, context: Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
+        let (to_edged, waiting) = mpsc::channel(FOR_EDGED);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(pass_on(context.clone(), waiting));
+        let mut requests = JoinSet::new();
+        let mut connected = false;
+        loop {
+            let message = tokio::select! {
+                () = context.stopping() => return Ok(()),
+                _ = requests.join_next(), if !requests.is_empty() => continue,
+                message = inbox.recv(), if requests.len() < MAX_REMOTE => match message {
+                    Some(message) => message,
+                    None => return Ok(()),
+                },
+            };
+            if message.route.resource == kind::NODE_CONNECTION {
+                connected = message.content.payload().as_ref() == b"cloud_connected";
+                continue;
+            }
+            let from_node = matches!(message.route.source.as_str(), source::EDGED | source::META_MANAGER);
+            if !from_node {
+                self.from_cloud(&context, &to_edged, message).await;
+            } else if let Some(message) = self.from_edged(&context, connected, message).await {
+                let remote = Remote { context: context.clone(), table: self.table.clone(), timeout: self.timeout };
+                requests.spawn(async move { remote.ask(message).await });
+            }
+        }
+    }
+
+    /// An object that the cloud pushes.
+    async fn from_cloud(&self, context: &Context, to_edged: &mpsc::Sender<Message>, message: Message) {
+        let route = &message.route;
+        if operation::VOLUME.contains(&route.operation.as_str()) {
+            hand_over(to_edged, message).await;
+            return;
+        }
+        let stored = match (EdgeResource::parse(&route.resource), route.operation.as_str()) {
+            (Ok(resource), operation::INSERT | operation::UPDATE) => self.store(&resource, &message).await,
+            (Ok(resource), operation::DELETE) => self.delete(&resource, &message).await,
+            (Ok(_), operation::RESPONSE) => Ok(()),
+            _ => {
+                // Acknowledged all the same: a message that nobody understands must not hold up the others.
+                warn!(
+                    resource = route.resource,
+                    operation = route.operation,
+                    source = route.source,
+                    "a message of the cloud is not understood and left out"
+                );
+                Ok(())
+            }
+        };
+        let answer = match stored {
+            Ok(()) => compose::response(&message, Content::ok()),
+            Err(error) => {
+                let text = format!("{} could not be stored: {error}", route.resource);
+                error!(resource = route.resource, %error, "an object could not be stored; the cloud sends it again");
+                let mut answer = compose::error(&message, &text);
+                answer.route.source = source::META_MANAGER.to_owned();
+                answer.route.group.clone_from(&route.group);
+                answer
+            }
+        };
+        let done = answer.route.operation == operation::RESPONSE;
+        if let Err(error) = context.send(module::EDGE_HUB, answer).await {
+            warn!(%error, "an acknowledgement could not be sent");
+        }
+        if done && concerns_edged(&message) {
+            hand_over(to_edged, message).await;
+        }
+    }
+
+    async fn store(&self, resource: &EdgeResource, message: &Message) -> Result<(), store::StoreError> {
+        match Row::read(resource, &message.content) {
+            Some(row) => self.table.put(row).await,
+            None => {
+                warn!(resource = %resource, "the content is no object; nothing is stored");
+                Ok(())
+            }
+        }
+    }
+
+    async fn delete(&self, resource: &EdgeResource, message: &Message) -> Result<(), store::StoreError> {
+        let uid = table::uid(&message.content);
+        self.table.delete(resource, &uid).await
+    }
+
+    /// A request of edged; what must go to the cloud comes back.
+    async fn from_edged(&self, context: &Context, connected: bool, message: Message) -> Option<Message> {
+        let route = &message.route;
+        let Ok(resource) = EdgeResource::parse(&route.resource) else {
+            refuse(context, &message, &format!("resource {:?} is not of the form namespace/type/name", route.resource));
+            return None;
+        };
+        match (route.operation.as_str(), resource.kind.as_str()) {
+            (_, kind::EVENT) => forward(context, message).await,
+            (operation::QUERY, kind::NODE | kind::POD) => self.answer_locally(context, &resource, &message),
+            (
+                operation::QUERY,
+                kind::CONFIG_MAP
+                | kind::SECRET
+                | kind::SERVICE_ACCOUNT_TOKEN
+                | kind::PERSISTENT_VOLUME
+                | kind::PERSISTENT_VOLUME_CLAIM,
+            ) => {
+                let fresh_token = resource.kind == kind::SERVICE_ACCOUNT_TOKEN
+                    && self.answer_with_token(context, &resource, &message);
+                if fresh_token {
+                    return None;
+                }
+                if connected {
+                    return Some(message);
+                }
+                self.answer_locally(context, &resource, &message);
+            }
+            (operation::UPDATE, what) if what != kind::LEASE => {
+                if let Err(error) = self.store(&resource, &message).await {
+                    refuse(context, &message, &error.to_string());
+                    return None;
+                }
+                let mut onward = message.clone();
+                onward.header.sync = false;
+                forward(context, onward).await;
+                respond(context, &message, Content::ok());
+            }
+            _ if connected => return Some(message),
+            _ => refuse(context, &message, "the cloud is out of reach"),
+        }
+        None
+    }
+
+    /// An array of texts, each a stored object: all of a type, or the one that was named.
+    fn answer_locally(&self, context: &Context, resource: &EdgeResource, message: &Message) {
+        if resource.kind == kind::SERVICE_ACCOUNT_TOKEN {
+            return match self.table.token(resource, &message.content) {
+                Ok(Some(token)) => respond(context, message, token),
+                Ok(None) => refuse(context, message, "the cloud is out of reach, and no token is kept here"),
+                Err(error) => refuse(context, message, &error.to_string()),
+            };
+        }
+        match self.table.find(resource) {
+            Ok(values) => match Content::json(&values) {
+                Ok(content) => respond(context, message, content),
+                Err(error) => refuse(context, message, &error.to_string()),
+            },
+            Err(error) => refuse(context, message, &error.to_string()),
+        }
+    }
+
+    /// A kept token that is still good for a while.
+    fn answer_with_token(&self, context: &Context, resource: &EdgeResource, message: &Message) -> bool {
+        match self.table.token(resource, &message.content) {
+            Ok(Some(token)) if table::is_fresh(&token) => {
+                respond(context, message, token);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Module for MetaManager {
+    fn name(&self) -> &'static str {
+        module::META_MANAGER
+    }
+
+    fn group(&self) -> &'static str {
+        group::META
+    }
+
+    fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+        Box::pin(async move { self.serve(context, inbox).await })
+    }
+}
+
+fn concerns_edged(message: &Message) -> bool {
+    let from_controller =
+        matches!(message.route.source.as_str(), source::DEVICE_CONTROLLER | source::POLICY_CONTROLLER);
+    let kind = EdgeResource::parse(&message.route.resource).map(|resource| resource.kind).unwrap_or_default();
+    !from_controller && matches!(kind.as_str(), kind::POD | kind::CONFIG_MAP | kind::SECRET)
+}
+
+async fn hand_over(to_edged: &mpsc::Sender<Message>, message: Message) {
+    if to_edged.send(message).await.is_err() {
+        debug!("edged has ended");
+    }
+}
+
+async fn pass_on(context: Context, mut waiting: mpsc::Receiver<Message>) {
+    while let Some(message) = waiting.recv().await {
+        if !context.has_module(module::EDGED) {
+            continue;
+        }
+        if let Err(error) = context.send(module::EDGED, message).await {
+            warn!(%error, "a message could not be handed to edged");
+        }
+    }
+}
+
+async fn forward(context: &Context, message: Message) {
+    if let Err(error) = context.send(module::EDGE_HUB, message).await {
+        warn!(%error, "a message could not be sent to the cloud");
+    }
+}
+
+/// Answers a request of this node.
+fn respond(context: &Context, request: &Message, content: Content) {
+    let mut answer = compose::response(request, content);
+    answer.route.source = source::META_MANAGER.to_owned();
+    if !context.respond(answer) {
+        debug!(resource = request.route.resource, "an answer came too late");
+    }
+}
+
+fn refuse(context: &Context, request: &Message, why: &str) {
+    let mut answer = compose::error(request, why);
+    answer.route.source = source::META_MANAGER.to_owned();
+    answer.route.group.clone_from(&request.route.group);
+    context.respond(answer);
+}

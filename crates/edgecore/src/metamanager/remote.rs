@@ -1,0 +1,131 @@
+//! Requests that the cloud answers.
+
+use std::time::Duration;
+
+use beehive::{Context, compose};
+use tracing::{debug, warn};
+use wire::{AnswerError, Content, EdgeResource, Message, kind, module, operation, source};
+
+use super::table::{Row, Table};
+use super::{refuse, respond};
+
+/// When the node has an object itself, the cloud gets only so long to say that there is a newer one.
+const IF_KEPT: Duration = Duration::from_secs(5);
+
+pub(super) struct Remote {
+    pub(super) context: Context,
+    pub(super) table: Table,
+    pub(super) timeout: Duration,
+}
+
+impl Remote {
+    /// Asks the cloud, keeps the object in the answer, and answers the one who asked. When no answer comes, what the node has
+    /// itself is the answer.
+    pub(super) async fn ask(self, request: Message) {
+        let Ok(resource) = EdgeResource::parse(&request.route.resource) else { return };
+        let query = request.route.operation == operation::QUERY;
+        let kept = if query { self.kept(&resource, &request) } else { None };
+        let timeout = if kept.is_some() { self.timeout.min(IF_KEPT) } else { self.timeout };
+        let mut onward = request.clone();
+        onward.header.msg_id = compose::id();
+        let answer = match self.context.send_sync(module::EDGE_HUB, onward, timeout).await {
+            Ok(answer) if answer.route.operation == operation::ERROR => Err(text(&answer.content)),
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(error.to_string()),
+        };
+        match (answer, kept) {
+            (Ok(answer), _) => {
+                self.keep(&resource, &request, &answer).await;
+                self.acknowledge(&request, &answer).await;
+                respond(&self.context, &request, answer.content);
+            }
+            (Err(cause), Some(kept)) => {
+                debug!(resource = %resource, cause, "the cloud does not answer; what is kept here is the answer");
+                respond(&self.context, &request, kept);
+            }
+            (Err(cause), None) => refuse(&self.context, &request, &cause),
+        }
+    }
+
+    fn kept(&self, resource: &EdgeResource, request: &Message) -> Option<Content> {
+        if resource.kind == kind::SERVICE_ACCOUNT_TOKEN {
+            return self.table.token(resource, &request.content).ok().flatten();
+        }
+        let values = self.table.find(resource).ok().filter(|values| !values.is_empty())?;
+        Content::json(&values).ok()
+    }
+
+    /// An error is never kept as if it were the object; one that says that the object is gone removes it here too.
+    async fn keep(&self, resource: &EdgeResource, request: &Message, answer: &Message) {
+        if answer.content.is_ok() {
+            if request.route.operation == operation::DELETE && resource.kind == kind::POD {
+                let uid = precondition_uid(&request.content);
+                self.log(resource, self.table.delete(resource, &uid).await);
+            }
+            return;
+        }
+        let object = match answer.content.object() {
+            Ok(Some(object)) => object,
+            Ok(None) => return,
+            Err(AnswerError::Refused(status)) if status.code == 404 && request.route.operation == operation::QUERY => {
+                self.log(resource, self.table.delete(resource, "").await);
+                return;
+            }
+            Err(_) => return,
+        };
+        let stored = match resource.kind.as_str() {
+            kind::SERVICE_ACCOUNT_TOKEN => self.table.keep_token(resource, &request.content, &object).await,
+            // A pod that was deleted meanwhile must not come back.
+            kind::POD_PATCH => {
+                let pod = EdgeResource { kind: kind::POD.to_owned(), ..resource.clone() };
+                match Row::read(&pod, &object) {
+                    Some(row) => self.table.replace(row.of_kind("v1", "Pod")).await,
+                    None => Ok(()),
+                }
+            }
+            kind::NODE_PATCH | kind::NODE => {
+                let node = EdgeResource { kind: kind::NODE.to_owned(), ..resource.clone() };
+                match Row::read(&node, &object) {
+                    Some(row) => self.table.put(row.of_kind("v1", "Node")).await,
+                    None => Ok(()),
+                }
+            }
+            kind::POD | kind::LEASE | kind::CERTIFICATE_SIGNING_REQUEST => Ok(()),
+            _ => match Row::read(resource, &object) {
+                Some(row) => self.table.put(row).await,
+                None => Ok(()),
+            },
+        };
+        self.log(resource, stored);
+    }
+
+    /// The cloud sends again what is not acknowledged: answers to queries, inserts and lease updates.
+    async fn acknowledge(&self, request: &Message, answer: &Message) {
+        let verb = request.route.operation.as_str();
+        if !matches!(verb, operation::QUERY | operation::INSERT | operation::UPDATE) {
+            return;
+        }
+        let mut acknowledgement = compose::response(answer, Content::ok());
+        if acknowledgement.route.source.is_empty() {
+            acknowledgement.route.source = source::EDGE_CONTROLLER.to_owned();
+        }
+        if let Err(error) = self.context.send(module::EDGE_HUB, acknowledgement).await {
+            warn!(%error, "an acknowledgement could not be sent");
+        }
+    }
+
+    fn log(&self, resource: &EdgeResource, stored: Result<(), store::StoreError>) {
+        if let Err(error) = stored {
+            warn!(resource = %resource, %error, "an answer could not be kept; it is asked for again after a restart");
+        }
+    }
+}
+
+fn text(content: &Content) -> String {
+    String::from_utf8_lossy(&content.payload()).into_owned()
+}
+
+fn precondition_uid(content: &Content) -> String {
+    let options: serde_json::Value = content.parse().unwrap_or_default();
+    options["preconditions"]["uid"].as_str().unwrap_or_default().to_owned()
+}

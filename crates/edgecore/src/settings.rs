@@ -1,0 +1,31 @@
+//! The node agent's settings, from `modules.edged` of `edgecore.yaml`.
+
+use api::edgecore::Config;
+use edged::Settings;
+
+/// Reads them; what the file cannot say keeps edged's default.
+pub fn edged(config: &Config) -> Settings {
+    let document = &config.document;
+    let own = |key: &str| format!("modules.edged.{key}");
+    let kubelet = |key: &str| format!("modules.edged.tailoredKubeletConfig.{key}");
+    let mut settings = Settings::new(config.node_name());
+    settings.register_node_namespace = document.text(&own("registerNodeNamespace"));
+    settings.register_node = document.flag(&kubelet("registerNode"));
+    settings.node_labels = config.node_labels();
+    settings.node_taints =
+        serde_json::from_value(document.get(&kubelet("registerWithTaints")).clone()).unwrap_or_default();
+    settings.node_ip = document.text(&own("nodeIP")).parse().ok();
+    settings.root_dir = document.text(&own("rootDirectory")).into();
+    settings.pod_logs_dir = document.text(&kubelet("podLogsDir")).into();
+    settings.runtime_endpoint = document.text(&kubelet("containerRuntimeEndpoint"));
+    settings.image_endpoint = document.text(&kubelet("imageServiceEndpoint"));
+    settings.cluster_dns = document.texts(&kubelet("clusterDNS"));
+    settings.cluster_domain = document.text(&kubelet("clusterDomain"));
+    settings.cgroup_driver = document.text(&kubelet("cgroupDriver"));
+    settings.max_pods = i32::try_from(document.number(&kubelet("maxPods"))).unwrap_or(settings.max_pods);
+    settings.node_status_update_frequency = config.duration(&kubelet("nodeStatusUpdateFrequency"));
+    settings.node_status_report_frequency = config.duration(&kubelet("nodeStatusReportFrequency"));
+    settings.read_only_port = u16::try_from(document.number(&kubelet("readOnlyPort"))).unwrap_or_default();
+    settings.report_event = document.flag(&own("reportEvent"));
+    settings
+}
