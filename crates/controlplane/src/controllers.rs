@@ -9,13 +9,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client::{
-    CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS, SERVICES, SERVICE_ACCOUNTS,
+    CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS,
+    SERVICE_ACCOUNTS, SERVICES,
 };
 use crate::informer::Informer;
 use crate::queue::WorkQueue;
 use crate::reconcile::{self, Reconcile};
 use crate::{
-    customresources, daemonset, deployment, endpoints, events, garbage, namespace, nodelifecycle, podgc, replicaset, scheduler, serviceaccount,
+    customresources, daemonset, deployment, endpoints, events, garbage, namespace, nodelifecycle, podgc, replicaset,
+    scheduler, serviceaccount,
 };
 
 /// Starts all controllers on the tracker; they end when the token is cancelled.

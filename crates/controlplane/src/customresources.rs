@@ -46,7 +46,8 @@ impl Reconcile for CustomResources {
                 self.set_finalizers(&definition, finalizers).await.map(|()| None)
             }
             (true, true) if self.remove_all(&definition).await? => {
-                let rest = definition.list("/metadata/finalizers").iter().filter(|f| *f != FINALIZER).cloned().collect();
+                let rest =
+                    definition.list("/metadata/finalizers").iter().filter(|f| *f != FINALIZER).cloned().collect();
                 self.set_finalizers(&definition, rest).await.map(|()| None)
             }
             (true, true) => Ok(Some(RETRY)),

@@ -1,4 +1,5 @@
-//! Events that controllers record for users: written by one task, repeated ones counted instead of written anew.
+//! Events that controllers record for users: written by one task, repeated ones counted instead of written anew, and old ones
+//! of everybody removed.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::client::{Client, EVENTS};
+use crate::client::{Client, DeleteOptions, EVENTS};
 use crate::object::{Key, Object, time_text};
 
 /// Events that may wait for being written; past that they are dropped, for they are hints, not state.
@@ -18,6 +19,10 @@ const WAITING: usize = 256;
 const REMEMBERED: usize = 512;
 /// A repetition after this time is a new event.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// Events that nothing was added to for so long are removed (as upstream).
+const LIFETIME: Duration = Duration::from_secs(3600);
+/// How often old events are looked for.
+const SWEEP: Duration = Duration::from_secs(600);
 
 /// Something to tell the user about an object.
 #[derive(Debug, Clone)]
@@ -94,13 +99,30 @@ pub fn recorder(client: Client) -> (Recorder, Writer) {
 impl Writer {
     /// Writes until cancelled.
     pub async fn run(mut self, token: CancellationToken) {
+        let mut sweep = tokio::time::interval(SWEEP);
         loop {
             let note = tokio::select! {
                 () = token.cancelled() => return,
                 note = self.notes.recv() => note,
+                _ = sweep.tick() => {
+                    self.sweep(Timestamp::now()).await;
+                    continue;
+                }
             };
             let Some(note) = note else { return };
             self.write(note).await;
+        }
+    }
+
+    async fn sweep(&self, now: Timestamp) {
+        let events = match self.client.list(&EVENTS).await {
+            Ok((events, _)) => events,
+            Err(error) => return debug!(%error, "old events stay for now"),
+        };
+        for event in events.iter().filter(|e| is_old(e, now)) {
+            if let Err(error) = self.client.delete(&EVENTS, &event.key(), DeleteOptions::only(event)).await {
+                debug!(%error, event = %event.key(), "an old event stays for now");
+            }
         }
     }
 
@@ -135,6 +157,13 @@ impl Writer {
     }
 }
 
+/// Whether nothing was added to the event for its lifetime.
+fn is_old(event: &Object, now: Timestamp) -> bool {
+    let times = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+    let latest = times.iter().filter_map(|t| event.time(t)).max();
+    latest.is_some_and(|t| Duration::try_from(now.duration_since(t)).unwrap_or_default() > LIFETIME)
+}
+
 fn event(note: &Note, now: Timestamp) -> Value {
     let involved_namespace = note.involved["namespace"].as_str().unwrap_or_default();
     let namespace = if involved_namespace.is_empty() { "default" } else { involved_namespace };
@@ -154,4 +183,25 @@ fn event(note: &Note, now: Timestamp) -> Value {
         "source": {"component": note.component}, "reportingComponent": note.component, "reportingInstance": "",
         "firstTimestamp": time, "lastTimestamp": time, "eventTime": null, "count": 1,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_lives_an_hour_after_its_last_repetition() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().expect("time");
+        for (event, expected) in [
+            (json!({"metadata": {"creationTimestamp": "2026-11-24T10:00:00Z"}}), true),
+            (json!({"metadata": {"creationTimestamp": "2026-11-24T11:30:00Z"}}), false),
+            (
+                json!({"metadata": {"creationTimestamp": "2026-11-24T10:00:00Z"}, "lastTimestamp": "2026-11-24T11:59:00Z"}),
+                false,
+            ),
+            (json!({"metadata": {}}), false),
+        ] {
+            assert_eq!(is_old(&event.clone().into(), now), expected, "{event}");
+        }
+    }
 }

@@ -240,7 +240,8 @@ mod tests {
 
     #[test]
     fn spellings_of_one_meaning_are_equal() {
-        let long = json!({"a": null, "l": [], "labels": {}, "tty": false, "ports": [{"hostPort": 0, "containerPort": 80}]});
+        let long =
+            json!({"a": null, "l": [], "labels": {}, "tty": false, "ports": [{"hostPort": 0, "containerPort": 80}]});
         assert_eq!(normalised(&long), json!({"ports": [{"containerPort": 80}]}));
         // These say something.
         for value in [json!({"emptyDir": {}}), json!({"replicas": 0}), json!({"automountServiceAccountToken": false})] {

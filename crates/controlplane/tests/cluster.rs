@@ -49,22 +49,26 @@ async fn an_offline_edge_node_keeps_its_pods_unlike_one_in_the_data_centre() {
     let before = uids(&of(&world, "edge-1"));
 
     world.cut_the_wire().await;
-    world.eventually("the nodes are unknown and tainted, the pods not ready", |w| {
-        ["edge-1", "dc-1"].iter().all(|name| {
-            let node = w.get("nodes", "", name).expect("there");
-            ready(&node) == "Unknown" && node["spec"]["taints"].to_string().contains("node.kubernetes.io/unreachable")
-        }) && w.list("pods", "default").iter().all(|p| ready(p) != "True")
-    })
-    .await;
-    world.eventually("the Deployment knows", |w| {
-        let status = w.get("deployments", "default", "edge").expect("there")["status"].clone();
-        status["readyReplicas"].is_null() && status["replicas"] == 2
-    })
-    .await;
-    world.eventually("the pod in the data centre has to go", |w| {
-        of(w, "dc-1").iter().any(|p| p["metadata"]["deletionTimestamp"].is_string())
-    })
-    .await;
+    world
+        .eventually("the nodes are unknown and tainted, the pods not ready", |w| {
+            ["edge-1", "dc-1"].iter().all(|name| {
+                let node = w.get("nodes", "", name).expect("there");
+                ready(&node) == "Unknown"
+                    && node["spec"]["taints"].to_string().contains("node.kubernetes.io/unreachable")
+            }) && w.list("pods", "default").iter().all(|p| ready(p) != "True")
+        })
+        .await;
+    world
+        .eventually("the Deployment knows", |w| {
+            let status = w.get("deployments", "default", "edge").expect("there")["status"].clone();
+            status["readyReplicas"].is_null() && status["replicas"] == 2
+        })
+        .await;
+    world
+        .eventually("the pod in the data centre has to go", |w| {
+            of(w, "dc-1").iter().any(|p| p["metadata"]["deletionTimestamp"].is_string())
+        })
+        .await;
     let after = of(&world, "edge-1");
     assert_eq!(uids(&after), before, "nothing was recreated at the edge");
     assert!(after.iter().all(|p| p["metadata"]["deletionTimestamp"].is_null()), "nothing was evicted at the edge");
@@ -77,22 +81,29 @@ async fn a_node_comes_back_and_a_deleted_one_loses_its_pods() {
     world.create("deployments", "default", deployment("web", 2, "busybox:1")).await;
     world.eventually("two pods run", |w| w.running("default").len() == 2).await;
     world.cut_the_wire().await;
-    let tainted = |w: &World| w.get("nodes", "", "edge-1").is_some_and(|n| n["spec"]["taints"].as_array().is_some_and(|t| !t.is_empty()));
+    let tainted = |w: &World| {
+        w.get("nodes", "", "edge-1").is_some_and(|n| n["spec"]["taints"].as_array().is_some_and(|t| !t.is_empty()))
+    };
     world.eventually("the node is tainted", tainted).await;
 
     world.kubelet("edge-1");
     let conditions = json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-11-24T13:00:00Z"}]);
     let what = world.at("nodes", "", "edge-1").sub("status");
     let patch = json!({"status": {"conditions": conditions}});
-    world.api().patch(&what, &patch, kubeapi::PatchType::Merge, &kubeapi::WriteOptions::default()).await.expect("patched");
+    world
+        .api()
+        .patch(&what, &patch, kubeapi::PatchType::Merge, &kubeapi::WriteOptions::default())
+        .await
+        .expect("patched");
     world.eventually("the taints are gone", |w| !tainted(w)).await;
 
     world.delete("nodes", "", "edge-1", "").await;
-    world.eventually("its pods are collected and replaced by pods that wait", |w| {
-        let pods = w.list("pods", "default");
-        pods.len() == 2 && pods.iter().all(|p| p["spec"]["nodeName"].is_null())
-    })
-    .await;
+    world
+        .eventually("its pods are collected and replaced by pods that wait", |w| {
+            let pods = w.list("pods", "default");
+            pods.len() == 2 && pods.iter().all(|p| p["spec"]["nodeName"].is_null())
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +141,8 @@ async fn a_second_start_resumes() {
     let sync =
         json!({"metadata": {"name": "n1.0"}, "spec": {"objectKind": "Pod"}, "status": {"objectResourceVersion": "0"}});
     world.create("objectsyncs", "default", sync).await;
-    let (before, ca) = (uids(&world.list("pods", "default")), std::fs::read(world.dir.path().join("kubernetes-ca.crt")).expect("CA"));
+    let (before, ca) =
+        (uids(&world.list("pods", "default")), std::fs::read(world.dir.path().join("kubernetes-ca.crt")).expect("CA"));
 
     world.restart().await;
     assert_eq!(uids(&world.list("pods", "default")), before);
@@ -156,10 +168,12 @@ async fn a_definition_goes_with_its_objects() {
     let gadget = |name: &str, owner: Value| json!({"metadata": {"name": name, "ownerReferences": owner}});
     for round in 0..2 {
         world.create("customresourcedefinitions", "", definition.clone()).await;
-        world.eventually("the definition is guarded", |w| {
-            w.get("customresourcedefinitions", "", "gadgets.example.org").is_some_and(|d| d["metadata"]["finalizers"].is_array())
-        })
-        .await;
+        world
+            .eventually("the definition is guarded", |w| {
+                w.get("customresourcedefinitions", "", "gadgets.example.org")
+                    .is_some_and(|d| d["metadata"]["finalizers"].is_array())
+            })
+            .await;
         assert!(world.list("gadgets", "default").is_empty(), "round {round} finds nothing of an earlier one");
         let first = world.create("gadgets", "default", gadget("first", json!(null))).await;
         let owner = json!([{"apiVersion": "example.org/v1", "kind": "Gadget", "name": "first", "uid": first["metadata"]["uid"]}]);
@@ -168,6 +182,10 @@ async fn a_definition_goes_with_its_objects() {
         world.eventually("what a gadget owns goes with it", |w| w.list("gadgets", "default").is_empty()).await;
         world.create("gadgets", "default", gadget("third", json!(null))).await;
         world.delete("customresourcedefinitions", "", "gadgets.example.org", "").await;
-        world.eventually("the definition is gone", |w| w.get("customresourcedefinitions", "", "gadgets.example.org").is_none()).await;
+        world
+            .eventually("the definition is gone", |w| {
+                w.get("customresourcedefinitions", "", "gadgets.example.org").is_none()
+            })
+            .await;
     }
 }

@@ -206,8 +206,9 @@ async fn a_service_knows_its_pods() {
     world.patch("deployments", "default", "web", json!({"spec": {"replicas": 1}})).await;
     world.eventually("one pod is behind it", |w| addresses(w) == 1).await;
     world.delete("services", "default", "web", "").await;
-    world.eventually("its addresses go with it", |w| {
-        w.get("endpoints", "default", "web").is_none() && w.list("endpointslices", "default").is_empty()
-    })
-    .await;
+    world
+        .eventually("its addresses go with it", |w| {
+            w.get("endpoints", "default", "web").is_none() && w.list("endpointslices", "default").is_empty()
+        })
+        .await;
 }

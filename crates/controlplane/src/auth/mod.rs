@@ -80,8 +80,12 @@ impl Auth {
             let action = Action { verb: "impersonate", resource, name, ..Action::default() };
             self.authorize(api, user, &action)
         };
-        let groups: Vec<String> =
-            headers.get_all("impersonate-group").iter().map(|g| g.to_str().map(str::to_owned)).collect::<Result<_, _>>().ok()?;
+        let groups: Vec<String> = headers
+            .get_all("impersonate-group")
+            .iter()
+            .map(|g| g.to_str().map(str::to_owned))
+            .collect::<Result<_, _>>()
+            .ok()?;
         let allowed = may("users", name) && groups.iter().all(|group| may("groups", group));
         allowed.then(|| User { name: name.to_owned(), groups, uid: String::new() })
     }
@@ -89,7 +93,9 @@ impl Auth {
 
 /// A token is worth nothing once its ServiceAccount is gone, or another has taken its name.
 fn still_exists(api: &Api, user: &User) -> bool {
-    let Some((namespace, name)) = user.name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) else {
+    let Some((namespace, name)) =
+        user.name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'))
+    else {
         return false;
     };
     let account = api.reference("", "serviceaccounts", namespace, name).and_then(|what| api.get(&what));

@@ -15,7 +15,8 @@ pub(super) fn allows(api: &Api, user: &User, action: &Action<'_>) -> bool {
     }
     let cluster = list(api, "clusterrolebindings", "");
     let local = if action.namespace.is_empty() { Vec::new() } else { list(api, "rolebindings", action.namespace) };
-    let bindings = cluster.iter().map(|binding| (binding, "")).chain(local.iter().map(|binding| (binding, action.namespace)));
+    let bindings =
+        cluster.iter().map(|binding| (binding, "")).chain(local.iter().map(|binding| (binding, action.namespace)));
     bindings
         .filter(|(binding, _)| subjects(binding).any(|subject| is(user, subject, action.namespace)))
         .filter_map(|(binding, namespace)| role(api, binding, namespace))
@@ -27,7 +28,9 @@ fn is_for_everybody(action: &Action<'_>) -> bool {
     if !action.path.is_empty() {
         let open = ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"];
         return action.verb == "get"
-            && open.iter().any(|path| action.path == *path || action.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')));
+            && open.iter().any(|path| {
+                action.path == *path || action.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'))
+            });
     }
     action.verb == "create" && matches!(action.resource, "selfsubjectreviews" | "selfsubjectaccessreviews")
 }
@@ -67,7 +70,12 @@ fn role(api: &Api, binding: &Value, namespace: &str) -> Option<Value> {
 
 fn covers(rule: &Value, action: &Action<'_>) -> bool {
     let any = |field: &str, wanted: &str| {
-        rule[field].as_array().into_iter().flatten().filter_map(Value::as_str).any(|value| value == "*" || value == wanted)
+        rule[field]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .any(|value| value == "*" || value == wanted)
     };
     if !any("verbs", action.verb) {
         return false;

@@ -9,7 +9,9 @@ use kubeapi::error::Cause;
 use kubeapi::{ApiError, User};
 use link::key::{NotP256, to_pkcs8};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+};
 use serde_json::{Value, json};
 
 /// Who issues the tokens, and for whom when the request does not say.
@@ -85,7 +87,8 @@ impl TokenKey {
         });
         let token = self.sign(&claims)?;
         let expires = Timestamp::from_second(now + seconds).unwrap_or(Timestamp::MAX);
-        request["status"] = json!({"token": token, "expirationTimestamp": expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
+        request["status"] =
+            json!({"token": token, "expirationTimestamp": expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
         request["kind"] = json!("TokenRequest");
         request["apiVersion"] = json!("authentication.k8s.io/v1");
         request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": kubeapi::meta::now()});

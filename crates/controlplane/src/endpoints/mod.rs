@@ -10,7 +10,7 @@ use std::time::Duration;
 use kubeapi::ApiError;
 use serde_json::{Value, json};
 
-use crate::client::{Client, DeleteOptions, ENDPOINTS, ENDPOINT_SLICES};
+use crate::client::{Client, DeleteOptions, ENDPOINT_SLICES, ENDPOINTS};
 use crate::informer::{Cache, Change, Informer};
 use crate::object::{Key, Object, controller_reference};
 use crate::queue::WorkQueue;
@@ -46,7 +46,9 @@ impl Reconcile for Endpoints {
 
     async fn reconcile(&mut self, key: &Key) -> Result<Option<Duration>, ApiError> {
         // What belongs to a Service that is gone, the garbage collector takes.
-        let Some(service) = self.services.get(key).filter(|s| plan::is_ours(s) && !s.is_deleting()) else { return Ok(None) };
+        let Some(service) = self.services.get(key).filter(|s| plan::is_ours(s) && !s.is_deleting()) else {
+            return Ok(None);
+        };
         let pods = self.pods.in_namespace(&key.namespace);
         self.write_endpoints(&service, plan::subsets(&service, &pods)).await?;
         self.write_slices(&service, plan::slices(&service, &pods)).await?;

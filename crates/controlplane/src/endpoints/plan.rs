@@ -20,7 +20,8 @@ pub const MANAGER: &str = "endpointslice-controller.k8s.io";
 
 /// Whether this controller looks after the Service at all.
 pub fn is_ours(service: &Object) -> bool {
-    service.at("/spec/selector").as_object().is_some_and(|s| !s.is_empty()) && service.text("/spec/type") != "ExternalName"
+    service.at("/spec/selector").as_object().is_some_and(|s| !s.is_empty())
+        && service.text("/spec/type") != "ExternalName"
 }
 
 /// Whether the Service means the pod.
@@ -115,7 +116,13 @@ pub fn slices(service: &Object, all: &[Object]) -> Vec<Value> {
         labels["service.kubernetes.io/headless"] = json!("");
     }
     let mut slices = Vec::new();
-    for ((six, _), (ports, addresses)) in groups(service, all) {
+    for ((six, _), (mut ports, addresses)) in groups(service, all) {
+        for port in &mut ports {
+            // kubectl relies on the name being there, even if it is empty.
+            if port["name"].is_null() {
+                port["name"] = json!("");
+            }
+        }
         for (n, chunk) in addresses.chunks(SLICE_LIMIT).enumerate() {
             let endpoints: Vec<Value> = chunk
                 .iter()
@@ -165,7 +172,8 @@ mod tests {
 
     #[test]
     fn ready_and_other_addresses_with_the_pods_own_ports() {
-        let subsets = subsets(&service(json!({})), &[pod("a", true, 8080), pod("b", false, 8080), pod("c", true, 9090)]);
+        let subsets =
+            subsets(&service(json!({})), &[pod("a", true, 8080), pod("b", false, 8080), pod("c", true, 9090)]);
         assert_eq!(subsets.len(), 2);
         assert_eq!(subsets[0]["ports"], json!([{"port": 8080, "protocol": "TCP"}]));
         assert_eq!(subsets[0]["addresses"][0]["targetRef"]["name"], "a");
@@ -178,7 +186,11 @@ mod tests {
         let first = slices(&service(json!({})), &[pod("a", true, 8080)]);
         let second = slices(&service(json!({})), &[pod("a", false, 8080)]);
         assert_eq!(first[0]["metadata"]["name"], second[0]["metadata"]["name"]);
-        assert_eq!(second[0]["endpoints"][0]["conditions"], json!({"ready": false, "serving": false, "terminating": false}));
+        assert_eq!(second[0]["ports"][0]["name"], "");
+        assert_eq!(
+            second[0]["endpoints"][0]["conditions"],
+            json!({"ready": false, "serving": false, "terminating": false})
+        );
     }
 
     #[test]

@@ -13,8 +13,7 @@ use kubeapi::storage::{Change, Event, EventLog, Expect, Key, Page, Storage, Stor
 use store::rusqlite::{self, Connection, OptionalExtension, Row, params};
 use store::{Database, Durability, Migrations, OpenError, StoreError};
 
-const SCHEMA: Migrations = Migrations(&[
-    "CREATE TABLE objects (
+const SCHEMA: Migrations = Migrations(&["CREATE TABLE objects (
         resource TEXT NOT NULL,
         namespace TEXT NOT NULL,
         name TEXT NOT NULL,
@@ -23,8 +22,7 @@ const SCHEMA: Migrations = Migrations(&[
         PRIMARY KEY (resource, namespace, name)
     ) WITHOUT ROWID;
     CREATE TABLE latest (revision INTEGER NOT NULL);
-    INSERT INTO latest VALUES (1)",
-]);
+    INSERT INTO latest VALUES (1)"]);
 
 /// A storage in one SQLite file.
 #[derive(Clone)]
@@ -66,7 +64,13 @@ impl Storage for SqliteStorage {
         self.database.read(|c| find(c, key)).map_err(failed)
     }
 
-    fn list(&self, resource: &str, namespace: Option<&str>, after: Option<(&str, &str)>, limit: usize) -> Result<Page, ApiError> {
+    fn list(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        after: Option<(&str, &str)>,
+        limit: usize,
+    ) -> Result<Page, ApiError> {
         let (after_namespace, after_name) = after.unwrap_or(("", ""));
         // One more than asked for tells whether there is more.
         let asked = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
@@ -138,8 +142,13 @@ fn write(c: &Connection, key: &Key, expect: Expect, change: Change) -> rusqlite:
         c.prepare_cached("DELETE FROM objects WHERE resource = ?1 AND namespace = ?2 AND name = ?3")?
             .execute(params![key.resource, key.namespace, key.name])?;
     } else {
-        c.prepare_cached("INSERT OR REPLACE INTO objects VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![key.resource, key.namespace, key.name, next, new.json.as_ref()])?;
+        c.prepare_cached("INSERT OR REPLACE INTO objects VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+            key.resource,
+            key.namespace,
+            key.name,
+            next,
+            new.json.as_ref()
+        ])?;
     }
     let event = Event {
         revision,
@@ -153,9 +162,11 @@ fn write(c: &Connection, key: &Key, expect: Expect, change: Change) -> rusqlite:
 }
 
 fn find(c: &Connection, key: &Key) -> rusqlite::Result<Option<Stored>> {
-    c.prepare_cached("SELECT namespace, name, revision, json FROM objects WHERE resource = ?1 AND namespace = ?2 AND name = ?3")?
-        .query_row(params![key.resource, key.namespace, key.name], stored)
-        .optional()
+    c.prepare_cached(
+        "SELECT namespace, name, revision, json FROM objects WHERE resource = ?1 AND namespace = ?2 AND name = ?3",
+    )?
+    .query_row(params![key.resource, key.namespace, key.name], stored)
+    .optional()
 }
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
