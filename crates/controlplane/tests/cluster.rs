@@ -110,6 +110,10 @@ async fn a_node_comes_back_and_a_deleted_one_loses_its_pods() {
 async fn a_namespace_goes_with_all_that_is_in_it() {
     let mut world = World::start().await;
     world.node("n1", json!({})).await;
+    let refused =
+        world.api().delete(&world.at("namespaces", "", "default"), &kubeapi::api::DeleteOptions::default()).await;
+    let text = refused.expect_err("refused").to_string();
+    assert_eq!(text, "namespaces \"default\" is forbidden: this namespace may not be deleted");
     world.create("namespaces", "", json!({"metadata": {"name": "shop"}})).await;
     world
         .eventually("it has an account and the CA", |w| {

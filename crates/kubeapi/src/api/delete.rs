@@ -11,6 +11,8 @@ use crate::{ApiError, WriteOptions};
 
 /// How often a deletion is tried again when the object changes meanwhile.
 const TRIES: usize = 8;
+/// These namespaces cannot be deleted (as upstream).
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 /// `metav1.DeleteOptions`.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +64,9 @@ impl Api {
     /// # Errors
     /// 404 when it is not there, 409 when a precondition does not hold.
     pub async fn delete(&self, what: &ResourceRef, options: &DeleteOptions) -> Result<(Value, bool), ApiError> {
+        if what.resource.plural == "namespaces" && IMMORTAL.contains(&what.name.as_str()) {
+            return Err(ApiError::forbidden("namespaces", "", &what.name, "this namespace may not be deleted"));
+        }
         let mut tries = TRIES;
         loop {
             let (current, revision) = self.current(what)?;
