@@ -22,6 +22,7 @@ pub fn edged(config: &Config) -> Settings {
     settings.cluster_dns = document.texts(&kubelet("clusterDNS"));
     settings.cluster_domain = document.text(&kubelet("clusterDomain"));
     settings.cgroup_driver = document.text(&kubelet("cgroupDriver"));
+    settings.cgroups_per_qos = document.flag(&kubelet("cgroupsPerQOS"));
     settings.max_pods = i32::try_from(document.number(&kubelet("maxPods"))).unwrap_or(settings.max_pods);
     settings.node_status_update_frequency = config.duration(&kubelet("nodeStatusUpdateFrequency"));
     settings.node_status_report_frequency = config.duration(&kubelet("nodeStatusReportFrequency"));
