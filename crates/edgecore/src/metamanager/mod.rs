@@ -55,8 +55,6 @@ impl MetaManager {
             };
             if message.route.resource == kind::NODE_CONNECTION {
                 connected = message.content.payload().as_ref() == b"cloud_connected";
-                // edged sends at once what has waited for the cloud.
-                hand_over(&to_edged, message).await;
                 continue;
             }
             let from_node = matches!(message.route.source.as_str(), source::EDGED | source::META_MANAGER);
