@@ -59,8 +59,8 @@ impl MetaManager {
             }
             let from_node = matches!(message.route.source.as_str(), source::EDGED | source::META_MANAGER);
             if !from_node {
-                self.from_cloud(&context, &to_edged, message).await;
-            } else if let Some(message) = self.from_edged(&context, connected, message).await {
+                self.receive(&context, &to_edged, message).await;
+            } else if let Some(message) = self.answer(&context, connected, message).await {
                 let remote = Remote { context: context.clone(), table: self.table.clone(), timeout: self.timeout };
                 requests.spawn(async move { remote.ask(message).await });
             }
@@ -68,7 +68,7 @@ impl MetaManager {
     }
 
     /// An object that the cloud pushes.
-    async fn from_cloud(&self, context: &Context, to_edged: &mpsc::Sender<Message>, message: Message) {
+    async fn receive(&self, context: &Context, to_edged: &mpsc::Sender<Message>, message: Message) {
         let route = &message.route;
         if operation::VOLUME.contains(&route.operation.as_str()) {
             hand_over(to_edged, message).await;
@@ -125,7 +125,7 @@ impl MetaManager {
     }
 
     /// A request of edged; what must go to the cloud comes back.
-    async fn from_edged(&self, context: &Context, connected: bool, message: Message) -> Option<Message> {
+    async fn answer(&self, context: &Context, connected: bool, message: Message) -> Option<Message> {
         let route = &message.route;
         let Ok(resource) = EdgeResource::parse(&route.resource) else {
             refuse(context, &message, &format!("resource {:?} is not of the form namespace/type/name", route.resource));
