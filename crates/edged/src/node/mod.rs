@@ -46,6 +46,8 @@ pub struct NodeAgent {
     online: watch::Sender<()>,
     /// The status that the API has, as far as known here.
     reported: Option<Reported>,
+    /// The next report is sent as a whole, changed or not.
+    whole: bool,
     /// Version of the stored node that was looked at last.
     seen: Option<String>,
     /// Labels were compared with those of the API once.
@@ -79,6 +81,7 @@ impl NodeAgent {
             uid: watch::Sender::new(None),
             online: watch::Sender::new(()),
             reported: None,
+            whole: true,
             seen: None,
             labels_checked: false,
         }
@@ -107,6 +110,8 @@ impl NodeAgent {
         let mut online = self.online.subscribe();
         if self.settings.register_node {
             self.register(&machine).await;
+            // The connection that registration waited for is no news any more.
+            online.borrow_and_update();
         }
         let mut unready_since = Instant::now();
         loop {
@@ -121,6 +126,7 @@ impl NodeAgent {
                 Err(error) if error.is_not_found() && self.settings.register_node => {
                     tracing::info!(node = self.settings.node_name, "the node is gone from the API and registers again");
                     self.register(&machine).await;
+                    online.borrow_and_update();
                 }
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "node status not reported");
@@ -129,9 +135,7 @@ impl NodeAgent {
             let often = !ready && unready_since.elapsed() < NOT_READY_SPELL;
             let pause = if often { NOT_READY_POLL } else { self.settings.node_status_update_frequency };
             let pause = pause.min(self.settings.node_status_update_frequency);
-            if pause_unless_online(pause, &mut online).await {
-                self.reported = None;
-            }
+            self.whole |= pause_unless_online(pause, &mut online).await;
         }
     }
 
@@ -156,8 +160,7 @@ impl NodeAgent {
         let mut online = self.online.subscribe();
         self.reported = None;
         loop {
-            let status = self.status(machine).await;
-            match self.try_register(status).await {
+            match self.try_register(machine).await {
                 Ok(()) => return,
                 Err(error) if error.is_final() => {
                     tracing::error!(
@@ -177,7 +180,8 @@ impl NodeAgent {
         }
     }
 
-    async fn try_register(&mut self, status: NodeStatus) -> Result<(), MetaError> {
+    async fn try_register(&mut self, machine: &Machine) -> Result<(), MetaError> {
+        let status = self.status(machine).await;
         let name = &self.settings.node_name;
         let resource = format!("{NO_NAMESPACE}/{}/{name}", kind::NODE);
         let node = status::node(&self.settings, status.clone());
@@ -194,6 +198,13 @@ impl NodeAgent {
             // It exists. The status of this moment is patched onto it.
             Err(MetaError::Refused(refusal)) if refusal.reason == "AlreadyExists" => {
                 tracing::info!(node = name, "node is registered already");
+                self.whole = true;
+                let stored = self.meta.get::<Node>(NO_NAMESPACE, kind::NODE, name).await.ok().flatten();
+                if let Some(before) = stored.and_then(|node| node.status) {
+                    // Conditions that have not changed keep their times.
+                    self.reported = Some(Reported { status: before, at: Instant::now() });
+                }
+                let status = self.status(machine).await;
                 self.report_status(status).await
             }
             Err(error) => Err(error),
@@ -203,14 +214,15 @@ impl NodeAgent {
     /// Sends what has changed; an unchanged status only once in a while.
     async fn report_status(&mut self, status: NodeStatus) -> Result<(), MetaError> {
         let old = self.reported.as_ref();
-        let due = old.is_none_or(|old| {
-            status::differs(&old.status, &status) || old.at.elapsed() >= self.settings.node_status_report_frequency
-        });
+        let due = self.whole
+            || old.is_none_or(|old| {
+                status::differs(&old.status, &status) || old.at.elapsed() >= self.settings.node_status_report_frequency
+            });
         if !due {
             return Ok(());
         }
         let was_ready = old.map(|old| status::is_ready(&old.status));
-        let patch = status::patch(old.map(|old| &old.status), &status);
+        let patch = status::patch(old.filter(|_| !self.whole).map(|old| &old.status), &status);
         let answer = self.meta.patch(NO_NAMESPACE, kind::NODE_PATCH, &self.settings.node_name, &patch).await?;
         let node: Option<Node> = answer.and_then(|answer| answer.parse().ok());
         let ready = status::is_ready(&status);
@@ -257,6 +269,7 @@ impl NodeAgent {
             self.uid.send_replace(Some(String::new()));
         }
         self.reported = Some(Reported { status, at: Instant::now() });
+        self.whole = false;
     }
 
     /// Gives a node that was registered by someone else the labels that edge nodes carry.

@@ -64,6 +64,8 @@ async fn an_existing_node_gets_its_whole_status_patched() {
         stub.set("insert", "null/node/n1", Answer::Content(json!({"Object": {}, "Err": exists})));
         let node = json!({"metadata": {"name": "n1", "uid": "u", "labels": {"mine": "kept"}}});
         stub.set("patch", "null/nodepatch/n1", Answer::Content(json!({"Object": node, "Err": null})));
+        let ready = json!({"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"});
+        stub.store("null/node/n1", json!({"metadata": {"name": "n1"}, "status": {"conditions": [ready]}}));
         let lease = json!({"metadata": {"name": "n1", "namespace": "kube-node-lease", "resourceVersion": "7"}});
         stub.set("query", "kube-node-lease/lease/n1", Answer::Content(json!({"Object": lease, "Err": null})));
     })
@@ -71,6 +73,7 @@ async fn an_existing_node_gets_its_whole_status_patched() {
     let first = &running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0];
     assert_eq!(ready(first), Some(("True", "EdgeReady")));
     assert_eq!(first["status"]["capacity"]["pods"], "110");
+    assert_eq!(first["status"]["conditions"][3]["lastTransitionTime"], "2020-01-01T00:00:00Z");
     let labelled = &running.stub.wait_for("update", "null/node/n1", 1).await[0];
     assert_eq!(labelled["metadata"]["labels"]["mine"], "kept");
     assert_eq!(labelled["metadata"]["labels"]["node-role.kubernetes.io/edge"], "");
