@@ -117,16 +117,24 @@ impl Cache {
         inner.untold.remove(&object.key());
     }
 
+    /// Takes over a list; what is no longer there.
     fn replace(&self, objects: Vec<Object>, version: u64) -> Vec<Object> {
         let mut inner = self.write();
         inner.seen = version;
         inner.untold.clear();
-        let new = objects.into_iter().map(|o| (o.key(), o)).collect();
-        let old = std::mem::replace(&mut inner.objects, new);
-        old.into_iter()
-            .filter(|(k, o)| inner.objects.get(k).is_none_or(|n| n.uid() != o.uid()))
-            .map(|(_, o)| o)
-            .collect()
+        let mut new: BTreeMap<Key, Object> = objects.into_iter().map(|o| (o.key(), o)).collect();
+        let mut gone = Vec::new();
+        for (key, object) in std::mem::take(&mut inner.objects) {
+            if object.version() > version {
+                // An own write after the list: its event is still to come.
+                let listed = new.insert(key.clone(), object);
+                inner.untold.insert(key, listed);
+            } else if new.get(&key).is_none_or(|n| n.uid() != object.uid()) {
+                gone.push(object);
+            }
+        }
+        inner.objects = new;
+        gone
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
@@ -257,6 +265,13 @@ mod tests {
         cache.replace(vec![object("a", 1), object("b", 2)], 2);
         assert_eq!(cache.replace(vec![object("b", 2), object("c", 9)], 9), vec![object("a", 1)]);
         assert_eq!(cache.in_namespace("ns").len(), 2);
+        // A write that the list does not know yet stays.
+        cache.learn(&object("d", 12));
+        assert_eq!(cache.replace(vec![object("b", 2), object("c", 9)], 10), vec![]);
+        assert_eq!(cache.get(&Key::new("ns", "d")).map(|o| o.version()), Some(12));
+        let (old, new) = cache.set(&object("d", 12));
+        assert_eq!((old, new.version()), (None, 12));
+        cache.remove(&object("d", 13));
         assert_eq!(cache.in_namespace("n").len(), 0);
     }
 }

@@ -220,7 +220,6 @@ fn cloudcore_rules(all_verbs: &[&str]) -> Vec<Value> {
             &["*"],
             all_verbs,
         ),
-        rule(&["apps"], &["deployments", "deployments/status"], all_verbs),
     ]
 }
 
