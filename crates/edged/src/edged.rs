@@ -52,6 +52,9 @@ impl Edged {
         parts.spawn(events.run(stopping.clone()));
         parts.spawn(node.run(stopping.clone()));
         parts.spawn(desk_task.run(stopping.clone()));
+        let logs = Arc::clone(&runtime);
+        let stop_logs = stopping.clone();
+        parts.spawn(async move { logs.rotate_logs(stop_logs).await });
         parts.spawn(pass_runtime_events(Arc::clone(&runtime), desk.clone(), stopping.clone()));
         loop {
             tokio::select! {

@@ -3,6 +3,7 @@
 //! Every method is safe to repeat. Identity lives in labels and annotations, so that a restarted
 //! edged finds everything again with [`Runtime::list_pods`].
 
+mod rotation;
 mod start;
 mod watch;
 
@@ -295,8 +296,7 @@ impl Runtime {
         let (paths, uid) = (self.paths.clone(), identity.uid.clone());
         // A volume may hold a great many files.
         let removed = tokio::task::spawn_blocking(move || {
-            volumes::tear_down(&paths.pod(&uid))
-                .map_err(RuntimeError::files("removing the pod's directory"))?;
+            volumes::tear_down(&paths.pod(&uid)).map_err(RuntimeError::files("removing the pod's directory"))?;
             logs::remove_pod_logs(&paths, &uid).map_err(RuntimeError::files("removing the pod's logs"))?;
             cgroups::remove(&uid);
             Ok(())

@@ -37,6 +37,10 @@ pub struct Settings {
     pub cgroup_driver: String,
     /// Whether each pod gets a cgroup of its own below its class (`cgroupsPerQOS`).
     pub cgroups_per_qos: bool,
+    /// Bytes from which on a container's log is rotated (`containerLogMaxSize`).
+    pub container_log_max_size: u64,
+    /// Files kept of a container's log, the current one included (`containerLogMaxFiles`).
+    pub container_log_max_files: usize,
     /// Pods that fit on the node (`maxPods`).
     pub max_pods: i32,
     /// How often the node status is computed (`nodeStatusUpdateFrequency`).
@@ -49,6 +53,12 @@ pub struct Settings {
     pub report_event: bool,
     /// Address of MetaServer for `KUBERNETES_SERVICE_HOST`, only when it runs.
     pub kubernetes_service: Option<(String, u16)>,
+}
+
+/// A quantity of bytes as the configuration writes it, `10Mi`.
+pub fn bytes(quantity: &str) -> Option<u64> {
+    let value = crate::quantity::value(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(quantity.to_owned()))?;
+    u64::try_from(value).ok()
 }
 
 impl Settings {
@@ -69,6 +79,8 @@ impl Settings {
             cluster_domain: "cluster.local".into(),
             cgroup_driver: "cgroupfs".into(),
             cgroups_per_qos: true,
+            container_log_max_size: 10 << 20,
+            container_log_max_files: 5,
             max_pods: 110,
             node_status_update_frequency: Duration::from_secs(10),
             node_status_report_frequency: Duration::from_secs(300),

@@ -2,6 +2,7 @@
 //!
 //! The runtime writes the files; edged makes the directories, links and removals (layout and format of Kubernetes).
 
+pub mod rotate;
 mod tail;
 
 use std::fs;

@@ -95,6 +95,19 @@ async fn a_web_server_answers_over_its_pod_ip() {
     let (code, output) = runtime.exec(&id, vec!["ls".into(), "/scratch".into()], LIMIT).await.unwrap();
     assert_eq!((code, output.as_str()), (0, ""));
 
+    // A log that is too large gets a successor, into which the container goes on writing.
+    let logs = settings.pod_logs_dir.join(format!("default_web_{}/web", identity.uid));
+    let rotating = tokio::task::JoinSet::from_iter([{
+        let (runtime, stop) = (runtime.clone(), stop.clone());
+        async move { runtime.rotate_logs(stop).await }
+    }]);
+    let rotated = async {
+        while std::fs::read_dir(&logs).unwrap().count() < 2 || !logs.join("0.log").is_file() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, rotated).await.unwrap();
+
     while news.try_recv().is_ok() {}
     runtime.stop_container(&id, Duration::from_secs(5)).await.unwrap();
     let next = tokio::time::timeout(Duration::from_secs(5), news.recv()).await.expect("containerd's event in time");
@@ -120,6 +133,7 @@ async fn a_web_server_answers_over_its_pod_ip() {
     assert!(!mounts.contains(&identity.uid), "a mount of the pod is left");
     stop.cancel();
     watcher.join_all().await;
+    rotating.join_all().await;
     containerd.stop().await.unwrap();
 }
 

@@ -103,6 +103,7 @@ pub fn runtime(dir: &Path, endpoint: &str, meta: &MetaClient) -> (Arc<Runtime>, 
     settings.root_dir = dir.join("kubelet");
     settings.pod_logs_dir = dir.join("log/pods");
     settings.cluster_dns = vec!["169.254.96.16".into()];
+    settings.container_log_max_size = 20;
     // What a runtime in memory does not use is not made on the machine.
     settings.cgroups_per_qos = !endpoint.ends_with("/cri.sock");
     settings.node_ip = "192.0.2.2".parse().ok();
