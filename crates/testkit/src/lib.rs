@@ -4,6 +4,8 @@
 pub mod containerd;
 pub mod deployment;
 pub mod fake_cri;
+pub mod go_edge;
+pub mod golden;
 
 /// The CRI messages, client and server, made from edged's contract.
 #[allow(missing_docs, clippy::all)]
