@@ -1,1 +1,90 @@
-//! (skeleton)
+//! `cloudcore`: the hub between a Kubernetes API and the edge nodes.
+//!
+//! [`cloudhub`] issues certificates and holds a session per node, [`edgecontroller`] decides what each node must have and
+//! carries out what nodes ask for, [`kubernetes`] is the way to the API, [`objectsync`] remembers in it what each node has. Nothing
+//! else is kept: a restart loses nothing. Flow of a change: `kubernetes::reflector` → `edgecontroller::downstream` → session's queue →
+//! node → acknowledgement → `objectsync`. Flow of a request: session → `edgecontroller::upstream` → API → answer.
+
+pub mod cloudhub;
+pub mod edgecontroller;
+pub mod kubernetes;
+pub mod objectsync;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::cloudcore::Config;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use cloudhub::{CloudHub, HubError};
+use edgecontroller::downstream::{self, Event};
+use edgecontroller::upstream::Upstream;
+use kubernetes::{Kubernetes, KubernetesError};
+
+/// Events that wait for the controller.
+const EVENTS: usize = 1024;
+/// How long tasks may take to end.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// cloudcore cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The Kubernetes API cannot be used.
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    /// The hub cannot serve.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+}
+
+/// Where the servers listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The message channel.
+    pub websocket: SocketAddr,
+    /// The certificate endpoint.
+    pub https: SocketAddr,
+}
+
+/// Serves until `stopping` is cancelled; tells on `listening` where, once it does.
+///
+/// # Errors
+/// The API cannot be reached, or the servers cannot be started.
+pub async fn run(
+    config: &Config,
+    kubernetes: Kubernetes,
+    listening: oneshot::Sender<Addresses>,
+    stopping: CancellationToken,
+) -> Result<(), StartError> {
+    for warning in &config.document.warnings {
+        warn!(warning, "configuration");
+    }
+    for module in config.missing_modules() {
+        warn!(module, "this module is enabled in the configuration, but not part of this version; it does not run");
+    }
+    let settings = config.cloud_hub();
+    if !settings.authorization {
+        warn!(
+            "authorization is off or only debugged in the configuration: upstream's meaning of that is not offered, and it stays on"
+        );
+    }
+    let tasks = TaskTracker::new();
+    let (events, incoming) = mpsc::channel::<Event>(EVENTS);
+    let records = objectsync::start(kubernetes.clone(), &tasks, &stopping);
+    let view = Arc::new(edgecontroller::view::View::default());
+    downstream::start(&kubernetes, &view, records.clone(), events.clone(), incoming, &tasks, &stopping);
+    let upstream = Upstream::new(kubernetes.clone(), view);
+    let hub = CloudHub::start(settings, kubernetes, events, upstream, records, &tasks, &stopping).await?;
+    info!(websocket = %hub.websocket, https = %hub.https, "cloudcore serves");
+    // A caller that does not wait is no fault.
+    let _ = listening.send(hub);
+    stopping.cancelled().await;
+    tasks.close();
+    if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
+        warn!("tasks did not end in time and are dropped");
+    }
+    Ok(())
+}

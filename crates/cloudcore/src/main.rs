@@ -1,1 +1,127 @@
-fn main() {}
+//! The program `cloudcore`.
+#![allow(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use api::cloudcore::{Config, DEFAULT_PATH};
+use api::document::to_yaml;
+use clap::Parser;
+use cloudcore::kubernetes::Kubernetes;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+
+#[derive(Parser)]
+#[command(name = "cloudcore", about = "The hub between a Kubernetes API and edge nodes")]
+struct Arguments {
+    /// The configuration file [default: /etc/kubeedge/config/cloudcore.yaml, or none with --standalone]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Run with the embedded Kubernetes, whose state is in this folder
+    #[arg(long, value_name = "DIR")]
+    standalone: Option<PathBuf>,
+    /// Where the embedded Kubernetes listens
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6443", requires = "standalone")]
+    kubernetes_listen: SocketAddr,
+    /// Print the complete default configuration
+    #[arg(long)]
+    defaultconfig: bool,
+    /// Print the part of the configuration that one has to look at
+    #[arg(long)]
+    minconfig: bool,
+    /// Read the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check_config: bool,
+    /// Print the version
+    #[arg(long)]
+    version: bool,
+    /// How much to log: 0 information, 2 decisions, 4 everything
+    #[arg(short, long, default_value_t = 0)]
+    v: u8,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.version {
+        println!("cloudcore {}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    if arguments.defaultconfig || arguments.minconfig {
+        let (flag, text) = if arguments.minconfig {
+            ("minconfig", to_yaml(&Config::minimal_document()))
+        } else {
+            ("defaultconfig", Config::default_document().to_yaml())
+        };
+        print!(
+            "# With --{flag} cloudcore prints its configuration\n# of apiVersion cloudcore.config.kubeedge.io/v1alpha2.\n# Use it as {DEFAULT_PATH}.\n{text}"
+        );
+        return ExitCode::SUCCESS;
+    }
+    let level = match arguments.v {
+        0..=1 => LevelFilter::INFO,
+        2..=3 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false).init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cloudcore: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = match (&arguments.config, &arguments.standalone) {
+        (Some(path), _) => Config::load(path)?,
+        (None, None) => Config::load(DEFAULT_PATH.as_ref())?,
+        // Loopback unless a file says otherwise.
+        (None, Some(dir)) => {
+            let text = "modules: {cloudHub: {advertiseAddress: [127.0.0.1], dnsNames: [localhost], websocket: {address: 127.0.0.1}, https: {address: 127.0.0.1}}}";
+            Config::parse(text, &dir.join("cloudcore.yaml"))?
+        }
+    };
+    if arguments.check_config {
+        config.document.warnings.iter().for_each(|warning| println!("{warning}"));
+        return Ok(());
+    }
+    link::tls::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(arguments, &config))
+}
+
+async fn serve(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
+    let stopping = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // The API outlives those who use it.
+    let api_stopping = CancellationToken::new();
+    let (control_plane, kubeconfig) = match &arguments.standalone {
+        Some(dir) => {
+            let options = controlplane::Options::new(dir.clone(), arguments.kubernetes_listen);
+            let plane = controlplane::start(options, api_stopping.clone()).await.context("the embedded Kubernetes")?;
+            let kubeconfig = plane.cloudcore_kubeconfig_path().to_path_buf();
+            (Some(plane), Some(kubeconfig))
+        }
+        None => (None, config.kubeconfig()),
+    };
+    let kubernetes = Kubernetes::connect(kubeconfig.as_deref()).await?;
+    let (listening, _) = oneshot::channel();
+    let hub = cloudcore::run(config, kubernetes, listening, stopping.clone());
+    tokio::pin!(hub);
+    let result = tokio::select! {
+        ended = &mut hub => ended,
+        _ = terminate.recv() => { stopping.cancel(); hub.await }
+        _ = interrupt.recv() => { stopping.cancel(); hub.await }
+    };
+    api_stopping.cancel();
+    if let Some(plane) = control_plane {
+        plane.stopped().await;
+    }
+    result.map_err(Into::into)
+}

@@ -1,0 +1,285 @@
+//! One node's session: what is to be sent to it, and what it says.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use link::ws::{Incoming, Reader, Writer};
+use session::NodeQueue;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+use wire::{Message, group, kind, operation, source};
+
+use crate::edgecontroller::upstream::Upstream;
+use crate::objectsync::Records;
+
+/// Requests of one node that are carried out at the same time; more wait in its connection.
+const MAX_REQUESTS: usize = 32;
+/// Answers whose acknowledgement is waited for.
+const MAX_ANSWERS: usize = 1024;
+
+/// A handle to a session. Cloning is cheap.
+#[derive(Clone)]
+pub struct SessionHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: String,
+    lane: Mutex<Lane>,
+    wake: Notify,
+    end: CancellationToken,
+    reason: Mutex<String>,
+}
+
+#[derive(Default)]
+struct Lane {
+    queue: NodeQueue,
+    /// The newest version of each object that was offered: none older follows it.
+    offered: HashMap<String, u64>,
+    /// Answers with an object, by message id: when the node acknowledges one, it has the object.
+    answers: HashMap<String, (String, Message)>,
+}
+
+impl SessionHandle {
+    /// A session of this node that has not begun.
+    pub fn new(node: &str) -> Self {
+        let shared = Shared {
+            node: node.to_owned(),
+            lane: Mutex::default(),
+            wake: Notify::new(),
+            end: CancellationToken::new(),
+            reason: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The node.
+    pub fn node(&self) -> &str {
+        &self.shared.node
+    }
+
+    /// Whether both are the same session.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Whether it is over.
+    pub fn has_ended(&self) -> bool {
+        self.shared.end.is_cancelled()
+    }
+
+    /// Offers a version of an object; an older one than was offered before is left out.
+    pub fn offer(&self, uid: &str, version: u64, message: Message) {
+        let mut lane = self.lane();
+        if message.route.operation != operation::DELETE
+            && lane.offered.get(uid).is_some_and(|offered| *offered >= version)
+        {
+            return;
+        }
+        if message.route.operation == operation::DELETE {
+            // The uid does not come again.
+            lane.offered.insert(uid.to_owned(), u64::MAX);
+        } else {
+            lane.offered.insert(uid.to_owned(), version);
+        }
+        lane.queue.offer(uid.to_owned(), message);
+        drop(lane);
+        self.shared.wake.notify_one();
+    }
+
+    /// Ends the session; the node is told the reason.
+    pub fn close(&self, reason: &str) {
+        reason.clone_into(&mut self.shared.reason.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shared.end.cancel();
+    }
+
+    /// Sends an answer. A node that does not read its answers loses the session.
+    fn answer(&self, message: Message) {
+        let mut lane = self.lane();
+        if !message.header.resource_version.is_empty() && lane.answers.len() < MAX_ANSWERS {
+            let uid = uid_of(&message);
+            if !uid.is_empty() {
+                lane.answers.insert(message.header.msg_id.clone(), (uid, message.clone()));
+            }
+        }
+        let posted = lane.queue.post(message);
+        drop(lane);
+        if let Err(full) = posted {
+            self.close(&full.to_string());
+        }
+        self.shared.wake.notify_one();
+    }
+
+    fn acknowledge(&self, id: &str) -> Option<(String, Message)> {
+        let mut lane = self.lane();
+        let found = lane.queue.acknowledge(id).or_else(|| lane.answers.remove(id));
+        if let Some((uid, message)) = found.as_ref().filter(|(_, message)| message.route.operation == operation::DELETE)
+        {
+            lane.offered.remove(uid);
+            debug!(node = self.shared.node, resource = message.route.resource, "a deletion was acknowledged");
+        }
+        drop(lane);
+        self.shared.wake.notify_one();
+        found
+    }
+
+    fn lane(&self) -> MutexGuard<'_, Lane> {
+        self.shared.lane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a session needs besides its connection.
+#[derive(Clone)]
+pub(super) struct Services {
+    pub(super) upstream: Upstream,
+    pub(super) records: Records,
+    pub(super) keepalive: Duration,
+}
+
+/// Serves a session until it ends; why it did.
+pub(super) async fn serve(handle: &SessionHandle, reader: Reader, mut writer: Writer, services: Services) -> String {
+    let tasks = TaskTracker::new();
+    let reason = tokio::select! {
+        () = handle.shared.end.cancelled() => handle.shared.reason.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        reason = read(handle, reader, &services, &tasks) => reason,
+        reason = write(handle, &mut writer) => reason,
+    };
+    handle.shared.end.cancel();
+    writer.close(&reason).await;
+    tasks.close();
+    reason
+}
+
+async fn write(handle: &SessionHandle, writer: &mut Writer) -> String {
+    loop {
+        let (message, due) = {
+            let mut lane = handle.lane();
+            (lane.queue.next(Instant::now()), lane.queue.next_due())
+        };
+        if let Some(message) = message {
+            let mut line = message.to_json();
+            line.push(b'\n');
+            if let Err(error) = writer.send(line).await {
+                return format!("writing failed: {error}");
+            }
+            continue;
+        }
+        let due = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = handle.shared.wake.notified() => {}
+            () = due => {}
+        }
+    }
+}
+
+async fn read(handle: &SessionHandle, mut reader: Reader, services: &Services, tasks: &TaskTracker) -> String {
+    let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let mut alive_until = tokio::time::Instant::now() + services.keepalive;
+    loop {
+        let incoming = match tokio::time::timeout_at(alive_until, reader.next()).await {
+            Ok(Ok(incoming)) => incoming,
+            Ok(Err(error)) => {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                return format!("{error}{cause}");
+            }
+            Err(_) => return format!("no keepalive for {} s", services.keepalive.as_secs()),
+        };
+        let frame = match incoming {
+            Incoming::Message(frame) => frame,
+            Incoming::Alive => continue,
+            Incoming::Closed(reason) => return format!("the node closed the connection {reason}"),
+        };
+        let message = match Message::parse(&frame) {
+            Ok(message) => message,
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                return format!("the node sent what is no message: {error}{cause}");
+            }
+        };
+        if message.route.operation == operation::KEEPALIVE {
+            alive_until = tokio::time::Instant::now() + services.keepalive;
+            continue;
+        }
+        if let Some(request) = dispatch(handle, services, message) {
+            // The session goes on existing as long as its requests are carried out.
+            let Ok(place) = places.clone().acquire_owned().await else { return "cloudcore ends".to_owned() };
+            let (handle, upstream) = (handle.clone(), services.upstream.clone());
+            tasks.spawn(async move {
+                if let Some(answer) = upstream.handle(handle.node(), &request).await {
+                    handle.answer(answer);
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+/// What is no request is dealt with at once; a request comes back.
+fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Option<Message> {
+    let node = handle.node();
+    let route = &message.route;
+    if message.is_empty_envelope() {
+        info!(node, "the node's agent stops");
+        return None;
+    }
+    match route.operation.as_str() {
+        operation::RESPONSE => {
+            if let Some((uid, acknowledged)) = handle.acknowledge(&message.header.parent_msg_id) {
+                services.records.acknowledged(node, &uid, &acknowledged);
+            }
+            return None;
+        }
+        operation::ERROR => {
+            warn!(node, resource = route.resource, "the node could not carry out a message; it is sent again");
+            return None;
+        }
+        _ => {}
+    }
+    let own = [
+        source::CLOUD_HUB,
+        source::CLOUD_STREAM,
+        source::DEVICE_CONTROLLER,
+        source::EDGE_CONTROLLER,
+        source::SYNC_CONTROLLER,
+    ];
+    let not_here = matches!(route.group.as_str(), group::USER | group::TWIN)
+        || matches!(route.source.as_str(), source::TWIN | source::META_SERVER)
+        || matches!(
+            route.operation.as_str(),
+            operation::UPGRADE | operation::PREPULL | operation::UPDATE_NODE_ACTION_STATUS
+        )
+        || route.resource == kind::CA_CERT;
+    if own.contains(&route.source.as_str()) || not_here {
+        debug!(
+            node,
+            source = route.source,
+            group = route.group,
+            resource = route.resource,
+            "a message for a part that this version does not have"
+        );
+        return None;
+    }
+    Some(message)
+}
+
+/// The uid of the object in an answer.
+fn uid_of(message: &Message) -> String {
+    #[derive(serde::Deserialize)]
+    struct Object {
+        metadata: Metadata,
+    }
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        #[serde(default)]
+        uid: String,
+    }
+    message.content.parse::<Object>().map(|object| object.metadata.uid).unwrap_or_default()
+}

@@ -1,0 +1,169 @@
+//! The message channel: accepts nodes, one session each; the newest connection of a node is the one that counts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::cloudcore::CloudHub as Settings;
+use http::{HeaderMap, StatusCode};
+use link::identity::Identity;
+use link::rustls::ServerConfig;
+use link::ws::{self, Refusal};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use super::session::{self, Services, SessionHandle};
+use crate::edgecontroller::downstream::Event;
+use crate::edgecontroller::upstream::Upstream;
+use crate::objectsync::Records;
+
+/// For TLS and the upgrade together.
+const HANDSHAKE: Duration = Duration::from_secs(15);
+/// Handshakes at once: they cost CPU, and ten thousand nodes come back together.
+const MAX_HANDSHAKES: usize = 256;
+/// The wait after a failed accept, which mostly means too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// All sessions.
+#[derive(Clone)]
+pub(super) struct Sessions {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Settings,
+    events: mpsc::Sender<Event>,
+    services: Services,
+    current: Mutex<HashMap<String, SessionHandle>>,
+}
+
+impl Sessions {
+    pub(super) fn new(settings: Settings, events: mpsc::Sender<Event>, upstream: Upstream, records: Records) -> Self {
+        let services = Services { upstream, records, keepalive: settings.keepalive_interval };
+        Self { shared: Arc::new(Shared { settings, events, services, current: Mutex::default() }) }
+    }
+
+    pub(super) async fn serve(
+        self,
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+        tasks: TaskTracker,
+        stopping: CancellationToken,
+    ) {
+        let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                () = stopping.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let tcp = match accepted {
+                Ok((tcp, _)) => tcp,
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (sessions, tls) = (self.clone(), tls.clone());
+            let stop = stopping.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => sessions.close_all(),
+                    () = sessions.connection(tcp, tls, place) => {}
+                }
+            });
+        }
+        self.close_all();
+    }
+
+    async fn connection(&self, tcp: TcpStream, tls: Arc<ServerConfig>, place: tokio::sync::OwnedSemaphorePermit) {
+        let peer = tcp.peer_addr().map(|address| address.to_string()).unwrap_or_default();
+        let _ = tcp.set_nodelay(true);
+        let stream = match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(tcp)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                return warn!(peer, %error, "a node was refused: its certificate is missing, expired or of another CA");
+            }
+            Err(_) => return debug!(peer, "a TLS handshake took too long"),
+        };
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let identity = certificate.and_then(|certificate| Identity::read(certificate).ok());
+        let mut node = String::new();
+        let decide = |headers: &HeaderMap| {
+            node = self.admit(headers, identity.as_ref())?;
+            Ok(HeaderMap::new())
+        };
+        let halves = ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await;
+        drop(place);
+        match halves {
+            Ok((reader, writer)) => self.session(&node, &peer, reader, writer).await,
+            Err(error) => warn!(peer, node, %error, "a node was refused"),
+        }
+    }
+
+    /// The name that the node gives itself must be the one in its certificate.
+    fn admit(&self, headers: &HeaderMap, identity: Option<&Identity>) -> Result<String, Refusal> {
+        let refuse = |status: StatusCode, reason: String| {
+            warn!(reason, "a connection was refused");
+            Err(Refusal { status, reason })
+        };
+        let node = headers.get("node_id").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let own = identity.and_then(Identity::node);
+        if node.is_empty() || own != Some(node) {
+            let found = identity.map(|identity| identity.common_name.clone()).unwrap_or_default();
+            return refuse(
+                StatusCode::FORBIDDEN,
+                format!(
+                    "header node_id is {node:?}, but the certificate is for {found:?}: each node needs its own certificate"
+                ),
+            );
+        }
+        let current = self.current();
+        if current.len() >= self.shared.settings.node_limit && !current.contains_key(node) {
+            let limit = self.shared.settings.node_limit;
+            return refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("{limit} nodes are connected already (modules.cloudHub.nodeLimit)"),
+            );
+        }
+        Ok(node.to_owned())
+    }
+
+    async fn session(&self, node: &str, peer: &str, reader: ws::Reader, writer: ws::Writer) {
+        let handle = SessionHandle::new(node);
+        if let Some(old) = self.current().insert(node.to_owned(), handle.clone()) {
+            old.close("another connection of this node took over");
+        }
+        info!(node, peer, "node connected");
+        let told = self.shared.events.send(Event::Connected(handle.clone())).await;
+        let reason = match told {
+            Ok(()) => session::serve(&handle, reader, writer, self.shared.services.clone()).await,
+            Err(_) => "cloudcore ends".to_owned(),
+        };
+        info!(node, reason, "node disconnected");
+        {
+            let mut current = self.current();
+            // A late end must not take a newer session with it.
+            if current.get(node).is_some_and(|newest| newest.is(&handle)) {
+                current.remove(node);
+            }
+        }
+        // When the controller has ended there is nobody to tell.
+        let _ = self.shared.events.send(Event::Disconnected(handle)).await;
+    }
+
+    fn close_all(&self) {
+        for handle in self.current().values() {
+            handle.close("cloudcore stops; connect again");
+        }
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, HashMap<String, SessionHandle>> {
+        self.shared.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,251 @@
+//! From the nodes to the cluster: one request, one call of the API, one answer (KubeEdge v1.23, upstream dispatch).
+
+use std::sync::Arc;
+
+use beehive::compose;
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tracing::{debug, warn};
+use wire::{Content, EdgeResource, ErrorAnswer, Message, ObjectResp, Status, kind, operation, source};
+
+use super::authorize;
+use super::view::View;
+use crate::kubernetes::{Kubernetes, KubernetesError, parse};
+
+const STRATEGIC: &str = "strategic-merge-patch";
+/// Labels with these prefixes a node may not give itself on a real API server.
+const PROTECTED: &str = "kubernetes.io";
+
+/// Answers requests of nodes. Cloning is cheap.
+#[derive(Clone)]
+pub struct Upstream {
+    kubernetes: Kubernetes,
+    view: Arc<View>,
+}
+
+/// How the answer to a request is shaped.
+enum Shape {
+    /// `{"Object":…,"Err":…}`.
+    ObjectResp,
+    /// The object itself, or `{"ErrStatus":…}`.
+    Bare,
+    /// `OK`, or `{"ErrStatus":…}`.
+    Ok,
+    /// Nobody waits.
+    None,
+}
+
+impl Upstream {
+    /// On this API, with this knowledge of pods.
+    pub fn new(kubernetes: Kubernetes, view: Arc<View>) -> Self {
+        Self { kubernetes, view }
+    }
+
+    /// Carries out a request of a node; the answer, if one is due.
+    pub async fn handle(&self, node: &str, message: &Message) -> Option<Message> {
+        let resource = match EdgeResource::parse(&message.route.resource) {
+            Ok(resource) => resource,
+            Err(error) => {
+                warn!(node, %error, source = message.route.source, "a message of a node is not understood");
+                return Some(answer(message, Shape::Bare, Err(Status::failure(400, "BadRequest", error.to_string()))));
+            }
+        };
+        let shape = shape(&resource, &message.route.operation);
+        if let Err(why) = authorize::check(&self.view, node, &resource, message) {
+            warn!(node, resource = %resource, operation = message.route.operation, why, "a request was refused");
+            return reply(message, shape, Err(Status::failure(403, "Forbidden", why)));
+        }
+        let result = self.carry_out(node, &resource, message).await;
+        if let Err(status) = &result {
+            debug!(node, resource = %resource, reason = status.reason, message = status.message, "a request failed");
+        }
+        reply(message, shape, result)
+    }
+
+    /// The object that results, if any.
+    async fn carry_out(&self, node: &str, resource: &EdgeResource, message: &Message) -> Result<Option<Bytes>, Status> {
+        let body = Bytes::from(message.content.payload().into_owned());
+        let (namespace, name) = (resource.namespace.as_str(), resource.name());
+        let api = &self.kubernetes;
+        let core = |plural: &str| format!("/api/v1/namespaces/{namespace}/{plural}");
+        let lease = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
+        let done = match (resource.kind.as_str(), message.route.operation.as_str()) {
+            (kind::NODE, operation::INSERT) => return self.create_node(node, &body).await.map(Some),
+            (kind::NODE, operation::QUERY) => api.get(&format!("/api/v1/nodes/{node}")).await,
+            (kind::NODE, operation::UPDATE) => self.update_node(node, &body).await,
+            (kind::NODE_PATCH, _) => api.patch(&format!("/api/v1/nodes/{node}/status"), STRATEGIC, body).await,
+            (kind::POD_PATCH, _) => api.patch(&format!("{}/{name}/status", core("pods")), STRATEGIC, body).await,
+            (kind::POD, operation::INSERT) => api.create(&core("pods"), body).await,
+            (kind::POD, operation::DELETE) => return self.delete_pod(&core("pods"), name, body).await,
+            (kind::CONFIG_MAP, operation::QUERY) => api.get(&format!("{}/{name}", core("configmaps"))).await,
+            (kind::SECRET, operation::QUERY) => api.get(&format!("{}/{name}", core("secrets"))).await,
+            (kind::PERSISTENT_VOLUME_CLAIM, operation::QUERY) => {
+                api.get(&format!("{}/{name}", core("persistentvolumeclaims"))).await
+            }
+            (kind::PERSISTENT_VOLUME, operation::QUERY) => api.get(&format!("/api/v1/persistentvolumes/{name}")).await,
+            (kind::VOLUME_ATTACHMENT, operation::QUERY) => {
+                api.get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await
+            }
+            (kind::SERVICE_ACCOUNT_TOKEN, operation::QUERY) => {
+                api.create(&format!("{}/{name}/token", core("serviceaccounts")), body).await
+            }
+            (kind::LEASE, operation::QUERY) => api.get(&format!("{lease}/{name}")).await,
+            (kind::LEASE, operation::INSERT) => api.create(&lease, body).await,
+            (kind::LEASE, operation::UPDATE) => api.replace(&format!("{lease}/{name}"), body).await,
+            (kind::EVENT, operation::INSERT) => api.create(&core("events"), body).await,
+            (kind::EVENT, operation::UPDATE) => api.replace(&format!("{}/{name}", core("events")), body).await,
+            (kind::EVENT, operation::PATCH) => self.patch_event(&core("events"), name, &body).await,
+            (kind::CERTIFICATE_SIGNING_REQUEST, operation::INSERT) => {
+                api.create("/apis/certificates.k8s.io/v1/certificatesigningrequests", body).await
+            }
+            (kind::CERTIFICATE_SIGNING_REQUEST, operation::QUERY) => {
+                api.get(&format!("/apis/certificates.k8s.io/v1/certificatesigningrequests/{name}")).await
+            }
+            (what, verb) => {
+                let why = format!("{verb} of resource type {what:?} is not supported by this cloud");
+                return Err(Status::failure(501, "NotImplemented", why));
+            }
+        };
+        let object = done.map_err(|error| error.to_status())?;
+        if matches!(resource.kind.as_str(), kind::PERSISTENT_VOLUME | kind::VOLUME_ATTACHMENT) {
+            let value = parse(&object).map_err(|error| error.to_status())?;
+            authorize::check_answer(&self.view, node, resource, &value)
+                .map_err(|why| Status::failure(403, "Forbidden", why))?;
+        }
+        Ok(Some(object))
+    }
+
+    /// Labels that the API server reserves are set apart, with cloudcore's own rights.
+    async fn create_node(&self, node: &str, body: &[u8]) -> Result<Bytes, Status> {
+        let bad =
+            |why: &str| Status::failure(400, "BadRequest", format!("the Node of {node} cannot be created: {why}"));
+        let mut object: Value = serde_json::from_slice(body).map_err(|_| bad("the content is no object"))?;
+        if !object.is_object() {
+            return Err(bad("the content is no object"));
+        }
+        object["apiVersion"] = json!("v1");
+        object["kind"] = json!("Node");
+        object["metadata"]["name"] = json!(node);
+        let labels = object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+        let (protected, free): (serde_json::Map<_, _>, serde_json::Map<_, _>) =
+            labels.into_iter().partition(|(key, _)| is_protected(key));
+        object["metadata"]["labels"] = json!(free);
+        let created =
+            self.kubernetes.create("/api/v1/nodes", object.to_string()).await.map_err(|error| error.to_status())?;
+        if protected.is_empty() {
+            return Ok(created);
+        }
+        let patch = json!({"metadata": {"labels": protected}}).to_string();
+        let path = format!("/api/v1/nodes/{node}");
+        self.kubernetes.patch(&path, "merge-patch", patch).await.map_err(|error| error.to_status())
+    }
+
+    /// Labels and annotations of the node are added to those it has.
+    async fn update_node(&self, node: &str, body: &[u8]) -> Result<Bytes, KubernetesError> {
+        let object = parse(body)?;
+        let metadata =
+            json!({"labels": object["metadata"]["labels"], "annotations": object["metadata"]["annotations"]});
+        let patch = json!({"metadata": metadata}).to_string();
+        self.kubernetes.patch(&format!("/api/v1/nodes/{node}"), STRATEGIC, patch).await
+    }
+
+    /// A pod that is gone, or whose name another has, is deleted as far as the node is concerned.
+    async fn delete_pod(&self, pods: &str, name: &str, body: Bytes) -> Result<Option<Bytes>, Status> {
+        // Old edges send the uid alone.
+        let options = match serde_json::from_slice::<Value>(&body) {
+            Ok(Value::Object(options)) => Value::Object(options).to_string().into(),
+            _ => {
+                let uid = String::from_utf8_lossy(&body).trim_matches('"').to_owned();
+                Bytes::from(json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}).to_string())
+            }
+        };
+        match self.kubernetes.delete(&format!("{pods}/{name}"), options).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.code() == 404 => Ok(None),
+            Err(error) if error.code() == 409 && error.to_string().contains("UID in precondition") => Ok(None),
+            Err(error) => Err(error.to_status()),
+        }
+    }
+
+    async fn patch_event(&self, events: &str, name: &str, body: &[u8]) -> Result<Bytes, KubernetesError> {
+        let content = parse(body)?;
+        let patch = content["patchData"].as_str().unwrap_or("{}").to_owned();
+        match self.kubernetes.patch(&format!("{events}/{name}"), STRATEGIC, patch).await {
+            // The event has expired: the count goes on with a new one.
+            Err(error) if error.code() == 404 && content["event"].is_object() => {
+                let mut event = content["event"].clone();
+                event["metadata"]["resourceVersion"] = Value::Null;
+                self.kubernetes.create(events, event.to_string()).await
+            }
+            result => result,
+        }
+    }
+}
+
+fn is_protected(label: &str) -> bool {
+    label.split_once('/').is_some_and(|(prefix, _)| prefix == PROTECTED || prefix.ends_with(&format!(".{PROTECTED}")))
+}
+
+fn shape(resource: &EdgeResource, verb: &str) -> Shape {
+    match (resource.kind.as_str(), verb) {
+        (kind::EVENT, _) => Shape::None,
+        (kind::POD, operation::DELETE) | (kind::NODE, operation::UPDATE) => Shape::Ok,
+        (kind::LEASE | kind::NODE_PATCH | kind::POD_PATCH, _) => Shape::ObjectResp,
+        (kind::NODE | kind::POD | kind::CERTIFICATE_SIGNING_REQUEST, operation::INSERT) => Shape::ObjectResp,
+        _ => Shape::Bare,
+    }
+}
+
+fn reply(message: &Message, shape: Shape, result: Result<Option<Bytes>, Status>) -> Option<Message> {
+    match shape {
+        Shape::None => {
+            if let Err(status) = result {
+                debug!(resource = message.route.resource, reason = status.reason, "an event was not taken");
+            }
+            None
+        }
+        shape => Some(answer(message, shape, result)),
+    }
+}
+
+/// The answer to a request. Its header has the object's version where upstream's has: with the object or a patch of it.
+fn answer(message: &Message, shape: Shape, result: Result<Option<Bytes>, Status>) -> Message {
+    let mut version = String::new();
+    let content = match (shape, result) {
+        (Shape::Ok, Ok(_)) => Content::ok(),
+        (Shape::ObjectResp, Ok(object)) => {
+            if !message.route.resource.contains("/lease/") && message.route.operation != operation::INSERT {
+                version = object.as_deref().map(version_of).unwrap_or_default();
+            }
+            let object = object.and_then(|text| RawValue::from_string(String::from_utf8(text.to_vec()).ok()?).ok());
+            Content::json(&ObjectResp { object, err: None }).unwrap_or_else(|_| Content::null())
+        }
+        (Shape::Bare | Shape::None, Ok(object)) => {
+            version = object.as_deref().map(version_of).unwrap_or_default();
+            object.and_then(|text| Content::from_raw(text).ok()).unwrap_or_else(Content::null)
+        }
+        (Shape::ObjectResp, Err(status)) => {
+            Content::json(&ObjectResp::error(status)).unwrap_or_else(|_| Content::null())
+        }
+        (_, Err(status)) => Content::json(&ErrorAnswer { status }).unwrap_or_else(|_| Content::null()),
+    };
+    let mut answer = compose::response(message, content);
+    answer.route.source = source::EDGE_CONTROLLER.to_owned();
+    answer.route.group = wire::group::RESOURCE.to_owned();
+    answer.header.resource_version = version;
+    answer
+}
+
+fn version_of(object: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Object {
+        metadata: Metadata,
+    }
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        #[serde(default, rename = "resourceVersion")]
+        version: String,
+    }
+    serde_json::from_slice::<Object>(object).map(|object| object.metadata.version).unwrap_or_default()
+}

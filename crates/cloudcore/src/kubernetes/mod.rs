@@ -1,0 +1,160 @@
+//! The way to the Kubernetes API, whichever it is: requests whose objects stay JSON text.
+
+mod reflector;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Limited};
+use kube::client::Body;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::Value;
+use wire::Status;
+
+pub use reflector::{Change, Reflector};
+
+/// A longer answer is refused; lists come in pages.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// A client of the API server. Cloning is cheap.
+#[derive(Clone)]
+pub struct Kubernetes {
+    client: kube::Client,
+}
+
+/// The API cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    /// The kubeconfig cannot be used.
+    #[error("the kubeconfig {0:?} cannot be used")]
+    Kubeconfig(String, #[source] kube::config::KubeconfigError),
+    /// Not inside a cluster.
+    #[error("no kubeconfig is configured (kubeAPIConfig.kubeConfig), and this is no pod in a cluster")]
+    InCluster(#[source] kube::config::InClusterError),
+    /// The client cannot be built.
+    #[error("the Kubernetes client cannot be made")]
+    Client(#[source] kube::Error),
+    /// The request did not reach the API server, or its answer broke off.
+    #[error("the Kubernetes API does not answer")]
+    Request(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The API server refused.
+    #[error("{}", .0.message)]
+    Refused(Box<Status>),
+}
+
+impl KubernetesError {
+    /// The API server's status, or one that says that it does not answer.
+    pub fn to_status(&self) -> Status {
+        match self {
+            Self::Refused(status) => status.as_ref().clone(),
+            other => {
+                let cause = std::error::Error::source(other).map(|cause| format!(": {cause}")).unwrap_or_default();
+                Status::failure(503, "ServiceUnavailable", format!("{other}{cause}"))
+            }
+        }
+    }
+
+    /// The HTTP code of a refusal, 0 when there was no answer.
+    pub fn code(&self) -> u16 {
+        match self {
+            Self::Refused(status) => status.code,
+            _ => 0,
+        }
+    }
+}
+
+impl Kubernetes {
+    /// By kubeconfig, or from inside a pod.
+    ///
+    /// # Errors
+    /// The configuration cannot be used. Whether the server answers shows later.
+    pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, KubernetesError> {
+        let config = match kubeconfig {
+            Some(path) => {
+                let fail = |error| KubernetesError::Kubeconfig(path.display().to_string(), error);
+                let file = Kubeconfig::read_from(path).map_err(fail)?;
+                kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(fail)?
+            }
+            None => kube::Config::incluster().map_err(KubernetesError::InCluster)?,
+        };
+        Ok(Self { client: kube::Client::try_from(config).map_err(KubernetesError::Client)? })
+    }
+
+    /// An object or list as JSON text.
+    ///
+    /// # Errors
+    /// The server refused or does not answer.
+    pub async fn get(&self, path: &str) -> Result<Bytes, KubernetesError> {
+        self.send(Method::GET, path, "", Bytes::new()).await
+    }
+
+    /// An object or list, parsed.
+    ///
+    /// # Errors
+    /// The server refused or does not answer.
+    pub async fn get_value(&self, path: &str) -> Result<Value, KubernetesError> {
+        parse(&self.get(path).await?)
+    }
+
+    /// Creates an object.
+    ///
+    /// # Errors
+    /// The server refused or does not answer.
+    pub async fn create(&self, path: &str, body: impl Into<Bytes>) -> Result<Bytes, KubernetesError> {
+        self.send(Method::POST, path, "application/json", body.into()).await
+    }
+
+    /// Replaces an object.
+    ///
+    /// # Errors
+    /// The server refused or does not answer.
+    pub async fn replace(&self, path: &str, body: impl Into<Bytes>) -> Result<Bytes, KubernetesError> {
+        self.send(Method::PUT, path, "application/json", body.into()).await
+    }
+
+    /// Patches an object; `kind` is `merge-patch` or `strategic-merge-patch`.
+    ///
+    /// # Errors
+    /// The server refused or does not answer.
+    pub async fn patch(&self, path: &str, kind: &str, body: impl Into<Bytes>) -> Result<Bytes, KubernetesError> {
+        self.send(Method::PATCH, path, &format!("application/{kind}+json"), body.into()).await
+    }
+
+    /// Deletes an object; the body holds DeleteOptions.
+    ///
+    /// # Errors
+    /// The server refused or does not answer.
+    pub async fn delete(&self, path: &str, body: impl Into<Bytes>) -> Result<Bytes, KubernetesError> {
+        self.send(Method::DELETE, path, "application/json", body.into()).await
+    }
+
+    async fn send(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Bytes, KubernetesError> {
+        let mut request = Request::builder().method(method).uri(path);
+        if !kind.is_empty() {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        let request = request.body(Body::from(body.to_vec())).map_err(|e| KubernetesError::Request(e.into()))?;
+        let answer = self.client.send(request).await.map_err(|e| KubernetesError::Request(e.into()))?;
+        let status = answer.status();
+        let body =
+            Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(KubernetesError::Request)?.to_bytes();
+        if status.is_success() {
+            return Ok(body);
+        }
+        let told: Option<Status> = serde_json::from_slice(&body).ok().filter(|told: &Status| told.code != 0);
+        let refusal = told.unwrap_or_else(|| {
+            let text: String = String::from_utf8_lossy(&body).chars().take(300).collect();
+            Status::failure(status.as_u16(), status.canonical_reason().unwrap_or("Unknown"), text)
+        });
+        Err(KubernetesError::Refused(Box::new(refusal)))
+    }
+}
+
+/// JSON text as a value.
+///
+/// # Errors
+/// It is no JSON.
+pub fn parse(text: &[u8]) -> Result<Value, KubernetesError> {
+    serde_json::from_slice(text).map_err(|error| KubernetesError::Request(error.into()))
+}

@@ -1,0 +1,182 @@
+//! Following a resource: a list in pages, then a watch, and the list again when the watch has lost its place. Objects are
+//! handed on as JSON text.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{AsyncBufReadExt, StreamExt};
+use http::Request;
+use link::backoff::Backoff;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::{Kubernetes, KubernetesError};
+
+/// Objects in one page of a list.
+const PAGE: usize = 500;
+/// How long one watch lasts; the server may end it earlier.
+const WATCH_SECONDS: u32 = 290;
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// What happened to a resource.
+#[derive(Debug)]
+pub enum Change {
+    /// A new list begins: what is not in it is gone.
+    Begin,
+    /// An object is there, or is different.
+    Put(Bytes),
+    /// An object is gone; its last state.
+    Gone(Bytes),
+    /// The list is complete.
+    Listed,
+}
+
+/// Follows one resource.
+pub struct Reflector {
+    /// The API.
+    pub kubernetes: Kubernetes,
+    /// For example `/api/v1/pods`.
+    pub path: String,
+    /// For example `fieldSelector=spec.nodeName!=`; may be empty.
+    pub query: String,
+}
+
+#[derive(Deserialize)]
+struct List {
+    metadata: ListMetadata,
+    #[serde(default)]
+    items: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMetadata {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default, rename = "continue")]
+    next: String,
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    metadata: ListMetadata,
+}
+
+impl Reflector {
+    /// Reports changes until nobody listens any more.
+    pub async fn run<T: Send>(self, changes: mpsc::Sender<T>, wrap: impl Fn(Change) -> T + Send) {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        while !changes.is_closed() {
+            match self.list_and_watch(&changes, &wrap, &mut backoff).await {
+                Ok(()) => debug!(path = self.path, "listing again"),
+                Err(error) => {
+                    warn!(path = self.path, %error, cause = ?std::error::Error::source(&error), "following a resource failed; tried again")
+                }
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    async fn list_and_watch<T: Send>(
+        &self,
+        changes: &mpsc::Sender<T>,
+        wrap: &(impl Fn(Change) -> T + Send),
+        backoff: &mut Backoff,
+    ) -> Result<(), KubernetesError> {
+        let mut version = self.list(changes, wrap).await?;
+        backoff.reset();
+        while !changes.is_closed() {
+            match self.watch(&mut version, changes, wrap).await {
+                Ok(true) => backoff.reset(),
+                Ok(false) => return Ok(()),
+                Err(error) if error.code() == 410 => return Ok(()),
+                Err(error) => {
+                    debug!(path = self.path, %error, "a watch ended; opened again");
+                    tokio::time::sleep(backoff.next_wait()).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn list<T: Send>(
+        &self,
+        changes: &mpsc::Sender<T>,
+        wrap: &(impl Fn(Change) -> T + Send),
+    ) -> Result<String, KubernetesError> {
+        let mut next = String::new();
+        let mut first = true;
+        loop {
+            let path = format!("{}?limit={PAGE}&{}&continue={next}", self.path, self.query);
+            let text = self.kubernetes.get(&path).await?;
+            let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
+            if std::mem::take(&mut first) {
+                let _ = changes.send(wrap(Change::Begin)).await;
+            }
+            for item in list.items {
+                let text = Bytes::from(String::from(Box::<str>::from(item)));
+                let _ = changes.send(wrap(Change::Put(text))).await;
+            }
+            if list.metadata.next.is_empty() {
+                let _ = changes.send(wrap(Change::Listed)).await;
+                return Ok(list.metadata.resource_version);
+            }
+            next = list.metadata.next;
+        }
+    }
+
+    /// `false` when the place is lost and a new list is needed.
+    async fn watch<T: Send>(
+        &self,
+        version: &mut String,
+        changes: &mpsc::Sender<T>,
+        wrap: &(impl Fn(Change) -> T + Send),
+    ) -> Result<bool, KubernetesError> {
+        let path = format!(
+            "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={version}&{}",
+            self.path, self.query
+        );
+        let request = Request::get(path).body(Vec::new()).map_err(|e| KubernetesError::Request(e.into()))?;
+        let stream = self.kubernetes.client.request_stream(request).await.map_err(|error| match error {
+            kube::Error::Api(status) if status.code == 410 => {
+                KubernetesError::Refused(Box::new(wire::Status::failure(410, "Expired", status.message.clone())))
+            }
+            error => KubernetesError::Request(error.into()),
+        })?;
+        let mut lines = Box::pin(stream).lines();
+        while let Some(line) = lines.next().await.transpose().map_err(|e| KubernetesError::Request(e.into()))? {
+            if line.is_empty() {
+                continue;
+            }
+            let event: Line<'_> = serde_json::from_str(&line).map_err(|e| KubernetesError::Request(e.into()))?;
+            let text = event.object.get();
+            if event.kind == "ERROR" {
+                return Ok(false);
+            }
+            let head: Versioned = serde_json::from_str(text).map_err(|e| KubernetesError::Request(e.into()))?;
+            let change = match event.kind {
+                "ADDED" | "MODIFIED" => Some(Change::Put(Bytes::copy_from_slice(text.as_bytes()))),
+                "DELETED" => Some(Change::Gone(Bytes::copy_from_slice(text.as_bytes()))),
+                _ => None,
+            };
+            if let Some(change) = change
+                && changes.send(wrap(change)).await.is_err()
+            {
+                return Ok(true);
+            }
+            *version = head.metadata.resource_version;
+        }
+        Ok(true)
+    }
+}
