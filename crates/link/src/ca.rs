@@ -10,6 +10,8 @@ use rcgen::{
 use ring::digest;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::OffsetDateTime;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::{NODE_GROUP, NODE_PREFIX};
 use crate::key::{NotP256, to_pkcs8, to_sec1};
@@ -27,6 +29,12 @@ pub enum CaError {
     /// The stored key cannot be used.
     #[error("the CA key cannot be used")]
     Key(#[source] NotP256),
+    /// The stored certificate cannot be read.
+    #[error("the CA certificate cannot be read")]
+    Certificate,
+    /// Certificate and key are of two CAs.
+    #[error("the CA certificate and the CA key do not belong together")]
+    Mismatch,
     /// The library refused.
     #[error("{0} failed")]
     Library(&'static str, #[source] rcgen::Error),
@@ -44,7 +52,7 @@ pub enum CaError {
         found: String,
     },
     /// A usage number that is not known.
-    #[error("extended key usage {0} is not known: use 1 (server) or 2 (client)")]
+    #[error("extended key usage {0} is not known: use 0 (any), 1 (server) or 2 (client)")]
     Usage(i64),
     /// No usage at all.
     #[error("at least one extended key usage is needed")]
@@ -110,6 +118,12 @@ impl CertificateAuthority {
     pub fn from_der(certificate: Vec<u8>, key: &[u8]) -> Result<Self, CaError> {
         let pkcs8 = to_pkcs8(key).map_err(CaError::Key)?;
         let pair = KeyPair::try_from(pkcs8.as_slice()).map_err(|e| CaError::Library("reading the CA key", e))?;
+        let public = X509Certificate::from_der(&certificate)
+            .map(|(_, parsed)| parsed.public_key().subject_public_key.data.to_vec())
+            .map_err(|_| CaError::Certificate)?;
+        if public != pair.public_key_raw() {
+            return Err(CaError::Mismatch);
+        }
         let certificate = CertificateDer::from(certificate);
         let issuer = Issuer::from_ca_cert_der(&certificate, pair)
             .map_err(|e| CaError::Library("reading the CA certificate", e))?;
@@ -158,7 +172,7 @@ impl CertificateAuthority {
     }
 
     /// Signs a node's request. Subject, usages and validity come from the hub; of the request only the public key is
-    /// taken, after its name was compared. `usages` are Go's numbers (1 server, 2 client).
+    /// taken, after its name was compared. `usages` are Go's numbers (0 any, 1 server, 2 client).
     ///
     /// # Errors
     /// The request is invalid or names another node, or a usage is not known.
@@ -172,6 +186,10 @@ impl CertificateAuthority {
         if usages.is_empty() {
             return Err(CaError::NoUsage);
         }
+        let whole = X509CertificationRequest::from_der(request).is_ok_and(|(rest, _)| rest.is_empty());
+        if !whole {
+            return Err(CaError::Request(rcgen::Error::CouldNotParseCertificationRequest));
+        }
         let mut request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
             .map_err(CaError::Request)?;
         let name = format!("{NODE_PREFIX}{node}");
@@ -182,6 +200,7 @@ impl CertificateAuthority {
         request.params = params(&name, Some(NODE_GROUP), validity);
         for usage in usages {
             request.params.extended_key_usages.push(match usage {
+                0 => ExtendedKeyUsagePurpose::Any,
                 1 => ExtendedKeyUsagePurpose::ServerAuth,
                 2 => ExtendedKeyUsagePurpose::ClientAuth,
                 other => return Err(CaError::Usage(*other)),

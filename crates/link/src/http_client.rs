@@ -70,7 +70,11 @@ impl Call<'_> {
         let uri: Uri = self.url.parse().map_err(|_| wrong())?;
         let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(443);
-        let server = format!("{host}:{port}");
+        // As it stands in the URL: an IPv6 address keeps its brackets.
+        let server = uri.authority().map_or_else(String::new, |authority| match authority.port() {
+            Some(_) => authority.to_string(),
+            None => format!("{authority}:{port}"),
+        });
         let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| CallError::Connect(server.clone(), e))?;
         let name = ServerName::try_from(host).map_err(|_| wrong())?;
         let tls = TlsConnector::from(self.tls.clone())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivateSec1KeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -33,13 +33,16 @@ pub enum TlsError {
     /// Certificate and key cannot be used, or do not belong together.
     #[error("certificate and key cannot be used")]
     Certificate(#[source] Error),
+    /// The key has no known form.
+    #[error("the private key cannot be used: {0}")]
+    Key(&'static str),
 }
 
-/// A certificate with its SEC 1 key, both DER.
+/// A certificate with its key, both DER.
 pub struct Certificate {
     /// The certificate.
     pub certificate: CertificateDer<'static>,
-    /// The key.
+    /// The key: SEC 1, PKCS#8 or PKCS#1.
     pub key: Vec<u8>,
 }
 
@@ -69,7 +72,7 @@ pub fn server(own: &Certificate, clients: ClientAuth, alpn: &[&[u8]]) -> Result<
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Certificate)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![own.certificate.clone()], key(&own.key))
+        .with_single_cert(vec![own.certificate.clone()], key(&own.key)?)
         .map_err(TlsError::Certificate)?;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
@@ -86,7 +89,7 @@ pub fn client(ca: &CertificateDer<'static>, own: Option<&Certificate>) -> Result
         .with_root_certificates(roots([ca.clone()])?);
     let config = match own {
         Some(own) => builder
-            .with_client_auth_cert(vec![own.certificate.clone()], key(&own.key))
+            .with_client_auth_cert(vec![own.certificate.clone()], key(&own.key)?)
             .map_err(TlsError::Certificate)?,
         None => builder.with_no_client_auth(),
     };
@@ -112,8 +115,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn key(sec1: &[u8]) -> PrivateKeyDer<'static> {
-    PrivateKeyDer::Sec1(PrivateSec1KeyDer::from(sec1.to_vec()))
+fn key(der: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::try_from(der.to_vec()).map_err(TlsError::Key)
 }
 
 fn roots(cas: impl IntoIterator<Item = CertificateDer<'static>>) -> Result<Arc<RootCertStore>, TlsError> {

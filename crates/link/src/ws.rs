@@ -1,15 +1,19 @@
 //! WebSocket as both hubs speak it: one message, one text frame (possibly fragmented), with limits and deadlines.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustls::{AlertDescription, ClientConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
@@ -29,10 +33,23 @@ const WRITE_BUFFER: usize = 8 << 10;
 /// A byte stream below a WebSocket.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
-type Socket = WebSocketStream<Box<dyn Stream>>;
+type Socket = WebSocketStream<Counted>;
 
 /// The receiving half of a connection.
-pub struct Reader(SplitStream<Socket>);
+pub struct Reader {
+    stream: SplitStream<Socket>,
+    received: Received,
+}
+
+/// How many bytes a connection has received. A peer whose long message comes in slowly is alive, though no message arrives.
+#[derive(Clone, Debug, Default)]
+pub struct Received(Arc<AtomicU64>);
+
+/// A byte stream that counts what it receives.
+struct Counted {
+    inner: Box<dyn Stream>,
+    received: Received,
+}
 
 /// The sending half of a connection.
 pub struct Writer {
@@ -63,6 +80,16 @@ pub enum LinkError {
     /// TLS failed.
     #[error("TLS with {0} failed")]
     Tls(String, #[source] std::io::Error),
+    /// The server finds our certificate expired.
+    #[error(
+        "{0} does not take this node's certificate any more, it has expired: run `keadm gettoken` in the cloud and join again with the new token (`keadm join --force`)"
+    )]
+    CertificateExpired(String, #[source] std::io::Error),
+    /// The server finds our certificate wrong.
+    #[error(
+        "{0} does not take this node's certificate: it is of another cloud; run `keadm gettoken` in this one and join again with the new token (`keadm join --force`)"
+    )]
+    CertificateRefused(String, #[source] std::io::Error),
     /// The server answered the upgrade with this status.
     #[error("{server} refused the connection: {status} {reason}")]
     Refused {
@@ -121,11 +148,9 @@ async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap
     let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| LinkError::Connect(server.clone(), e))?;
     let _ = tcp.set_nodelay(true);
     let name = ServerName::try_from(host).map_err(|_| wrong())?;
-    let tls = TlsConnector::from(target.tls.clone())
-        .connect(name, tcp)
-        .await
-        .map_err(|e| LinkError::Tls(server.clone(), e))?;
-    let stream: Box<dyn Stream> = Box::new(tls);
+    let tls =
+        TlsConnector::from(target.tls.clone()).connect(name, tcp).await.map_err(|e| tls_failed(server.clone(), e))?;
+    let (stream, received) = Counted::new(tls);
     let (socket, answer) = tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await.map_err(
         |error| match error {
             WsError::Http(answer) => LinkError::Refused {
@@ -134,11 +159,11 @@ async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap
                 server,
             },
             // With TLS 1.3 a refused client certificate shows only now.
-            WsError::Io(error) => LinkError::Tls(server, error),
+            WsError::Io(error) => tls_failed(server, error),
             error => failed(error),
         },
     )?;
-    let (reader, writer) = split(socket, target.write_deadline);
+    let (reader, writer) = split(socket, received, target.write_deadline);
     Ok((reader, writer, answer.headers().clone()))
 }
 
@@ -160,7 +185,7 @@ pub async fn accept<S: Stream>(
     write_deadline: Duration,
     decide: impl FnOnce(&HeaderMap) -> Result<HeaderMap, Refusal> + Unpin,
 ) -> Result<(Reader, Writer), LinkError> {
-    let stream: Box<dyn Stream> = Box::new(stream);
+    let (stream, received) = Counted::new(stream);
     #[allow(clippy::result_large_err, reason = "the library's signature")]
     let callback = |request: &Request<()>, mut answer: Response<()>| match decide(request.headers()) {
         Ok(headers) => {
@@ -175,20 +200,67 @@ pub async fn accept<S: Stream>(
     };
     let upgrade = tokio_tungstenite::accept_hdr_async_with_config(stream, callback, Some(config()));
     match tokio::time::timeout(deadline, upgrade).await {
-        Ok(Ok(socket)) => Ok(split(socket, write_deadline)),
+        Ok(Ok(socket)) => Ok(split(socket, received, write_deadline)),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(LinkError::Timeout("the upgrade", deadline)),
     }
 }
 
+impl Received {
+    /// Bytes so far, those of TLS not counted.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Adds to the count.
+    pub fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Counted {
+    fn new(stream: impl Stream) -> (Self, Received) {
+        let received = Received::default();
+        (Self { inner: Box::new(stream), received: received.clone() }, received)
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, into);
+        self.received.add((into.filled().len() - before) as u64);
+        read
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
 impl Reader {
+    /// Counts what has been received, for deadlines.
+    pub fn received(&self) -> Received {
+        self.received.clone()
+    }
+
     /// The next thing that arrives. Pings are answered by themselves.
     ///
     /// # Errors
     /// The connection broke, or the peer exceeded a limit.
     pub async fn next(&mut self) -> Result<Incoming, LinkError> {
         loop {
-            return match self.0.next().await {
+            return match self.stream.next().await {
                 Some(Ok(Message::Text(text))) => Ok(Incoming::Message(text.into())),
                 Some(Ok(Message::Binary(bytes))) => Ok(Incoming::Message(bytes)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(Incoming::Alive),
@@ -243,9 +315,9 @@ impl Writer {
     }
 }
 
-fn split(socket: Socket, deadline: Duration) -> (Reader, Writer) {
+fn split(socket: Socket, received: Received, deadline: Duration) -> (Reader, Writer) {
     let (sink, stream) = socket.split();
-    (Reader(stream), Writer { sink, deadline })
+    (Reader { stream, received }, Writer { sink, deadline })
 }
 
 fn config() -> WebSocketConfig {
@@ -255,6 +327,21 @@ fn config() -> WebSocketConfig {
         .max_write_buffer_size(MAX_MESSAGE_BYTES + WRITE_BUFFER)
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
+}
+
+fn tls_failed(server: String, error: std::io::Error) -> LinkError {
+    use AlertDescription::{BadCertificate, CertificateExpired, CertificateRequired, CertificateUnknown, UnknownCA};
+    let alert = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
+        _ => None,
+    };
+    match alert {
+        Some(CertificateExpired) => LinkError::CertificateExpired(server, error),
+        Some(
+            BadCertificate | CertificateRequired | CertificateUnknown | UnknownCA | AlertDescription::DecryptError,
+        ) => LinkError::CertificateRefused(server, error),
+        _ => LinkError::Tls(server, error),
+    }
 }
 
 fn failed(error: WsError) -> LinkError {

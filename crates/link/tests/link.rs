@@ -31,9 +31,84 @@ impl Node {
         Self { certificate, key: request.key }
     }
 
+    /// Its certificate ended years ago.
+    fn expired(ca: &CertificateAuthority, name: &str) -> Self {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{name}"));
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+        let key = rcgen::KeyPair::generate().expect("key");
+        let certificate = params.signed_by(&key, &issuer(ca)).expect("certificate").der().clone();
+        Self { certificate, key: key.serialize_der() }
+    }
+
     fn certificate(&self) -> Certificate {
         Certificate { certificate: self.certificate.clone(), key: self.key.clone() }
     }
+}
+
+/// The CA's signing half, for certificates that it would not make itself.
+fn issuer(ca: &CertificateAuthority) -> rcgen::Issuer<'static, rcgen::KeyPair> {
+    let key = rcgen::KeyPair::try_from(link::key::to_pkcs8(ca.key()).expect("key").as_slice()).expect("key");
+    rcgen::Issuer::from_ca_cert_der(ca.certificate(), key).expect("issuer")
+}
+
+/// What the edge is told when it shows this certificate.
+async fn refused(ca: &CertificateAuthority, node: &Node) -> LinkError {
+    let (url, _tasks) = echo_hub(ca).await;
+    let tls = client(ca.certificate(), Some(&node.certificate())).expect("TLS");
+    connect(&target(&url, "edge-1", tls)).await.map(|_| ()).expect_err("refused")
+}
+
+#[tokio::test]
+async fn a_node_is_told_what_is_wrong_with_its_certificate() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let expired = Node::expired(&ca, "edge-1");
+    for _ in 0..20 {
+        let error = refused(&ca, &expired).await;
+        assert!(matches!(error, LinkError::CertificateExpired(..)), "{error}");
+        assert!(error.to_string().contains("keadm gettoken"), "{error}");
+    }
+    let stranger = Node::join(&CertificateAuthority::generate().expect("CA"), "edge-1", LONG);
+    let error = refused(&ca, &stranger).await;
+    assert!(matches!(error, LinkError::CertificateRefused(..)), "{error}");
+}
+
+#[test]
+fn a_ca_is_its_certificate_and_the_key_of_that() {
+    let (one, two) = (CertificateAuthority::generate().expect("CA"), CertificateAuthority::generate().expect("CA"));
+    let load =
+        |certificate: &[u8], key: &[u8]| CertificateAuthority::from_der(certificate.to_vec(), key).map(|ca| ca.hash());
+    assert_eq!(load(one.certificate(), one.key()).expect("stored"), one.hash());
+    let pkcs8 = link::key::to_pkcs8(one.key()).expect("key");
+    assert_eq!(load(one.certificate(), &pkcs8).expect("other form"), one.hash());
+    assert!(matches!(load(one.certificate(), two.key()), Err(CaError::Mismatch)));
+    assert!(matches!(load(b"garbage", two.key()), Err(CaError::Certificate)));
+    assert!(matches!(load(one.certificate(), b"garbage"), Err(CaError::Key(_))));
+}
+
+#[tokio::test]
+async fn a_server_certificate_may_have_an_empty_name_and_a_key_of_any_form() {
+    // Upstream's default `dnsNames: [""]` puts an empty dNSName into the certificate.
+    use link::rustls::pki_types::pem::PemObject;
+    use rcgen::{CertificateParams, KeyPair, SanType};
+    let ca = CertificateAuthority::generate().expect("CA");
+    let mut params = CertificateParams::default();
+    for name in ["", "localhost"] {
+        params.subject_alt_names.push(SanType::DnsName(name.try_into().expect("name")));
+    }
+    params.subject_alt_names.insert(1, SanType::IpAddress([127, 0, 0, 1].into()));
+    let key = KeyPair::generate().expect("key");
+    let certificate = params.signed_by(&key, &issuer(&ca)).expect("certificate").der().clone();
+    let pem = link::files::to_pem("CERTIFICATE", &certificate);
+    assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM"), certificate);
+    let own = Certificate { certificate, key: key.serialize_der() };
+    let (url, _tasks) = echo_hub_with(&ca, &own).await;
+    let node = Node::join(&ca, "edge-1", LONG);
+    let tls = client(ca.certificate(), Some(&node.certificate())).expect("TLS");
+    connect(&target(&url, "edge-1", tls.clone())).await.map(|_| ()).expect("by address");
+    let by_name = url.replace("127.0.0.1", "localhost");
+    connect(&target(&by_name, "edge-1", tls)).await.map(|_| ()).expect("by name");
 }
 
 fn hub(ca: &CertificateAuthority) -> Certificate {
@@ -90,9 +165,13 @@ fn a_stored_ca_goes_on_as_it_was() {
 
 /// A hub that answers every message with itself, until the peer closes.
 async fn echo_hub(ca: &CertificateAuthority) -> (String, tokio::task::JoinSet<()>) {
+    echo_hub_with(ca, &hub(ca)).await
+}
+
+async fn echo_hub_with(ca: &CertificateAuthority, own: &Certificate) -> (String, tokio::task::JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
     let url = format!("wss://{}/project/edge-1/events", listener.local_addr().expect("address"));
-    let tls = server(&hub(ca), ClientAuth::Required(ca.certificate().clone()), &[b"http/1.1"]).expect("TLS");
+    let tls = server(own, ClientAuth::Required(ca.certificate().clone()), &[b"http/1.1"]).expect("TLS");
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(async move {
         loop {
