@@ -4,6 +4,7 @@
 pub mod containerd;
 pub mod deployment;
 pub mod fake_cri;
+pub mod go_cloud;
 pub mod go_edge;
 pub mod golden;
 
