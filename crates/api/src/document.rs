@@ -73,7 +73,10 @@ impl Document {
         let read = || {
             use std::io::Read;
             let mut text = String::new();
-            std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
+            std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+            if text.len() as u64 > MAX_BYTES {
+                return Err(std::io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+            }
             Ok(text)
         };
         let text = read().map_err(|source| ConfigError::Read { path: path.to_path_buf(), hint, source })?;
@@ -87,7 +90,11 @@ impl Document {
         let mut value = std::mem::take(&mut document.value);
         match user {
             Value::Null => {}
-            Value::Object(user) => document.merge(&mut value, user, "", shape),
+            Value::Object(user) => {
+                let mut places = Vec::new();
+                collect_places(&value, "", &mut places);
+                document.merge(&mut value, user, "", shape, &places);
+            }
             _ => document.errors.push("the document must be a map".to_owned()),
         }
         document.value = value;
@@ -139,7 +146,8 @@ impl Document {
         to_yaml(&self.value)
     }
 
-    fn merge(&mut self, base: &mut Value, user: Map<String, Value>, at: &str, shape: &Shape) {
+    /// `places` are all paths of the default document: a key may stand in the wrong one.
+    fn merge(&mut self, base: &mut Value, user: Map<String, Value>, at: &str, shape: &Shape, places: &[String]) {
         let Value::Object(base) = base else { return };
         for (key, value) in user {
             let known = base.keys().find(|known| known.eq_ignore_ascii_case(&key)).cloned();
@@ -148,14 +156,17 @@ impl Document {
                 if is_below(&path, shape.free) || shape.optional.contains(&path.as_str()) {
                     base.insert(key, value);
                 } else {
-                    self.warnings.push(unknown(&path, &key, base));
+                    self.warnings.push(unknown(&path, &key, base, places));
                 }
                 continue;
             };
             let slot = &mut base[&known];
             match (&*slot, value) {
                 (_, Value::Null) => {}
-                (Value::Object(_), Value::Object(inner)) => self.merge(slot, inner, &path, shape),
+                (Value::Object(_), Value::Object(inner)) => self.merge(slot, inner, &path, shape, places),
+                (Value::Bool(_), Value::String(text)) if yaml_1_1_flag(&text).is_some() => {
+                    *slot = Value::Bool(yaml_1_1_flag(&text).unwrap_or_default());
+                }
                 (old, new) if fits(old, &new) => *slot = new,
                 (old, new) => {
                     let why = format!("expected {}, found {}", type_name(old), type_name(&new));
@@ -216,14 +227,40 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-fn unknown(path: &str, key: &str, known: &Map<String, Value>) -> String {
-    let best = known.keys().map(|candidate| (distance(key, candidate), candidate)).min();
-    match best {
-        Some((letters, candidate)) if letters <= SIMILAR => {
-            format!("{path} is not known and has no effect: did you mean {candidate}?")
-        }
-        _ => format!("{path} is not known and has no effect"),
+/// Go's YAML reader knows these too, as YAML 1.1 has it.
+fn yaml_1_1_flag(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "y" => Some(true),
+        "no" | "off" | "n" => Some(false),
+        _ => None,
     }
+}
+
+fn collect_places(value: &Value, at: &str, places: &mut Vec<String>) {
+    for (key, inner) in value.as_object().into_iter().flatten() {
+        let path = join(at, key);
+        collect_places(inner, &path, places);
+        places.push(path);
+    }
+}
+
+fn unknown(path: &str, key: &str, known: &Map<String, Value>, places: &[String]) -> String {
+    let best = known.keys().map(|candidate| (distance(key, candidate), candidate)).min();
+    let similar =
+        best.filter(|(letters, _)| *letters <= SIMILAR.min(key.len() / 2)).map(|(_, candidate)| candidate.as_str());
+    let suggestion = similar.or_else(|| elsewhere(path, key, places));
+    match suggestion {
+        Some(suggestion) => format!("{path} is not known and has no effect: did you mean {suggestion}?"),
+        None => format!("{path} is not known and has no effect"),
+    }
+}
+
+/// The place of this very key that is nearest to where it stands.
+fn elsewhere<'a>(path: &str, key: &str, places: &'a [String]) -> Option<&'a str> {
+    let common = |place: &str| place.split('.').zip(path.split('.')).take_while(|(a, b)| a == b).count();
+    let same =
+        places.iter().filter(|place| place.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case(key)));
+    same.max_by_key(|place| (common(place), std::cmp::Reverse(place.split('.').count()))).map(String::as_str)
 }
 
 /// How many letters must be changed, added or left out to make one word of the other, without regard to case.

@@ -171,6 +171,16 @@ fn validate(document: &mut Document) {
         };
         document.mistake("modules.cloudHub.websocket", why);
     }
+    let place = |part: &str| {
+        let at = |key: &str| document.get(&format!("modules.cloudHub.{part}.{key}")).clone();
+        (at("address"), at("port"))
+    };
+    let (channel, https) = (place("websocket"), place("https"));
+    let one_includes_the_other = channel.0 == https.0 || channel.0 == "0.0.0.0" || https.0 == "0.0.0.0";
+    if channel.1 == https.1 && channel.1 != 0 && one_includes_the_other {
+        let why = format!("{} is the port of modules.cloudHub.websocket too: each needs its own", https.1);
+        document.mistake("modules.cloudHub.https.port", &why);
+    }
     let socket = document.text("modules.cloudHub.unixsocket.address");
     if document.flag("modules.cloudHub.unixsocket.enable") && !socket.starts_with("unix://") {
         document.mistake("modules.cloudHub.unixsocket.address", "must begin with unix://");
@@ -227,5 +237,9 @@ mod tests {
         let text = "kubeAPIConfig: {kubeConfig: rel}\nmodules:\n  cloudHub:\n    websocket: {enable: false, port: 70000}\n    nodeLimit: 0\n  iptablesManager: {mode: x}\n";
         let Err(ConfigError::Invalid { mistakes, .. }) = parse(text) else { panic!("accepted") };
         assert_eq!(mistakes.len(), 5, "{mistakes:?}");
+        let same =
+            parse("modules: {cloudHub: {https: {port: 10000, address: 127.0.0.1}}}").map(|_| ()).expect_err("one port");
+        assert!(same.to_string().contains("modules.cloudHub.https.port: 10000 is the port of"), "{same}");
+        parse("modules: {cloudHub: {https: {port: 0}, websocket: {port: 0}}}").expect("the system chooses two");
     }
 }

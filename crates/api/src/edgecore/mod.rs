@@ -1,5 +1,7 @@
 //! `edgecore.yaml` (KubeEdge v1.23, `edgecore.config.kubeedge.io/v1alpha2`).
 
+mod validate;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +15,6 @@ pub const DEFAULT_PATH: &str = "/etc/kubeedge/config/edgecore.yaml";
 /// A join token in this file comes before the one in the configuration.
 pub const BOOTSTRAP_PATH: &str = "/etc/kubeedge/bootstrap-edgecore.conf";
 const HINT: &str = "`keadm join` writes it, or `edgecore --defaultconfig` prints one to begin with";
-const FEATURE_GATES: [&str; 3] = ["requireAuthorization", "moduleRestart", "disableNodeTaskV1alpha2"];
 
 const SHAPE: Shape = Shape {
     default: include_str!("default.yaml"),
@@ -69,7 +70,7 @@ pub struct EdgeHub {
     pub server: String,
     /// For TCP, TLS and the upgrade together.
     pub handshake_timeout: Duration,
-    /// Without any sign of life for so long (at least two heartbeats), the link counts as dead.
+    /// When nothing arrives for so long after a heartbeat, the link counts as dead.
     pub read_deadline: Duration,
     /// For each message.
     pub write_deadline: Duration,
@@ -178,7 +179,7 @@ impl Config {
             key_file: text("tlsPrivateKeyFile").into(),
             server: text("websocket.server"),
             handshake_timeout: self.seconds(&at("websocket.handshakeTimeout")),
-            read_deadline: self.seconds(&at("websocket.readDeadline")).max(heartbeat * 2),
+            read_deadline: self.seconds(&at("websocket.readDeadline")).max(Duration::from_secs(1)),
             write_deadline: self.seconds(&at("websocket.writeDeadline")),
             token: text("token"),
             http_server: text("httpServer"),
@@ -200,64 +201,8 @@ impl Config {
         if document.text("modules.edged.hostnameOverride").is_empty() {
             document.value["modules"]["edged"]["hostnameOverride"] = json!(host_name());
         }
-        validate(&mut document);
+        validate::validate(&mut document);
         Ok(Self { document: document.check(path)?, path: path.to_path_buf() })
-    }
-}
-
-fn validate(document: &mut Document) {
-    let name = document.text("modules.edged.hostnameOverride");
-    if !is_node_name(&name) {
-        let why = format!("{name:?} is no valid node name: use lower-case letters, digits, '-' and '.'");
-        document.mistake("modules.edged.hostnameOverride", &why);
-    }
-    let driver = document.text("modules.edged.tailoredKubeletConfig.cgroupDriver");
-    if !["cgroupfs", "systemd"].contains(&driver.as_str()) {
-        let why = format!("{driver:?} is not known: use cgroupfs or systemd");
-        document.mistake("modules.edged.tailoredKubeletConfig.cgroupDriver", &why);
-    }
-    if document.text("database.dataSource").is_empty() {
-        document.mistake("database.dataSource", "a file is needed");
-    }
-    if document.flag("modules.edgeHub.enable") {
-        match (document.flag("modules.edgeHub.websocket.enable"), document.flag("modules.edgeHub.quic.enable")) {
-            (true, false) => {}
-            (true, true) => {
-                document.mistake("modules.edgeHub", "websocket and quic are both enabled: enable one of them")
-            }
-            (false, true) => {
-                document.mistake("modules.edgeHub.quic", "QUIC is not supported: enable websocket instead");
-            }
-            (false, false) => {
-                document.mistake("modules.edgeHub", "neither websocket nor quic is enabled: enable websocket")
-            }
-        }
-        if !document.text("modules.edgeHub.httpServer").starts_with("https://") {
-            document.mistake("modules.edgeHub.httpServer", "must begin with https://");
-        }
-        if !is_host_port(&document.text("modules.edgeHub.websocket.server")) {
-            document.mistake("modules.edgeHub.websocket.server", "must be host:port");
-        }
-        for key in ["messageQPS", "messageBurst", "heartbeat"] {
-            let path = format!("modules.edgeHub.{key}");
-            if document.number(&path) < 0 {
-                document.mistake(&path, "must not be negative");
-            }
-        }
-    }
-    if document.flag("modules.eventBus.enable") && !(0..=2).contains(&document.number("modules.eventBus.mqttMode")) {
-        document.mistake("modules.eventBus.mqttMode", "must be 0 (internal), 1 (both) or 2 (external)");
-    }
-    for key in ["nodeStatusUpdateFrequency", "nodeStatusReportFrequency"] {
-        let path = format!("modules.edged.tailoredKubeletConfig.{key}");
-        if go_duration(&document.text(&path)).is_none() {
-            document.mistake(&path, "is no duration: write for example 10s or 1m30s");
-        }
-    }
-    let gates: Vec<String> =
-        document.get("featureGates").as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect();
-    for gate in gates.iter().filter(|gate| !FEATURE_GATES.contains(&gate.as_str())) {
-        document.mistake(&format!("featureGates.{gate}"), &format!("is not known: {}", FEATURE_GATES.join(", ")));
     }
 }
 
@@ -355,6 +300,16 @@ mod tests {
             [
                 "modules.edgeHub.hartbeat is not known and has no effect: did you mean heartbeat?",
                 "modules.edgeHub.zzz is not known and has no effect",
+            ]
+        );
+        let config = parse("modules:\n  edged: {registerWithTaints: []}\n  edgeHub: {server: h, enabled: yes}\n")
+            .expect("config");
+        assert_eq!(
+            config.document.warnings,
+            [
+                "modules.edgeHub.enabled is not known and has no effect: did you mean enable?",
+                "modules.edgeHub.server is not known and has no effect: did you mean modules.edgeHub.websocket.server?",
+                "modules.edged.registerWithTaints is not known and has no effect: did you mean modules.edged.tailoredKubeletConfig.registerWithTaints?",
             ]
         );
     }
