@@ -38,6 +38,15 @@ pub enum GetTokenError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// Nobody is there, or not the one that the kubeconfig names.
+    #[error("the Kubernetes API at {server} cannot be reached: is it running, and the kubeconfig the right one?")]
+    Unreachable {
+        /// Its address.
+        server: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The API does not answer.
     #[error("the Kubernetes API at {0} did not answer within {limit} s: is it running, and the kubeconfig the right one?", limit = DEADLINE.as_secs())]
     Silent(String),
@@ -68,7 +77,10 @@ pub async fn run(args: &cli::GetToken) -> Result<(), GetTokenError> {
     let secret = tokio::time::timeout(DEADLINE, secrets.get_opt(SECRET))
         .await
         .map_err(|_| GetTokenError::Silent(server.clone()))?
-        .map_err(|error| GetTokenError::Api { server: server.clone(), source: Box::new(error) })?
+        .map_err(|error| match error {
+            kube::Error::Service(source) => GetTokenError::Unreachable { server: server.clone(), source },
+            error => GetTokenError::Api { server: server.clone(), source: Box::new(error) },
+        })?
         .ok_or(GetTokenError::NoSecret(server))?;
     let data = secret.data.unwrap_or_default().remove(KEY).ok_or(GetTokenError::NoToken)?;
     let token = String::from_utf8(data.0).map_err(|_| GetTokenError::NoToken)?;

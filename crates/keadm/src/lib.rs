@@ -25,6 +25,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use cli::{Cli, Command, Reset};
 
@@ -72,7 +75,10 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         1 => LevelFilter::INFO,
         _ => LevelFilter::DEBUG,
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).init();
+    // The libraries are silent: what matters of their troubles is in the error.
+    let own = ["keadm", "link", "edged"].map(|name| (name, level));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(Targets::new().with_targets(own))).init();
     link::tls::install_provider();
     match execute(cli.command).await {
         Ok(()) => ExitCode::SUCCESS,

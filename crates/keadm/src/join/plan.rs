@@ -75,6 +75,8 @@ impl Plan {
         let values = [
             ("/edgecoreVersion", json!(version::GIT_VERSION)),
             ("/modules/edged/hostnameOverride", json!(node)),
+            // Users look at events; upstream leaves them on the node.
+            ("/modules/edged/reportEvent", json!(true)),
             ("/modules/edged/nodeLabels", labels(&args.labels)?),
             ("/modules/edged/tailoredKubeletConfig/containerRuntimeEndpoint", json!(endpoint)),
             ("/modules/edged/tailoredKubeletConfig/imageServiceEndpoint", json!(endpoint)),

@@ -77,7 +77,8 @@ async fn without_a_token_the_cause_and_the_cure_are_told() {
     let dir = tempfile::tempdir().expect("dir");
     let dead = kubeconfig(dir.path(), "http://127.0.0.1:1");
     let run = machine.keadm_with(&["gettoken"], &[("KUBECONFIG", &dead)]).await;
-    assert!(run.code == 1 && run.stderr.contains("127.0.0.1:1"), "{run:?}");
+    assert!(run.code == 1 && run.stderr.contains("127.0.0.1:1/ cannot be reached"), "{run:?}");
+    assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
 }
 
 #[tokio::test]
