@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use link::ca::certificate_hash;
 use link::http_client::{Call, CallError};
 use link::rustls::pki_types::CertificateDer;
-use link::rustls::{CertificateError, Error as RustlsError};
 use link::tls::{TlsError, client, client_without_verification};
+use link::tls_failure::TlsFailure;
 use link::token::{self, TokenError};
 use tokio::net::TcpStream;
 
@@ -46,11 +46,9 @@ pub enum CloudError {
     /// What answers is no cloudcore.
     #[error("{0} answered {1} instead of a CA certificate: is it cloudcore's certificate endpoint (--certport)?")]
     NoCloudcore(String, u16),
-    /// The server certificate lacks this name.
-    #[error(
-        "cloudcore's certificate is not made for {0}: use an address that it is made for, or add this one to modules.cloudHub.advertiseAddress (names: dnsNames) of cloudcore.yaml and restart cloudcore"
-    )]
-    Name(String),
+    /// The server certificate does not fit.
+    #[error(transparent)]
+    Tls(TlsFailure),
     /// The CA cannot be used.
     #[error("the CA of cloudcore cannot be used")]
     Ca(#[source] TlsError),
@@ -132,7 +130,7 @@ pub async fn check(
     let verified = client(&CertificateDer::from(ca), None).map_err(CloudError::Ca)?;
     let node_url = format!("https://{server}/node/{node}");
     let (status, body) = get(&node_url, verified).await.map_err(|error| match error {
-        error if is_name_mismatch(&error) => CloudError::Name(hub.host.clone()),
+        CallError::Tls(failure) => CloudError::Tls(failure),
         error => CloudError::Endpoint(error),
     })?;
     match status {
@@ -156,16 +154,6 @@ async fn get(url: &str, tls: std::sync::Arc<link::rustls::ClientConfig>) -> Resu
     let call =
         Call { method: "GET", url, headers: &[], body: Vec::new(), tls, deadline: DEADLINE, max_answer: MAX_ANSWER };
     call.send().await.map(|(status, body)| (status, body.to_vec()))
-}
-
-fn is_name_mismatch(error: &CallError) -> bool {
-    let CallError::Tls(_, error) = error else { return false };
-    matches!(
-        error.get_ref().and_then(|inner| inner.downcast_ref::<RustlsError>()),
-        Some(RustlsError::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
-        ))
-    )
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::tls_failure::TlsFailure;
+
 /// A request and how to send it.
 pub struct Call<'a> {
     /// `GET`, `POST`, …; a GET may have a body.
@@ -39,9 +41,9 @@ pub enum CallError {
     /// Nobody listens there, or the network is down.
     #[error("{0} cannot be reached")]
     Connect(String, #[source] std::io::Error),
-    /// TLS failed: the server is another, or refuses our certificate.
-    #[error("TLS with {0} failed: is it the right server, and its certificate made for this name?")]
-    Tls(String, #[source] std::io::Error),
+    /// TLS failed.
+    #[error(transparent)]
+    Tls(TlsFailure),
     /// The exchange broke.
     #[error("{0} broke the exchange off")]
     Exchange(String, #[source] hyper::Error),
@@ -80,7 +82,7 @@ impl Call<'_> {
         let tls = TlsConnector::from(self.tls.clone())
             .connect(name, tcp)
             .await
-            .map_err(|e| CallError::Tls(server.clone(), e))?;
+            .map_err(|e| CallError::Tls(TlsFailure::new(server.clone(), e)))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
             .await
             .map_err(|e| CallError::Exchange(server.clone(), e))?;

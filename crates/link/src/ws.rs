@@ -11,8 +11,8 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -22,6 +22,8 @@ use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::tls_failure::TlsFailure;
 
 /// The longest message of the message channel.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
@@ -78,18 +80,8 @@ pub enum LinkError {
     #[error("{0:?} is not of the form wss://host:port/path")]
     Address(String),
     /// TLS failed.
-    #[error("TLS with {0} failed")]
-    Tls(String, #[source] std::io::Error),
-    /// The server finds our certificate expired.
-    #[error(
-        "{0} does not take this node's certificate any more, it has expired: run `keadm gettoken` in the cloud and join again with the new token (`keadm join --force`)"
-    )]
-    CertificateExpired(String, #[source] std::io::Error),
-    /// The server finds our certificate wrong.
-    #[error(
-        "{0} does not take this node's certificate: it is of another cloud; run `keadm gettoken` in this one and join again with the new token (`keadm join --force`)"
-    )]
-    CertificateRefused(String, #[source] std::io::Error),
+    #[error(transparent)]
+    Tls(TlsFailure),
     /// The server answered the upgrade with this status.
     #[error("{server} refused the connection: {status} {reason}")]
     Refused {
@@ -148,8 +140,10 @@ async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap
     let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| LinkError::Connect(server.clone(), e))?;
     let _ = tcp.set_nodelay(true);
     let name = ServerName::try_from(host).map_err(|_| wrong())?;
-    let tls =
-        TlsConnector::from(target.tls.clone()).connect(name, tcp).await.map_err(|e| tls_failed(server.clone(), e))?;
+    let tls = TlsConnector::from(target.tls.clone())
+        .connect(name, tcp)
+        .await
+        .map_err(|e| LinkError::Tls(TlsFailure::new(server.clone(), e)))?;
     let (stream, received) = Counted::new(tls);
     let (socket, answer) = tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await.map_err(
         |error| match error {
@@ -159,7 +153,7 @@ async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap
                 server,
             },
             // With TLS 1.3 a refused client certificate shows only now.
-            WsError::Io(error) => tls_failed(server, error),
+            WsError::Io(error) => LinkError::Tls(TlsFailure::new(server, error)),
             error => failed(error),
         },
     )?;
@@ -327,21 +321,6 @@ fn config() -> WebSocketConfig {
         .max_write_buffer_size(MAX_MESSAGE_BYTES + WRITE_BUFFER)
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
-}
-
-fn tls_failed(server: String, error: std::io::Error) -> LinkError {
-    use AlertDescription::{BadCertificate, CertificateExpired, CertificateRequired, CertificateUnknown, UnknownCA};
-    let alert = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
-        _ => None,
-    };
-    match alert {
-        Some(CertificateExpired) => LinkError::CertificateExpired(server, error),
-        Some(
-            BadCertificate | CertificateRequired | CertificateUnknown | UnknownCA | AlertDescription::DecryptError,
-        ) => LinkError::CertificateRefused(server, error),
-        _ => LinkError::Tls(server, error),
-    }
 }
 
 fn failed(error: WsError) -> LinkError {

@@ -12,6 +12,7 @@ use link::http_server::HttpServer;
 use link::identity::{Identity, IdentityError, verify_client};
 use link::rustls::pki_types::CertificateDer;
 use link::tls::{Certificate, ClientAuth, client, client_without_verification, server};
+use link::tls_failure::TlsFailure;
 use link::ws::{Incoming, LinkError, MAX_MESSAGE_BYTES, Refusal, Target, accept, connect};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -66,12 +67,12 @@ async fn a_node_is_told_what_is_wrong_with_its_certificate() {
     let expired = Node::expired(&ca, "edge-1");
     for _ in 0..20 {
         let error = refused(&ca, &expired).await;
-        assert!(matches!(error, LinkError::CertificateExpired(..)), "{error}");
+        assert!(matches!(error, LinkError::Tls(TlsFailure::Expired(..))), "{error}");
         assert!(error.to_string().contains("keadm gettoken"), "{error}");
     }
     let stranger = Node::join(&CertificateAuthority::generate().expect("CA"), "edge-1", LONG);
     let error = refused(&ca, &stranger).await;
-    assert!(matches!(error, LinkError::CertificateRefused(..)), "{error}");
+    assert!(matches!(error, LinkError::Tls(TlsFailure::Refused(..))), "{error}");
 }
 
 #[test]
@@ -252,7 +253,11 @@ async fn whoever_may_not_connect_is_told_why() {
     let other = CertificateAuthority::generate().expect("CA");
     let foreign = client(other.certificate(), None).expect("TLS");
     let error = connect(&target(&url, "edge-1", foreign)).await.map(|_| ()).expect_err("another CA");
-    assert!(matches!(error, LinkError::Tls(..)), "{error}");
+    assert!(matches!(error, LinkError::Tls(TlsFailure::OtherCa(..))), "{error}");
+    let named = url.replace("127.0.0.1", "localhost");
+    let error =
+        connect(&target(&named, "edge-1", own.clone())).await.map(|_| ()).expect_err("a name that it is not made for");
+    assert!(matches!(error, LinkError::Tls(TlsFailure::OtherName(..))), "{error}");
     let error = connect(&target("wss://127.0.0.1:1/", "edge-1", own)).await.map(|_| ()).expect_err("nobody there");
     assert!(matches!(error, LinkError::Connect(..)), "{error}");
 }
@@ -297,7 +302,7 @@ async fn https_carries_a_body_on_get_and_shows_the_handler_the_certificate() {
     let short = call(client_without_verification().expect("TLS"), 2).send().await;
     assert!(matches!(short, Err(CallError::Answer(..))));
     let wrong = call(client(stranger.certificate(), None).expect("TLS"), 100).send().await;
-    assert!(matches!(wrong, Err(CallError::Tls(..))));
+    assert!(matches!(wrong, Err(CallError::Tls(TlsFailure::OtherCa(..)))));
     stop.cancel();
     tasks.join_next().await.expect("server").expect("ended");
 }
