@@ -53,7 +53,8 @@ impl ModuleManager {
         self.modules.push(Box::new(module));
     }
 
-    /// Runs every module until `stopping` is cancelled, then gives them [`GRACE`] to end.
+    /// Runs every module until `stopping` is cancelled, then gives them [`GRACE`] to end. Cancels `stopping` itself when a
+    /// module panics.
     pub async fn run(self, stopping: CancellationToken) {
         let names: Vec<_> = self.modules.iter().map(|module| (module.name(), module.group())).collect();
         let (context, inboxes) = Context::new(&names, stopping.clone());
@@ -61,7 +62,19 @@ impl ModuleManager {
         for (module, inbox) in self.modules.into_iter().zip(inboxes) {
             running.spawn(supervise(module, inbox, context.clone()));
         }
-        stopping.cancelled().await;
+        loop {
+            let ended = tokio::select! {
+                () = stopping.cancelled() => break,
+                Some(ended) = running.join_next() => ended,
+            };
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                // Its state may be broken, and the others rely on it: better a fresh start than a program that limps.
+                error!(%error, "a module panicked; the program stops");
+                stopping.cancel();
+            }
+        }
         let all_ended = async { while running.join_next().await.is_some() {} };
         if tokio::time::timeout(GRACE, all_ended).await.is_err() {
             warn!(modules = running.len(), "modules did not end in time and are dropped");

@@ -153,3 +153,27 @@ async fn a_module_that_does_not_end_is_dropped_after_the_grace_period() {
     manager.run(stop).await;
     assert_eq!(began.elapsed(), Duration::from_secs(10));
 }
+
+struct Panicking;
+
+impl Module for Panicking {
+    fn name(&self) -> &'static str {
+        "panicking"
+    }
+    fn group(&self) -> &'static str {
+        "test"
+    }
+    fn run<'a>(&'a mut self, _context: Context, _inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+        Box::pin(async { unreachable!("a fault of the program") })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_does_not_go_on_without_a_module_that_panicked() {
+    let stop = CancellationToken::new();
+    let mut manager = ModuleManager::new();
+    manager.register(Panicking);
+    manager.register(Failing { starts: Arc::default(), left: 0 });
+    manager.run(stop.clone()).await;
+    assert!(stop.is_cancelled());
+}

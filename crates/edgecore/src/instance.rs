@@ -1,4 +1,4 @@
-//! One edgecore per database: two would answer for the same node and fight over its containers.
+//! One edgecore per database and per folder of pods: two would answer for the same node and fight over its containers.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// The claim on a database, held as long as this lives; the system gives it up with the process.
+/// The claim on a path, held as long as this lives; the system gives it up with the process.
 pub struct Instance {
     _file: File,
 }
@@ -16,10 +16,10 @@ pub struct Instance {
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     /// Another process has it.
-    #[error("edgecore runs already on database {} (process {pid}): stop it first, or give this one a database, node name and runtime of its own", database.display())]
+    #[error("edgecore runs already on {} (process {pid}): stop it first, or give this one a node name, database, rootDirectory and container runtime of its own", path.display())]
     Taken {
-        /// The database.
-        database: PathBuf,
+        /// The database or the folder.
+        path: PathBuf,
         /// Who has it.
         pid: String,
     },
@@ -29,12 +29,12 @@ pub enum InstanceError {
 }
 
 impl Instance {
-    /// Claims a database.
+    /// Claims a path by a lock file beside it.
     ///
     /// # Errors
     /// Another process has it, or its folder cannot be written.
-    pub fn claim(database: &Path) -> Result<Self, InstanceError> {
-        let mut path = database.as_os_str().to_owned();
+    pub fn claim(claimed: &Path) -> Result<Self, InstanceError> {
+        let mut path = claimed.as_os_str().to_owned();
         path.push(".lock");
         let path = PathBuf::from(path);
         let fail = |error| InstanceError::Lock(path.clone(), error);
@@ -52,7 +52,7 @@ impl Instance {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
             let _ = (&mut file).take(20).read_to_string(&mut pid);
-            return Err(InstanceError::Taken { database: database.to_path_buf(), pid: pid.trim().to_owned() });
+            return Err(InstanceError::Taken { path: claimed.to_path_buf(), pid: pid.trim().to_owned() });
         }
         let written =
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));

@@ -37,15 +37,19 @@ pub async fn run(config: &Config, stopping: CancellationToken) -> Result<(), Sta
     for module in config.missing_modules() {
         warn!(module, "this module is enabled in the configuration, but not part of this version; it does not run");
     }
-    let _instance = instance::Instance::claim(&config.database())?;
+    let _database = instance::Instance::claim(&config.database())?;
     let database = Database::open(&config.database(), metamanager::SCHEMA, Durability::Full)?;
+    let has_agent = config.document.flag("modules.edged.enable");
+    let agent = settings::edged(config);
+    // Two agents in one folder would each remove the other's pods.
+    let _folder = has_agent.then(|| instance::Instance::claim(&agent.root_dir.join("edgecore"))).transpose()?;
     let mut modules = ModuleManager::new();
     modules.register(metamanager::MetaManager::new(database, config.remote_query_timeout()));
     if config.edge_hub().enable {
         modules.register(edgehub::EdgeHub::new(config));
     }
-    if config.document.flag("modules.edged.enable") {
-        modules.register(edged::Edged::new(settings::edged(config)));
+    if has_agent {
+        modules.register(edged::Edged::new(agent));
     }
     modules.run(stopping).await;
     Ok(())

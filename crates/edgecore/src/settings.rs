@@ -26,8 +26,8 @@ pub fn edged(config: &Config) -> Settings {
     if let Some(size) = edged::settings::bytes(&document.text(&kubelet("containerLogMaxSize"))) {
         settings.container_log_max_size = size;
     }
-    settings.container_log_max_files = usize::try_from(document.number(&kubelet("containerLogMaxFiles")))
-        .unwrap_or(settings.container_log_max_files);
+    settings.container_log_max_files =
+        usize::try_from(document.number(&kubelet("containerLogMaxFiles"))).unwrap_or(settings.container_log_max_files);
     settings.max_pods = i32::try_from(document.number(&kubelet("maxPods"))).unwrap_or(settings.max_pods);
     settings.node_status_update_frequency = config.duration(&kubelet("nodeStatusUpdateFrequency"));
     settings.node_status_report_frequency = config.duration(&kubelet("nodeStatusReportFrequency"));

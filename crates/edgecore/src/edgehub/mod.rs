@@ -1,12 +1,15 @@
 //! EdgeHub: the node's link to the cloud.
 //!
-//! `certificates` gets and renews the node's identity, `connection` carries messages while the link stands, `outbox` keeps what
-//! must not be lost while it does not, `rate` holds the sending rate. This file joins them: connect, serve, wait a little, again.
+//! `certificates` gets and renews the node's identity; `connection` stands for one connection, with `reading` and `sending` as its
+//! halves; `outbox` keeps what must not be lost while there is none, `rate` holds the sending rate. This file joins them: connect,
+//! serve, wait a little, again.
 
 mod certificates;
 mod connection;
 mod outbox;
 mod rate;
+mod reading;
+mod sending;
 
 use std::time::Duration;
 
@@ -21,8 +24,11 @@ use outbox::Outbox;
 
 /// The first wait before connecting again; with jitter it is between a quarter and a half second.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// The longest wait before connecting again.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The longest wait before connecting again: a node is back soon after the cloud is, and a thousand of them that try this often
+/// cost the cloud nothing.
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// A connection that lasted so long was a good one; after one that the cloud ends at once, waits go on growing.
+const GOOD_AFTER: Duration = Duration::from_secs(5);
 
 /// The module.
 pub struct EdgeHub {
@@ -42,15 +48,14 @@ impl EdgeHub {
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            let ended = {
-                let session = connection::run(&self.settings, &mut self.certificates, context, inbox, &mut self.outbox);
-                tokio::select! {
-                    () = context.stopping() => return Ok(()),
-                    ended = session => ended,
+            let ended = connection::run(&self.settings, &mut self.certificates, context, inbox, &mut self.outbox).await;
+            if matches!(ended.cause, HubError::Stopping) {
+                return Ok(());
+            }
+            if let Some(lasted) = ended.lasted {
+                if lasted >= GOOD_AFTER {
+                    backoff.reset();
                 }
-            };
-            if ended.was_connected {
-                backoff.reset();
                 tell_connection(context, false).await;
             }
             report(&ended.cause);
@@ -105,23 +110,32 @@ pub enum HubError {
     /// The node has a new certificate.
     #[error("connecting again with the new certificate")]
     Rotated,
+    /// The process is to stop.
+    #[error("edgecore stops")]
+    Stopping,
 }
 
 /// How a connection ended.
 struct Ended {
     cause: HubError,
-    was_connected: bool,
+    /// `None` when it did not come about.
+    lasted: Option<Duration>,
 }
 
 /// A message without link: a request is refused, an acknowledgement is void, the rest waits.
 fn keep_or_refuse(context: &Context, outbox: &mut Outbox, message: Message) {
     if context.is_waiting(&message.header.msg_id) {
-        let mut refusal = compose::error(&message, "the cloud is out of reach");
-        refusal.route.source = source::META_MANAGER.to_owned();
-        context.respond(refusal);
+        refuse(context, &message, "the cloud is out of reach");
     } else if message.route.operation != operation::RESPONSE {
         outbox.keep(message);
     }
+}
+
+/// Tells the one who waits for an answer, if anybody does, that none will come.
+fn refuse(context: &Context, request: &Message, why: &str) {
+    let mut refusal = compose::error(request, why);
+    refusal.route.source = source::META_MANAGER.to_owned();
+    context.respond(refusal);
 }
 
 /// Tells the other modules that the link stands or does not.

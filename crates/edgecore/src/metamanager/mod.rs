@@ -1,16 +1,20 @@
 //! MetaManager: what the node must know to go on without the cloud, in SQLite.
 //!
 //! From the cloud: store, acknowledge, pass on — in this order; what could not be stored is not acknowledged, and the cloud
-//! sends it again. From edged: answer from the table what the node has, ask the cloud for the rest (`remote`), pass on what needs
+//! sends it again. What arrives together is stored in one commit, acknowledged and passed on in the order of arrival. From edged: answer from the table what the node has, ask the cloud for the rest (`remote`), pass on what needs
 //! no answer. `table` has the rows. Which message is treated how is KubeEdge v1.23's.
 
 mod remote;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
-use store::Database;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use store::{Database, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
@@ -25,6 +29,8 @@ pub use table::SCHEMA;
 const FOR_EDGED: usize = 1024;
 /// Requests to the cloud at any time; more wait.
 const MAX_REMOTE: usize = 256;
+/// Objects that are being stored at any time: as many as one commit takes.
+const MAX_STORING: usize = 128;
 
 /// The module.
 pub struct MetaManager {
@@ -43,14 +49,20 @@ impl MetaManager {
         let mut tasks = JoinSet::new();
         tasks.spawn(pass_on(context.clone(), waiting));
         let mut requests = JoinSet::new();
+        let mut storing = FuturesOrdered::new();
         let mut connected = false;
         loop {
+            let has_room = requests.len() < MAX_REMOTE && storing.len() < MAX_STORING;
             let message = tokio::select! {
-                () = context.stopping() => return Ok(()),
-                _ = requests.join_next(), if !requests.is_empty() => continue,
-                message = inbox.recv(), if requests.len() < MAX_REMOTE => match message {
+                () = context.stopping() => break,
+                Some((message, stored)) = storing.next() => {
+                    finish(&context, &to_edged, message, stored).await;
+                    continue;
+                }
+                Some(_) = requests.join_next() => continue,
+                message = inbox.recv(), if has_room => match message {
                     Some(message) => message,
-                    None => return Ok(()),
+                    None => break,
                 },
             };
             if message.route.resource == kind::NODE_CONNECTION {
@@ -59,69 +71,17 @@ impl MetaManager {
             }
             let from_node = matches!(message.route.source.as_str(), source::EDGED | source::META_MANAGER);
             if !from_node {
-                self.receive(&context, &to_edged, message).await;
+                storing.push_back(store_pushed(self.table.clone(), message));
             } else if let Some(message) = self.answer(&context, connected, message).await {
                 let remote = Remote { context: context.clone(), table: self.table.clone(), timeout: self.timeout };
                 requests.spawn(async move { remote.ask(message).await });
             }
         }
-    }
-
-    /// An object that the cloud pushes.
-    async fn receive(&self, context: &Context, to_edged: &mpsc::Sender<Message>, message: Message) {
-        let route = &message.route;
-        if operation::VOLUME.contains(&route.operation.as_str()) {
-            hand_over(to_edged, message).await;
-            return;
+        // What is being stored is acknowledged still.
+        while let Some((message, stored)) = storing.next().await {
+            finish(&context, &to_edged, message, stored).await;
         }
-        let stored = match (EdgeResource::parse(&route.resource), route.operation.as_str()) {
-            (Ok(resource), operation::INSERT | operation::UPDATE) => self.store(&resource, &message).await,
-            (Ok(resource), operation::DELETE) => self.delete(&resource, &message).await,
-            (Ok(_), operation::RESPONSE) => Ok(()),
-            _ => {
-                // Acknowledged all the same: a message that nobody understands must not hold up the others.
-                warn!(
-                    resource = route.resource,
-                    operation = route.operation,
-                    source = route.source,
-                    "a message of the cloud is not understood and left out"
-                );
-                Ok(())
-            }
-        };
-        let answer = match stored {
-            Ok(()) => compose::response(&message, Content::ok()),
-            Err(error) => {
-                let text = format!("{} could not be stored: {error}", route.resource);
-                error!(resource = route.resource, %error, "an object could not be stored; the cloud sends it again");
-                let mut answer = compose::error(&message, &text);
-                answer.route.source = source::META_MANAGER.to_owned();
-                answer.route.group.clone_from(&route.group);
-                answer
-            }
-        };
-        let done = answer.route.operation == operation::RESPONSE;
-        if let Err(error) = context.send(module::EDGE_HUB, answer).await {
-            warn!(%error, "an acknowledgement could not be sent");
-        }
-        if done && concerns_edged(&message) {
-            hand_over(to_edged, message).await;
-        }
-    }
-
-    async fn store(&self, resource: &EdgeResource, message: &Message) -> Result<(), store::StoreError> {
-        match Row::read(resource, &message.content) {
-            Some(row) => self.table.put(row).await,
-            None => {
-                warn!(resource = %resource, "the content is no object; nothing is stored");
-                Ok(())
-            }
-        }
-    }
-
-    async fn delete(&self, resource: &EdgeResource, message: &Message) -> Result<(), store::StoreError> {
-        let uid = table::uid(&message.content);
-        self.table.delete(resource, &uid).await
+        Ok(())
     }
 
     /// A request of edged; what must go to the cloud comes back.
@@ -153,7 +113,7 @@ impl MetaManager {
                 self.answer_locally(context, &resource, &message);
             }
             (operation::UPDATE, what) if what != kind::LEASE => {
-                if let Err(error) = self.store(&resource, &message).await {
+                if let Err(error) = store(&self.table, &resource, &message).await {
                     refuse(context, &message, &error.to_string());
                     return None;
                 }
@@ -209,6 +169,63 @@ impl Module for MetaManager {
 
     fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
         Box::pin(async move { self.serve(context, inbox).await })
+    }
+}
+
+/// Stores an object that the cloud pushes, or removes one.
+async fn store_pushed(table: Table, message: Message) -> (Message, Result<(), StoreError>) {
+    let route = &message.route;
+    let stored = match (EdgeResource::parse(&route.resource), route.operation.as_str()) {
+        (_, verb) if operation::VOLUME.contains(&verb) => Ok(()),
+        (Ok(resource), operation::INSERT | operation::UPDATE) => store(&table, &resource, &message).await,
+        (Ok(resource), operation::DELETE) => table.delete(&resource, &table::uid(&message.content)).await,
+        (Ok(_), operation::RESPONSE) => Ok(()),
+        _ => {
+            // Acknowledged all the same: a message that nobody understands must not hold up the others.
+            warn!(
+                resource = route.resource,
+                operation = route.operation,
+                source = route.source,
+                "a message of the cloud is not understood and left out"
+            );
+            Ok(())
+        }
+    };
+    (message, stored)
+}
+
+async fn store(table: &Table, resource: &EdgeResource, message: &Message) -> Result<(), StoreError> {
+    match Row::read(resource, &message.content) {
+        Some(row) => table.put(row).await,
+        None => {
+            warn!(resource = %resource, "the content is no object; nothing is stored");
+            Ok(())
+        }
+    }
+}
+
+/// Acknowledges what is durable and passes it on; tells the cloud what could not be stored.
+async fn finish(context: &Context, to_edged: &mpsc::Sender<Message>, message: Message, stored: Result<(), StoreError>) {
+    if operation::VOLUME.contains(&message.route.operation.as_str()) {
+        return hand_over(to_edged, message).await;
+    }
+    let stored = match stored {
+        Ok(()) => {
+            forward(context, compose::response(&message, Content::ok())).await;
+            true
+        }
+        Err(error) => {
+            let resource = message.route.resource.as_str();
+            error!(resource, %error, "an object could not be stored; the cloud sends it again");
+            let mut answer = compose::error(&message, &format!("{resource} could not be stored: {error}"));
+            answer.route.source = source::META_MANAGER.to_owned();
+            answer.route.group.clone_from(&message.route.group);
+            forward(context, answer).await;
+            false
+        }
+    };
+    if stored && concerns_edged(&message) {
+        hand_over(to_edged, message).await;
     }
 }
 

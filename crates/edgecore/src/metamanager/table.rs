@@ -1,5 +1,7 @@
 //! The rows: one per object, by its resource path.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -53,14 +55,18 @@ struct Metadata {
 impl Row {
     /// `None` when the content is no object.
     pub(super) fn read(resource: &EdgeResource, content: &Content) -> Option<Self> {
-        let payload = content.payload();
-        let head: Head = serde_json::from_slice(&payload).ok()?;
+        // An object's own text is shared, not copied.
+        let value = match content.payload() {
+            Cow::Borrowed(_) => content.to_bytes(),
+            Cow::Owned(text) => text.into(),
+        };
+        let head: Head = serde_json::from_slice(&value).ok()?;
         Some(Self {
             key: resource.to_string(),
             kind: resource.kind.clone(),
             uid: head.metadata.uid,
             revision: head.metadata.resource_version.parse().unwrap_or_default(),
-            value: Bytes::copy_from_slice(&payload),
+            value,
         })
     }
 

@@ -1,4 +1,6 @@
-//! The node's identity: obtained with a token, renewed with itself.
+//! The node's identity: obtained with a token, renewed with itself. `files` has the three files.
+
+mod files;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,20 +8,19 @@ use std::time::{Duration, SystemTime};
 
 use api::edgecore::EdgeHub as Settings;
 use link::ca::{CaError, certificate_hash, node_request};
-use link::files::{FileError, read_bounded, write_private};
+use link::files::FileError;
 use link::http_client::{Call, CallError};
 use link::identity::{Identity, IdentityError};
-use link::key::{NotP256, to_sec1};
+use link::key::NotP256;
 use link::rustls::ClientConfig;
-use link::rustls::pki_types::pem::PemObject;
-use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use link::tls::{Certificate, TlsError, client, client_without_verification};
+use link::rustls::pki_types::CertificateDer;
+use link::tls::{TlsError, client, client_without_verification};
 use link::token::{self, TokenError};
 use rand::RngExt;
 use tracing::{info, warn};
 
-/// No certificate or token is longer.
-const MAX_FILE: u64 = 64 << 10;
+use files::{Files, Loaded};
+
 /// For one request to the certificate endpoint.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// An answer of the certificate endpoint is not longer.
@@ -28,12 +29,15 @@ const MAX_ANSWER: usize = 1 << 20;
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(32);
 
-/// The files, and how to fill them.
+/// The node's identity, and how to get it.
 pub(super) struct Certificates {
     node: String,
     settings: Settings,
+    files: Files,
     /// A token in this file comes before the one in the configuration; it is removed once it was used.
     bootstrap: PathBuf,
+    /// A token that the cloud refused is not tried again while the certificate is good.
+    refused: Option<String>,
     not_after: Option<SystemTime>,
     renew_at: Option<SystemTime>,
 }
@@ -78,6 +82,14 @@ pub enum CertificateError {
         /// Who answered.
         url: String,
     },
+    /// The hub does not accept the token, or the certificate that shall be renewed.
+    #[error("the cloud does not accept the token of this node ({reason}): run `keadm gettoken` in the cloud and write the new token to {}", bootstrap.display())]
+    Unauthorized {
+        /// Its words.
+        reason: String,
+        /// Where a token is looked for.
+        bootstrap: PathBuf,
+    },
     /// The hub refused.
     #[error("the cloud refused to issue a certificate: {status} {reason}")]
     Refused {
@@ -93,10 +105,10 @@ pub enum CertificateError {
     #[error("the certificate files cannot be used")]
     File(#[source] FileError),
     /// A file holds something else.
-    #[error("{} holds no usable PEM", .0.display())]
+    #[error("{} holds no usable PEM: move it away and join again with a token (`keadm gettoken`)", .0.display())]
     Pem(PathBuf),
     /// The key is of another kind.
-    #[error("{} holds no P-256 key", .0.display())]
+    #[error("{} holds no P-256 key: move it away and join again with a token (`keadm gettoken`)", .0.display())]
     Key(PathBuf, #[source] NotP256),
     /// The answer is no certificate.
     #[error("the certificate cannot be read")]
@@ -116,44 +128,51 @@ impl CertificateError {
     }
 }
 
-struct Files {
-    ca: CertificateDer<'static>,
-    own: Certificate,
-    identity: Identity,
-}
-
 impl Certificates {
     pub(super) fn new(node: String, settings: Settings, config: &Path) -> Self {
         // Beside the folder of the configuration: /etc/kubeedge/bootstrap-edgecore.conf by default.
         let dir = config.parent().and_then(Path::parent).unwrap_or(Path::new("/etc/kubeedge"));
-        Self { node, settings, bootstrap: dir.join("bootstrap-edgecore.conf"), not_after: None, renew_at: None }
+        let files =
+            Files { ca: settings.ca_file.clone(), cert: settings.cert_file.clone(), key: settings.key_file.clone() };
+        let bootstrap = dir.join("bootstrap-edgecore.conf");
+        Self { node, settings, files, bootstrap, refused: None, not_after: None, renew_at: None }
     }
 
     pub(super) fn node(&self) -> &str {
         &self.node
     }
 
-    /// A TLS configuration with the node's identity. A new token in the bootstrap file always leads to a new certificate: it
-    /// is the way back for a node whose certificate or CA is no longer good.
+    /// A TLS configuration with the node's identity. A new token in the bootstrap file leads to a new certificate: it is the
+    /// way back for a node whose certificate or CA is no longer good. A bad token does no harm to a node that has a good one.
     pub(super) async fn tls(&mut self) -> Result<Arc<ClientConfig>, CertificateError> {
-        if let Some(token) = self.bootstrap_token()? {
-            self.join(&token).await?;
-            if let Err(error) = std::fs::remove_file(&self.bootstrap) {
-                warn!(%error, file = %self.bootstrap.display(), "the used token could not be removed");
+        if let Some(token) = self.bootstrap_token()?.filter(|token| self.refused.as_ref() != Some(token)) {
+            match self.join(&token).await {
+                Ok(()) => self.remove_bootstrap(),
+                Err(error) => match self.load() {
+                    Ok(Some(loaded)) => {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        warn!(%error, cause, file = %self.bootstrap.display(), "the new token is of no use; the node goes on with the certificate it has");
+                        self.refused = error.needs_a_person().then_some(token);
+                        return self.adopt(loaded);
+                    }
+                    _ => return Err(error),
+                },
             }
         }
-        let files = match self.load() {
-            Ok(Some(files)) => files,
+        let loaded = match self.load() {
             Ok(None) | Err(CertificateError::Expired { .. }) if !self.settings.token.is_empty() => {
                 let token = self.settings.token.clone();
                 self.join(&token).await?;
-                self.load()?.ok_or_else(|| self.no_token())?
+                self.load()?
             }
-            Ok(None) => return Err(self.no_token()),
-            Err(error) => return Err(error),
+            loaded => loaded?,
         };
-        self.plan_renewal(&files.identity);
-        client(&files.ca, Some(&files.own)).map_err(CertificateError::Tls)
+        self.adopt(loaded.ok_or_else(|| self.no_token())?)
+    }
+
+    fn adopt(&mut self, loaded: Loaded) -> Result<Arc<ClientConfig>, CertificateError> {
+        self.plan_renewal(&loaded.identity);
+        client(&loaded.ca, Some(&loaded.own)).map_err(CertificateError::Tls)
     }
 
     /// Resolves once the certificate has been renewed; never when it needs no renewal.
@@ -187,9 +206,16 @@ impl Certificates {
         if !self.bootstrap.exists() {
             return Ok(None);
         }
-        let text = read_bounded(&self.bootstrap, MAX_FILE).map_err(CertificateError::File)?;
+        let text = files::read(&self.bootstrap)?;
         let token = String::from_utf8_lossy(&text).trim().to_owned();
         Ok((!token.is_empty()).then_some(token))
+    }
+
+    fn remove_bootstrap(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.bootstrap) {
+            warn!(%error, file = %self.bootstrap.display(), "the used token could not be removed");
+            self.refused = self.bootstrap_token().ok().flatten();
+        }
     }
 
     fn no_token(&self) -> CertificateError {
@@ -203,7 +229,7 @@ impl Certificates {
         let tls = client_without_verification().map_err(CertificateError::Tls)?;
         let (status, ca) = call(&url, &[], Vec::new(), tls).await?;
         if status != 200 {
-            return Err(refused(status, &ca));
+            return Err(self.no(status, &ca));
         }
         if certificate_hash(&ca) != hash.to_ascii_lowercase() {
             return Err(CertificateError::WrongCa { url });
@@ -212,16 +238,16 @@ impl Certificates {
         let tls = client(&ca, None).map_err(CertificateError::Tls)?;
         let authorization = format!("Bearer {jwt}");
         let (certificate, key) = self.ask(tls, Some(&authorization)).await?;
-        self.save(&ca, &certificate, &key)?;
+        self.files.save(&ca, &certificate, &key)?;
         info!(node = self.node, "joined: the cloud issued a certificate");
         Ok(())
     }
 
     async fn renew(&mut self) -> Result<(), CertificateError> {
-        let files = self.load()?.ok_or_else(|| self.no_token())?;
-        let tls = client(&files.ca, Some(&files.own)).map_err(CertificateError::Tls)?;
+        let loaded = self.load()?.ok_or_else(|| self.no_token())?;
+        let tls = client(&loaded.ca, Some(&loaded.own)).map_err(CertificateError::Tls)?;
         let (certificate, key) = self.ask(tls, None).await?;
-        self.save(&files.ca, &certificate, &key)?;
+        self.files.save(&loaded.ca, &certificate, &key)?;
         info!(node = self.node, "the certificate was renewed");
         Ok(())
     }
@@ -237,55 +263,29 @@ impl Certificates {
         let url = format!("{}/edge.crt", self.settings.http_server);
         let (status, body) = call(&url, &headers, request.request, tls).await?;
         if status != 200 {
-            return Err(refused(status, &body));
+            return Err(self.no(status, &body));
         }
         let identity = Identity::read(&body).map_err(CertificateError::Unreadable)?;
         if identity.node() != Some(self.node.as_str()) {
-            return Err(self.other_node(&identity));
+            return Err(self.files.other_node(&identity, &self.node));
         }
         Ok((body, request.key))
     }
 
-    /// The key first: a certificate without its key is worth nothing, a key without its certificate does no harm.
-    fn save(&self, ca: &[u8], certificate: &[u8], key: &[u8]) -> Result<(), CertificateError> {
-        let write = |path: &Path, label: &str, der: &[u8]| {
-            write_private(path, pem(label, der).as_bytes()).map_err(CertificateError::File)
-        };
-        write(&self.settings.ca_file, "CERTIFICATE", ca)?;
-        write(&self.settings.key_file, "EC PRIVATE KEY", key)?;
-        write(&self.settings.cert_file, "CERTIFICATE", certificate)
-    }
-
     /// `None` when there is no certificate yet.
-    fn load(&self) -> Result<Option<Files>, CertificateError> {
-        let [ca_file, cert_file, key_file] =
-            [&self.settings.ca_file, &self.settings.cert_file, &self.settings.key_file];
-        if [ca_file, cert_file, key_file].iter().any(|path| !path.exists()) {
-            return Ok(None);
-        }
-        let read = |path: &Path| read_bounded(path, MAX_FILE).map_err(CertificateError::File);
-        let certificate = |path: &PathBuf| {
-            CertificateDer::from_pem_slice(&read(path)?).map_err(|_| CertificateError::Pem(path.clone()))
-        };
-        let (ca, own) = (certificate(ca_file)?, certificate(cert_file)?);
-        let key =
-            PrivateKeyDer::from_pem_slice(&read(key_file)?).map_err(|_| CertificateError::Pem(key_file.clone()))?;
-        let key = to_sec1(key.secret_der()).map_err(|error| CertificateError::Key(key_file.clone(), error))?;
-        let identity = Identity::read(&own).map_err(CertificateError::Unreadable)?;
-        if identity.node() != Some(self.node.as_str()) {
-            return Err(self.other_node(&identity));
-        }
-        if SystemTime::now() > identity.not_after {
+    fn load(&self) -> Result<Option<Loaded>, CertificateError> {
+        let loaded = self.files.load(&self.node)?;
+        if loaded.as_ref().is_some_and(Loaded::has_expired) {
             return Err(CertificateError::Expired { node: self.node.clone(), bootstrap: self.bootstrap.clone() });
         }
-        Ok(Some(Files { ca, own: Certificate { certificate: own, key }, identity }))
+        Ok(loaded)
     }
 
-    fn other_node(&self, identity: &Identity) -> CertificateError {
-        CertificateError::OtherNode {
-            cert: self.settings.cert_file.clone(),
-            found: identity.common_name.clone(),
-            node: self.node.clone(),
+    fn no(&self, status: u16, body: &[u8]) -> CertificateError {
+        let reason: String = String::from_utf8_lossy(body).trim().chars().take(500).collect();
+        match status {
+            401 => CertificateError::Unauthorized { reason, bootstrap: self.bootstrap.clone() },
+            _ => CertificateError::Refused { status, reason },
         }
     }
 
@@ -306,13 +306,4 @@ async fn call(
     let call = Call { method: "GET", url, headers, body, tls, deadline: DEADLINE, max_answer: MAX_ANSWER };
     let (status, body) = call.send().await.map_err(CertificateError::Call)?;
     Ok((status, body.to_vec()))
-}
-
-fn refused(status: u16, body: &[u8]) -> CertificateError {
-    let reason: String = String::from_utf8_lossy(body).trim().chars().take(500).collect();
-    CertificateError::Refused { status, reason }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    link::files::to_pem(label, der)
 }

@@ -1,0 +1,98 @@
+//! What arrives from the cloud, handed to the modules.
+
+use beehive::{Context, compose};
+use link::ws::{Incoming, Reader};
+use tracing::{debug, error, warn};
+use wire::{Content, Message, group, module, operation, source};
+
+use super::HubError;
+
+/// Hands messages over until the connection ends. It runs apart from the sending, so that neither waits for the other.
+pub(super) async fn read(mut reader: Reader, context: Context) -> HubError {
+    loop {
+        match reader.next().await {
+            Ok(Incoming::Alive) => {}
+            Ok(Incoming::Message(frame)) => match Message::parse(&frame) {
+                Ok(message) => route(&context, message).await,
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    error!(%error, cause, bytes = frame.len(), "the cloud sent what is no message; it is left out");
+                }
+            },
+            Ok(Incoming::Closed(reason)) => return HubError::Closed(reason),
+            Err(error) => return HubError::Link(error),
+        }
+    }
+}
+
+/// Which module a message is for (KubeEdge v1.23: by group, then by whether it answers something).
+async fn route(context: &Context, message: Message) {
+    let answers = !message.header.parent_msg_id.is_empty();
+    let target = match message.route.group.as_str() {
+        group::RESOURCE | group::FUNC if answers => return answer(context, message).await,
+        group::RESOURCE | group::FUNC => module::META_MANAGER,
+        group::TWIN => module::TWIN,
+        group::USER if message.route.source == source::ROUTER_EVENT_BUS => module::EVENT_BUS,
+        group::USER if message.route.source == source::ROUTER_SERVICE_BUS => module::SERVICE_BUS,
+        group::TASK_MANAGER => module::TASK_MANAGER,
+        _ => {
+            let route = &message.route;
+            error!(group = route.group, resource = route.resource, "a message of an unknown group is left out");
+            return;
+        }
+    };
+    let resource = message.route.resource.clone();
+    if let Err(error) = context.send(target, message).await {
+        error!(%error, resource, "a message of the cloud cannot be handed over");
+    }
+}
+
+/// Wakes the one who asked. When nobody waits any more the answer is acknowledged all the same: a Go cloud repeats an
+/// unacknowledged answer for ever, and holds everything else for this node back meanwhile.
+async fn answer(context: &Context, message: Message) {
+    if context.is_waiting(&message.header.parent_msg_id) {
+        context.respond(message);
+        return;
+    }
+    debug!(resource = message.route.resource, "an answer came too late");
+    if message.route.operation != operation::RESPONSE {
+        return;
+    }
+    if let Err(error) = context.send(module::EDGE_HUB, compose::response(&message, Content::ok())).await {
+        warn!(%error, "an acknowledgement could not be sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_util::sync::CancellationToken;
+
+    const MODULES: [(&str, &str); 2] = [(module::EDGE_HUB, group::HUB), (module::META_MANAGER, group::META)];
+
+    fn from_cloud(group: &str, operation: &str, resource: &str) -> Message {
+        compose::message(source::EDGE_CONTROLLER, group, operation, resource, Content::null())
+    }
+
+    #[tokio::test]
+    async fn pushes_go_to_metamanager_and_late_answers_are_acknowledged() {
+        let (context, mut inboxes) = Context::new(&MODULES, CancellationToken::new());
+        route(&context, from_cloud("resource", "update", "default/pod/p")).await;
+        assert_eq!(inboxes[1].try_recv().expect("pushed").route.resource, "default/pod/p");
+        let mut late = from_cloud("resource", "response", "default/secret/s");
+        late.header.parent_msg_id = "gone".to_owned();
+        let id = late.header.msg_id.clone();
+        route(&context, late).await;
+        let ack = inboxes[0].try_recv().expect("acknowledgement");
+        assert_eq!((ack.header.parent_msg_id, ack.content), (id, Content::ok()));
+    }
+
+    #[tokio::test]
+    async fn what_no_module_is_for_is_left_out() {
+        let (context, mut inboxes) = Context::new(&MODULES, CancellationToken::new());
+        for group in ["", "nonsense", "twin", "user", "taskmanager"] {
+            route(&context, from_cloud(group, "update", "a/b/c")).await;
+        }
+        assert!(inboxes.iter_mut().all(|inbox| inbox.try_recv().is_none()));
+    }
+}
