@@ -183,7 +183,7 @@ fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
 impl EventSender {
     /// Sends until cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
-        let Some(mut queue) = self.queue.take() else { return };
+        let Some(mut queue) = self.queue.take() else { return stop.cancelled().await };
         loop {
             let occurrence = tokio::select! {
                 occurrence = queue.recv() => occurrence,

@@ -13,15 +13,15 @@ impl Api {
         let resource = &what.resource;
         let keep_all_but = |object: &mut Value, path: &str| {
             let new = object.pointer(path).cloned().unwrap_or(Value::Null);
-            let (parent, field) = path.rsplit_once('/').unwrap_or(("", path));
             let mut kept = current.clone();
-            let place = if parent.is_empty() { Some(&mut kept) } else { kept.pointer_mut(parent) };
-            if let Some(Value::Object(fields)) = place {
-                if new.is_null() {
-                    fields.remove(field)
-                } else {
-                    fields.insert(field.to_owned(), new)
-                };
+            let mut parts: Vec<&str> = path.split('/').skip(1).collect();
+            let field = parts.pop().unwrap_or_default();
+            // Indexing makes the parents that are missing.
+            let place = parts.into_iter().fold(&mut kept, |place, part| &mut place[part]);
+            if new.is_null() {
+                place.as_object_mut().map(|fields| fields.remove(field));
+            } else {
+                place[field] = new;
             }
             *object = kept;
         };

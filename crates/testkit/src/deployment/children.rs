@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,21 @@ impl Children {
             child.stop();
         }
         self.list.retain(|child| !child.name.starts_with(prefix));
+        self.save()
+    }
+
+    /// Kills one program as a crash or a power cut does.
+    ///
+    /// # Errors
+    /// No such program runs, or it does not end.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        let child =
+            self.list.iter().find(|child| child.name == name).with_context(|| format!("{name} does not run"))?;
+        child.signal(Signal::KILL);
+        if !child.gone_within(GRACE) {
+            bail!("{name} does not end");
+        }
+        self.list.retain(|child| child.name != name);
         self.save()
     }
 

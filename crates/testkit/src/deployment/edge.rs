@@ -27,7 +27,7 @@ pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children
     std::fs::create_dir_all(&dir)?;
     let containerd = Containerd::start(containerd_options(layout, index)).await?;
     containerd.import_busybox().await?;
-    let socket = format!("unix://{}", containerd.socket().display());
+    let socket = containerd.endpoint();
     let pid = containerd.keep_running();
     children.adopt(&format!("{node}-containerd"), pid, &dir.join("containerd.log"))?;
 
@@ -79,17 +79,20 @@ pub async fn stop_all(layout: &Layout, children: &mut Children) -> Result<()> {
         }
         children.stop(&edgecore_name(index))?;
         Containerd::clean_up(&containerd_options(layout, index)).await?;
+        // Secrets are kept in memory below the node's folder.
+        Containerd::unmount_below(&layout.edge(&node))?;
         children.stop(&format!("{node}-containerd"))?;
     }
     Ok(())
 }
 
-fn containerd_options(layout: &Layout, index: u8) -> ContainerdOptions {
+/// Where this node's containerd lives.
+pub fn containerd_options(layout: &Layout, index: u8) -> ContainerdOptions {
     ContainerdOptions {
         dir: layout.edge(&node_name(index)).join("containerd"),
         sockets: layout.sockets().join(node_name(index)),
         // At most 15 characters: an interface's name.
         bridge: format!("fe{}n{index}", layout.short_id()),
-        subnet: format!("10.86.{index}.0/24"),
+        subnet: layout.subnet(index),
     }
 }

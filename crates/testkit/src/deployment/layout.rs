@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 #[derive(Clone)]
 pub struct Layout {
     dir: PathBuf,
+    /// The second number of the pods' addresses: 10.NETWORK.NODE.0/24.
+    network: u8,
+    usual_ports: bool,
 }
 
 /// The loopback ports of the cloud side, chosen at the first `up` and kept.
@@ -32,7 +35,18 @@ impl Layout {
     /// The deployment in this folder, which is made if it is missing.
     pub fn new(dir: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(dir.join("logs")).with_context(|| format!("creating {}", dir.display()))?;
-        Ok(Self { dir: dir.canonicalize().with_context(|| dir.display().to_string())? })
+        Ok(Self { dir: dir.canonicalize().with_context(|| dir.display().to_string())?, network: 86, usual_ports: true })
+    }
+
+    /// Makes room for several deployments side by side: pods get other addresses, servers any free ports.
+    pub fn stand_aside(&mut self, network: u8) {
+        self.network = network;
+        self.usual_ports = false;
+    }
+
+    /// The pods' addresses on one node.
+    pub fn subnet(&self, index: u8) -> String {
+        format!("10.{}.{index}.0/24", self.network)
     }
 
     /// The whole deployment's folder.
@@ -74,20 +88,28 @@ impl Layout {
     pub fn ports(&self) -> Result<Ports> {
         let file = self.dir.join("ports.json");
         if let Ok(text) = std::fs::read_to_string(&file) {
-            return serde_json::from_str(&text).with_context(|| format!("{}: delete it to choose anew", file.display()));
+            return serde_json::from_str(&text)
+                .with_context(|| format!("{}: delete it to choose anew", file.display()));
         }
-        let ports = Ports {
-            kubernetes: free_port(USUAL.kubernetes)?,
-            websocket: free_port(USUAL.websocket)?,
-            https: free_port(USUAL.https)?,
-            monitor: free_port(USUAL.monitor)?,
-        };
+        // All are held until each is chosen, so that no two are the same.
+        let held = [USUAL.kubernetes, USUAL.websocket, USUAL.https, USUAL.monitor].map(|usual| self.free_port(usual));
+        let mut numbers = Vec::new();
+        for listener in &held {
+            numbers.push(
+                listener.as_ref().map_err(|e| anyhow::anyhow!("no free port on loopback: {e}"))?.local_addr()?.port(),
+            );
+        }
+        let ports = Ports { kubernetes: numbers[0], websocket: numbers[1], https: numbers[2], monitor: numbers[3] };
         std::fs::write(&file, serde_json::to_vec(&ports)?).with_context(|| file.display().to_string())?;
         Ok(ports)
     }
-}
 
-fn free_port(usual: u16) -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", usual)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)));
-    Ok(listener.context("no free port on loopback")?.local_addr()?.port())
+    fn free_port(&self, usual: u16) -> std::io::Result<TcpListener> {
+        if self.usual_ports
+            && let Ok(listener) = TcpListener::bind(("127.0.0.1", usual))
+        {
+            return Ok(listener);
+        }
+        TcpListener::bind(("127.0.0.1", 0))
+    }
 }

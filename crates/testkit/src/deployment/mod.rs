@@ -82,4 +82,22 @@ impl Deployment {
         let _ = std::fs::remove_dir("/run/ferroedge");
         Ok(())
     }
+
+    /// Ends every container of a node and its containerd by force, as a loss of power does.
+    ///
+    /// # Errors
+    /// Something does not end.
+    pub async fn power_cut(&mut self, index: u8) -> Result<()> {
+        let mut containerd =
+            crate::containerd::Containerd::start(edge::containerd_options(&self.layout, index)).await?;
+        let cut = containerd.power_off().await;
+        containerd.keep_running();
+        self.children.stop(&format!("{}-containerd", edge::node_name(index)))?;
+        cut
+    }
+
+    /// The socket of a node's containerd.
+    pub fn containerd_socket(&self, index: u8) -> String {
+        edge::containerd_options(&self.layout, index).socket().display().to_string()
+    }
 }

@@ -22,8 +22,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Connection, QUEUE, Received, Recorded, Shared};
+use super::{Answer, Connection, QUEUE, Received, Recorded, Shared, recorded};
 
 /// Payloads up to this fit the Go server's write buffer together with the frame's head.
 const ONE_FRAME: usize = 4082;
@@ -94,13 +95,16 @@ async fn connection(tcp: TcpStream, tls: TlsAcceptor, shared: Arc<Shared>, recor
             wrong.push(format!("the upgrade has a header {unwanted}"));
         }
     }
+    let hang_up = CancellationToken::new();
+    let gone = hang_up.clone();
     let number = shared.change(|state| {
         state.complaints.append(&mut wrong);
-        state.connections.push(Connection { path, headers, peer, open: true, sender: sender.clone() });
+        state.connections.push(Connection { path, headers, peer, open: true, sender: sender.clone(), hang_up: gone });
         state.connections.len() - 1
     });
     let (sink, stream) = socket.split();
     tokio::select! {
+        () = hang_up.cancelled() => {}
         () = write(sink, waiting) => {}
         () = read(stream, number, &node, &shared, &recorded, &sender) => {}
     }
@@ -182,8 +186,6 @@ async fn read(
         }
     }
 }
-
-use super::recorded;
 
 /// What a Go cloud would choke on or drop silently.
 fn faults(text: &str, message: &Value) -> Vec<String> {

@@ -81,6 +81,7 @@ pub struct Connection {
     /// Whether it is open still.
     pub open: bool,
     sender: mpsc::Sender<String>,
+    hang_up: CancellationToken,
 }
 
 /// A message from an edge.
@@ -252,7 +253,14 @@ impl GoCloud {
         sender.context("no edge is connected")?.send(text).await.context("the edge has gone")
     }
 
-    /// Waits until an edge is connected for which this holds; the first is 0.
+    /// Closes the newest connection without a close frame.
+    pub fn hang_up(&self) {
+        if let Some(connection) = self.shared.state().connections.last() {
+            connection.hang_up.cancel();
+        }
+    }
+
+    /// Waits for the connection of this number, open or not any more; the first is 0.
     ///
     /// # Errors
     /// None came in time.
