@@ -49,7 +49,10 @@ impl Instance {
             .mode(0o600)
             .open(&path)
             .map_err(fail)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(fail(error.into()));
+            }
             let mut pid = String::new();
             let _ = (&mut file).take(20).read_to_string(&mut pid);
             return Err(InstanceError::Taken { path: claimed.to_path_buf(), pid: pid.trim().to_owned() });

@@ -1,9 +1,9 @@
 //! What arrives from the cloud, handed to the modules.
 
-use beehive::{Context, compose};
+use beehive::Context;
 use link::ws::{Incoming, Reader};
 use tracing::{debug, error, warn};
-use wire::{Content, Message, group, module, operation, source};
+use wire::{Message, group, module, operation, source};
 
 use super::HubError;
 
@@ -37,36 +37,39 @@ async fn route(context: &Context, message: Message) {
         group::TASK_MANAGER => module::TASK_MANAGER,
         _ => {
             let route = &message.route;
-            error!(group = route.group, resource = route.resource, "a message of an unknown group is left out");
+            warn!(group = route.group, resource = route.resource, "a message of an unknown group is left out");
             return;
         }
     };
-    let resource = message.route.resource.clone();
-    if let Err(error) = context.send(target, message).await {
-        error!(%error, resource, "a message of the cloud cannot be handed over");
-    }
+    hand_over(context, target, message).await;
 }
 
-/// Wakes the one who asked. When nobody waits any more the answer is acknowledged all the same: a Go cloud repeats an
-/// unacknowledged answer for ever, and holds everything else for this node back meanwhile.
+/// Wakes the one who asked. An answer that nobody waits for any more is for MetaManager to keep and acknowledge: a Go cloud
+/// repeats it for ever otherwise, and holds everything else for this node back meanwhile.
 async fn answer(context: &Context, message: Message) {
     if context.is_waiting(&message.header.parent_msg_id) {
         context.respond(message);
         return;
     }
     debug!(resource = message.route.resource, "an answer came too late");
-    if message.route.operation != operation::RESPONSE {
-        return;
+    if message.route.operation == operation::RESPONSE {
+        hand_over(context, module::META_MANAGER, message).await;
     }
-    if let Err(error) = context.send(module::EDGE_HUB, compose::response(&message, Content::ok())).await {
-        warn!(%error, "an acknowledgement could not be sent");
+}
+
+async fn hand_over(context: &Context, module: &str, message: Message) {
+    let resource = message.route.resource.clone();
+    if let Err(error) = context.send(module, message).await {
+        warn!(%error, resource, "a message of the cloud cannot be handed over and is left out");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beehive::compose;
     use tokio_util::sync::CancellationToken;
+    use wire::Content;
 
     const MODULES: [(&str, &str); 2] = [(module::EDGE_HUB, group::HUB), (module::META_MANAGER, group::META)];
 
@@ -75,16 +78,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pushes_go_to_metamanager_and_late_answers_are_acknowledged() {
+    async fn pushes_and_late_answers_go_to_metamanager() {
         let (context, mut inboxes) = Context::new(&MODULES, CancellationToken::new());
         route(&context, from_cloud("resource", "update", "default/pod/p")).await;
         assert_eq!(inboxes[1].try_recv().expect("pushed").route.resource, "default/pod/p");
         let mut late = from_cloud("resource", "response", "default/secret/s");
         late.header.parent_msg_id = "gone".to_owned();
-        let id = late.header.msg_id.clone();
         route(&context, late).await;
-        let ack = inboxes[0].try_recv().expect("acknowledgement");
-        assert_eq!((ack.header.parent_msg_id, ack.content), (id, Content::ok()));
+        assert_eq!(inboxes[1].try_recv().expect("late").route.resource, "default/secret/s");
     }
 
     #[tokio::test]

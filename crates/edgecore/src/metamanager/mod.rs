@@ -29,6 +29,8 @@ pub use table::SCHEMA;
 const FOR_EDGED: usize = 1024;
 /// Requests to the cloud at any time; more wait.
 const MAX_REMOTE: usize = 256;
+/// How long a volume operation of the cloud may take (KubeEdge v1.23).
+const VOLUME_TIMEOUT: Duration = Duration::from_secs(60);
 /// Objects that are being stored at any time: as many as one commit takes.
 const MAX_STORING: usize = 128;
 
@@ -70,7 +72,9 @@ impl MetaManager {
                 continue;
             }
             let from_node = matches!(message.route.source.as_str(), source::EDGED | source::META_MANAGER);
-            if !from_node {
+            if operation::VOLUME.contains(&message.route.operation.as_str()) {
+                requests.spawn(volume(context.clone(), message));
+            } else if !from_node {
                 storing.push_back(store_pushed(self.table.clone(), message));
             } else if let Some(message) = self.answer(&context, connected, message).await {
                 let remote = Remote { context: context.clone(), table: self.table.clone(), timeout: self.timeout };
@@ -176,10 +180,9 @@ impl Module for MetaManager {
 async fn store_pushed(table: Table, message: Message) -> (Message, Result<(), StoreError>) {
     let route = &message.route;
     let stored = match (EdgeResource::parse(&route.resource), route.operation.as_str()) {
-        (_, verb) if operation::VOLUME.contains(&verb) => Ok(()),
         (Ok(resource), operation::INSERT | operation::UPDATE) => store(&table, &resource, &message).await,
         (Ok(resource), operation::DELETE) => table.delete(&resource, &table::uid(&message.content)).await,
-        (Ok(_), operation::RESPONSE) => Ok(()),
+        (Ok(resource), operation::RESPONSE) => remote::keep_late(&table, &resource, &message).await,
         _ => {
             // Acknowledged all the same: a message that nobody understands must not hold up the others.
             warn!(
@@ -206,9 +209,6 @@ async fn store(table: &Table, resource: &EdgeResource, message: &Message) -> Res
 
 /// Acknowledges what is durable and passes it on; tells the cloud what could not be stored.
 async fn finish(context: &Context, to_edged: &mpsc::Sender<Message>, message: Message, stored: Result<(), StoreError>) {
-    if operation::VOLUME.contains(&message.route.operation.as_str()) {
-        return hand_over(to_edged, message).await;
-    }
     let stored = match stored {
         Ok(()) => {
             forward(context, compose::response(&message, Content::ok())).await;
@@ -233,7 +233,22 @@ fn concerns_edged(message: &Message) -> bool {
     let from_controller =
         matches!(message.route.source.as_str(), source::DEVICE_CONTROLLER | source::POLICY_CONTROLLER);
     let kind = EdgeResource::parse(&message.route.resource).map(|resource| resource.kind).unwrap_or_default();
-    !from_controller && matches!(kind.as_str(), kind::POD | kind::CONFIG_MAP | kind::SECRET)
+    let answers = message.route.operation == operation::RESPONSE;
+    !from_controller && !answers && matches!(kind.as_str(), kind::POD | kind::CONFIG_MAP | kind::SECRET)
+}
+
+/// A volume operation: the cloud waits for what edged says.
+async fn volume(context: Context, request: Message) {
+    let asked = context.send_sync(module::EDGED, request.clone(), VOLUME_TIMEOUT).await;
+    let answer = asked.unwrap_or_else(|error| {
+        let mut text = error.to_string();
+        if let Some(cause) = std::error::Error::source(&error) {
+            text = format!("{text}: {cause}");
+        }
+        warn!(resource = request.route.resource, cause = text, "a volume operation failed");
+        compose::error(&request, &text)
+    });
+    forward(&context, answer).await;
 }
 
 async fn hand_over(to_edged: &mpsc::Sender<Message>, message: Message) {

@@ -121,6 +121,23 @@ impl Remote {
     }
 }
 
+/// An answer that nobody waits for any more: the object in it is the newest that the node can have, so it is kept before it is
+/// acknowledged. Tokens are left out, for their request is not known any more.
+pub(super) async fn keep_late(
+    table: &Table,
+    resource: &EdgeResource,
+    answer: &Message,
+) -> Result<(), store::StoreError> {
+    let kept = [kind::CONFIG_MAP, kind::SECRET, kind::PERSISTENT_VOLUME, kind::PERSISTENT_VOLUME_CLAIM];
+    match answer.content.object() {
+        Ok(Some(object)) if kept.contains(&resource.kind.as_str()) => match Row::read(resource, &object) {
+            Some(row) => table.put(row).await,
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
 fn text(content: &Content) -> String {
     String::from_utf8_lossy(&content.payload()).into_owned()
 }

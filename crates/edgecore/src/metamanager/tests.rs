@@ -272,3 +272,28 @@ async fn at_the_end_what_is_stored_is_acknowledged_still() {
     let rows = node.database.read(|c| c.query_row("SELECT count(*) FROM meta", [], |row| row.get::<_, isize>(0)));
     assert_eq!(acknowledged as isize, rows.expect("read"), "neither more nor fewer");
 }
+
+#[tokio::test]
+async fn a_late_answer_is_kept_then_acknowledged() {
+    let mut node = Node::start();
+    let map = json!({"metadata": {"name": "m", "uid": "u", "resourceVersion": "3"}});
+    let id = node.push("edgecontroller", "response", "default/configmap/m", &map).await;
+    node.expect_ack(&id).await;
+    assert_eq!(node.stored("default/configmap/m").await.len(), 1);
+    let error = json!({"ErrStatus": Status::failure(404, "NotFound", "gone")});
+    let id = node.push("edgecontroller", "response", "default/secret/s", &error).await;
+    node.expect_ack(&id).await;
+    assert!(node.stored("default/secret/s").await.is_empty());
+    assert!(node.edged.try_recv().is_none());
+}
+
+#[tokio::test]
+async fn the_cloud_gets_edgeds_answer_to_a_volume_operation() {
+    let mut node = Node::start();
+    let id = node.push("cloudhub", "createvolume", "default/volume/v", &json!("{}")).await;
+    let request = node.next_to_edged().await;
+    node.context.respond(compose::error(&request, "volumes are not supported"));
+    let answer = node.next_to_cloud().await;
+    assert_eq!((answer.header.parent_msg_id, answer.route.resource.as_str()), (id, "default/volume/v"));
+    assert_eq!(answer.content, Content::text("volumes are not supported"));
+}
