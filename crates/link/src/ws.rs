@@ -19,7 +19,8 @@ use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::Error as WsError;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -29,8 +30,9 @@ use crate::tls_failure::TlsFailure;
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
 /// Read buffer of a connection: the library's default of 128 KiB would cost 10,000 nodes more than a gigabyte.
 const READ_BUFFER: usize = 4 << 10;
-/// What may wait to be written before writing blocks.
-const WRITE_BUFFER: usize = 8 << 10;
+/// Longer messages are sent in fragments of this size, as upstream does: both ends keep a buffer of the longest frame that they
+/// have seen, and a hub has many connections.
+const FRAGMENT: usize = 8 << 10;
 
 /// A byte stream below a WebSocket.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -57,6 +59,8 @@ struct Counted {
 pub struct Writer {
     sink: SplitSink<Socket, Message>,
     deadline: Duration,
+    /// A message was begun and not ended.
+    cut: bool,
 }
 
 /// What arrived.
@@ -95,6 +99,9 @@ pub enum LinkError {
     /// It took too long.
     #[error("{what} took longer than {seconds} s", what = .0, seconds = .1.as_secs())]
     Timeout(&'static str, Duration),
+    /// Sending an earlier message was given up in its middle; nothing can follow it.
+    #[error("an earlier message was cut short")]
+    Cut,
     /// The peer sent what is no WebSocket, or too much of it.
     #[error("the peer broke the WebSocket protocol or its limits")]
     Protocol(#[source] Box<WsError>),
@@ -113,7 +120,7 @@ pub struct Target {
     pub tls: Arc<ClientConfig>,
     /// For TCP, TLS and the upgrade together.
     pub connect_deadline: Duration,
-    /// For each message.
+    /// For each message, or each part of a long one.
     pub write_deadline: Duration,
 }
 
@@ -272,17 +279,29 @@ impl Reader {
 }
 
 impl Writer {
-    /// Sends one message as text.
+    /// Sends one message as text. The deadline is for each fragment: a slow link may take its time as long as it moves.
     ///
     /// # Errors
     /// The connection broke or the peer does not read; the message may or may not have arrived.
     pub async fn send(&mut self, message: Vec<u8>) -> Result<(), LinkError> {
         // Messages are JSON; what is not UTF-8 could not have been made.
-        let message = match Utf8Bytes::try_from(Bytes::from(message)) {
-            Ok(text) => Message::Text(text),
-            Err(_) => return Err(LinkError::Protocol(Box::new(WsError::Utf8(String::from("not UTF-8"))))),
-        };
-        self.put(message).await
+        let text = Utf8Bytes::try_from(Bytes::from(message))
+            .map_err(|_| LinkError::Protocol(Box::new(WsError::Utf8(String::from("not UTF-8")))))?;
+        if text.len() <= FRAGMENT && !self.cut {
+            return self.put(Message::Text(text)).await;
+        }
+        if std::mem::replace(&mut self.cut, true) {
+            return Err(LinkError::Cut);
+        }
+        let mut rest = Bytes::from(text);
+        let mut kind = Data::Text;
+        while !rest.is_empty() {
+            let part = rest.split_to(rest.len().min(FRAGMENT));
+            self.put(Message::Frame(Frame::message(part, OpCode::Data(kind), rest.is_empty()))).await?;
+            kind = Data::Continue;
+        }
+        self.cut = false;
+        Ok(())
     }
 
     /// Asks the peer for a sign of life.
@@ -311,14 +330,14 @@ impl Writer {
 
 fn split(socket: Socket, received: Received, deadline: Duration) -> (Reader, Writer) {
     let (sink, stream) = socket.split();
-    (Reader { stream, received }, Writer { sink, deadline })
+    (Reader { stream, received }, Writer { sink, deadline, cut: false })
 }
 
 fn config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
-        .max_write_buffer_size(MAX_MESSAGE_BYTES + WRITE_BUFFER)
+        .max_write_buffer_size(4 * FRAGMENT)
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
 }

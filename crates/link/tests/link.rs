@@ -216,10 +216,14 @@ async fn messages_of_all_sizes_pass_a_mutual_tls_websocket() {
     let tls = client(ca.certificate(), Some(&node.certificate())).expect("TLS");
     let (mut reader, mut writer, headers) = connect(&target(&url, "edge-1", tls)).await.expect("connected");
     assert_eq!(headers["x-ferroedge-features"], "none");
-    for size in [0, 1, 4096, 8193, 3_000_000] {
+    for size in [0, 1, 4096, 8192, 8193, 3_000_000] {
         writer.send(vec![b'x'; size]).await.expect("sent");
         assert_eq!(reader.next().await.expect("answer"), Incoming::Message(Bytes::from(vec![b'x'; size])));
     }
+    // A letter of several bytes may stand on the border of two fragments.
+    let text = "ü€".repeat(5000).into_bytes();
+    writer.send(text.clone()).await.expect("sent");
+    assert_eq!(reader.next().await.expect("answer"), Incoming::Message(Bytes::from(text)));
     writer.ping().await.expect("ping");
     assert_eq!(reader.next().await.expect("pong"), Incoming::Alive);
 }
