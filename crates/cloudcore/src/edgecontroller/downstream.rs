@@ -1,25 +1,22 @@
 //! From the cluster to the nodes: one task follows pods, nodes, ConfigMaps and Secrets, and offers each node what is its own.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use beehive::compose;
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
-use wire::{Content, Message, group, kind, operation, source};
+use tracing::{debug, info};
+use wire::{Content, kind, operation};
 
+use super::catch_up::CatchUp;
+use super::object::{push, read, read_pod, tombstone, with_kind};
 use super::references::{self, Reference};
 use super::view::{NamespacedName, PodEntry, View};
 use crate::cloudhub::session::SessionHandle;
-use crate::kubernetes::{Change, Kubernetes, KubernetesError, Reflector};
-use crate::objectsync::{Record, Records};
+use crate::kubernetes::{Change, Kubernetes, Reflector};
+use crate::objectsync::Records;
 
 /// What the controller reacts to.
 pub enum Event {
@@ -35,16 +32,6 @@ pub enum Event {
     Connected(SessionHandle),
     /// A session has ended.
     Disconnected(SessionHandle),
-}
-
-/// An object of the API, as far as this task reads it.
-#[derive(Deserialize)]
-struct Object<'a> {
-    #[serde(default, borrow)]
-    kind: Option<&'a str>,
-    metadata: Map<String, Value>,
-    #[serde(default, borrow)]
-    spec: Option<&'a RawValue>,
 }
 
 /// Starts the task and what feeds it.
@@ -302,189 +289,5 @@ impl Downstream {
         if let Some(session) = self.sessions.get(node) {
             session.offer(uid, version, push(verb, path, version, content));
         }
-    }
-}
-
-/// Brings a node that has just connected up to date.
-struct CatchUp {
-    kubernetes: Kubernetes,
-    records: Records,
-    session: SessionHandle,
-}
-
-impl CatchUp {
-    async fn run(self) {
-        let mut backoff =
-            link::backoff::Backoff::new(std::time::Duration::from_millis(500), std::time::Duration::from_secs(30));
-        while !self.session.has_ended() {
-            match self.try_once().await {
-                Ok(()) => return,
-                Err(error) => {
-                    warn!(node = self.session.node(), %error, "what the node lacks could not be found out; tried again")
-                }
-            }
-            tokio::time::sleep(backoff.next_wait()).await;
-        }
-    }
-
-    async fn try_once(&self) -> Result<(), KubernetesError> {
-        let node = self.session.node();
-        match self.kubernetes.get(&format!("/api/v1/nodes/{node}")).await {
-            Ok(text) => {
-                if let Some(object) = read(&text) {
-                    let (uid, version) = (object.uid().to_owned(), object.version());
-                    let path = format!("null/node/{node}");
-                    self.session.offer(&uid, version, push(operation::UPDATE, &path, version, with_kind(text, "Node")));
-                }
-            }
-            Err(error) if error.code() == 404 => {}
-            Err(error) => return Err(error),
-        }
-        let mut records: HashMap<String, Record> =
-            self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
-        self.pods(node, &mut records).await?;
-        for record in records.into_values() {
-            self.record(&record).await?;
-        }
-        Ok(())
-    }
-
-    /// Pods in one list; those that the node acknowledged in this version are not sent again.
-    async fn pods(&self, node: &str, records: &mut HashMap<String, Record>) -> Result<(), KubernetesError> {
-        #[derive(Deserialize)]
-        struct List {
-            items: Vec<Box<RawValue>>,
-        }
-        let text = self.kubernetes.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await?;
-        let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
-        for item in list.items {
-            let text = Bytes::from(String::from(Box::<str>::from(item)));
-            let Some((name, entry, _)) = read_pod(&text) else { continue };
-            let acknowledged = records.remove(&entry.uid).map(|record| record.version);
-            if acknowledged.is_none_or(|version| version < entry.version) {
-                let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
-                let message = push(operation::UPDATE, &path, entry.version, with_kind(text, "Pod"));
-                self.session.offer(&entry.uid, entry.version, message);
-            }
-        }
-        Ok(())
-    }
-
-    /// Something that the node has: is it still there, and in this version?
-    async fn record(&self, record: &Record) -> Result<(), KubernetesError> {
-        let (segment, plural) = match record.kind.as_str() {
-            "Pod" => (kind::POD, ""),
-            "ConfigMap" => (kind::CONFIG_MAP, "configmaps"),
-            "Secret" => (kind::SECRET, "secrets"),
-            _ => return Ok(()),
-        };
-        let name = (record.namespace.clone(), record.name.clone());
-        let path = format!("{}/{segment}/{}", name.0, name.1);
-        if !plural.is_empty() {
-            let found = self.kubernetes.get(&format!("/api/v1/namespaces/{}/{plural}/{}", name.0, name.1)).await;
-            match found {
-                Ok(text) => {
-                    let object = read(&text).map(|object| (object.uid().to_owned(), object.version()));
-                    if let Some((uid, version)) = object.filter(|(uid, _)| *uid == record.uid) {
-                        if version > record.version {
-                            let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
-                            self.session.offer(&uid, version, message);
-                        }
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.code() == 404 => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let message = push(operation::DELETE, &path, u64::MAX, tombstone(&name, &record.uid));
-        self.session.offer(&record.uid, u64::MAX, message);
-        Ok(())
-    }
-}
-
-/// A message that the node must acknowledge. A deletion without a version has none in its header.
-fn push(verb: &str, path: &str, version: u64, content: Content) -> Message {
-    let mut message = compose::message(source::EDGE_CONTROLLER, group::RESOURCE, verb, path, content);
-    if version != u64::MAX {
-        message.header.resource_version = version.to_string();
-    }
-    message
-}
-
-/// What is left of an object whose last state nobody knows.
-fn tombstone((namespace, name): &NamespacedName, uid: &str) -> Content {
-    let object = serde_json::json!({"metadata": {"name": name, "namespace": namespace, "uid": uid}});
-    Content::json(&object).unwrap_or_else(|_| Content::null())
-}
-
-/// Objects in lists have no kind; an edge needs it.
-fn with_kind(text: Bytes, kind: &str) -> Content {
-    let has_kind = serde_json::from_slice::<Object<'_>>(&text)
-        .is_ok_and(|object| object.kind.is_some_and(|kind| !kind.is_empty()));
-    let text = match text.strip_prefix(b"{") {
-        Some(rest) if !has_kind => {
-            let mut full = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"v1\",").into_bytes();
-            full.extend_from_slice(rest);
-            full.into()
-        }
-        _ => text,
-    };
-    Content::from_raw(text).unwrap_or_else(|_| Content::null())
-}
-
-fn read(text: &Bytes) -> Option<Object<'_>> {
-    serde_json::from_slice(text).inspect_err(|error| warn!(%error, "an object of the API cannot be read")).ok()
-}
-
-/// Name, entry, and whether the pod is being deleted; `None` for one that is on no node.
-fn read_pod(text: &Bytes) -> Option<(NamespacedName, PodEntry, bool)> {
-    let object = read(text)?;
-    let spec: Value = serde_json::from_str(object.spec?.get()).ok()?;
-    let node = spec["nodeName"].as_str().filter(|node| !node.is_empty())?.to_owned();
-    let entry = PodEntry {
-        uid: object.uid().to_owned(),
-        node,
-        service_account: spec["serviceAccountName"].as_str().unwrap_or_default().to_owned(),
-        references: references::of_pod(&spec),
-        version: object.version(),
-        digest: object.digest(),
-    };
-    let name = (object.namespace().to_owned(), object.name().to_owned());
-    Some((name, entry, object.metadata.contains_key("deletionTimestamp")))
-}
-
-impl Object<'_> {
-    fn text(&self, field: &str) -> &str {
-        self.metadata.get(field).and_then(Value::as_str).unwrap_or_default()
-    }
-
-    fn name(&self) -> &str {
-        self.text("name")
-    }
-
-    fn namespace(&self) -> &str {
-        self.text("namespace")
-    }
-
-    fn uid(&self) -> &str {
-        self.text("uid")
-    }
-
-    fn version(&self) -> u64 {
-        self.text("resourceVersion").parse().unwrap_or_default()
-    }
-
-    /// A hash of everything but the status and what changes with every write.
-    fn digest(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for (field, value) in &self.metadata {
-            if !matches!(field.as_str(), "resourceVersion" | "generation" | "managedFields") {
-                field.hash(&mut hasher);
-                value.to_string().hash(&mut hasher);
-            }
-        }
-        self.spec.map(RawValue::get).hash(&mut hasher);
-        hasher.finish()
     }
 }

@@ -1,10 +1,12 @@
 //! EdgeController: what each node must have, and what nodes may ask for.
 //!
-//! [`view`] is what is known of the cluster's pods and nodes, [`downstream`] keeps it and pushes changes, [`upstream`] answers
+//! [`view`] is what is known of the cluster's pods and nodes, [`downstream`] keeps it and pushes changes, `catch_up` compares when a node connects, [`upstream`] answers
 //! requests, [`authorize`] decides which, [`references`] finds what a pod refers to.
 
 pub mod authorize;
+mod catch_up;
 pub mod downstream;
+mod object;
 pub mod references;
 pub mod upstream;
 pub mod view;

@@ -1,0 +1,118 @@
+//! A node that has just connected: what does it lack, what has it too much?
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use link::backoff::Backoff;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tracing::warn;
+use wire::{kind, operation};
+
+use super::object::{push, read, read_pod, tombstone, with_kind};
+use crate::cloudhub::session::SessionHandle;
+use crate::kubernetes::{Kubernetes, KubernetesError};
+use crate::objectsync::{Record, Records};
+
+/// The wait after a failed try, doubled up to the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Brings a node that has just connected up to date.
+pub(super) struct CatchUp {
+    pub(super) kubernetes: Kubernetes,
+    pub(super) records: Records,
+    pub(super) session: SessionHandle,
+}
+
+impl CatchUp {
+    /// Offers it all; tried again until the session ends.
+    pub(super) async fn run(self) {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        while !self.session.has_ended() {
+            match self.try_once().await {
+                Ok(()) => return,
+                Err(error) => {
+                    warn!(node = self.session.node(), %error, "what the node lacks could not be found out; tried again")
+                }
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    async fn try_once(&self) -> Result<(), KubernetesError> {
+        let node = self.session.node();
+        match self.kubernetes.get(&format!("/api/v1/nodes/{node}")).await {
+            Ok(text) => {
+                if let Some(object) = read(&text) {
+                    let (uid, version) = (object.uid().to_owned(), object.version());
+                    let path = format!("null/node/{node}");
+                    self.session.offer(&uid, version, push(operation::UPDATE, &path, version, with_kind(text, "Node")));
+                }
+            }
+            Err(error) if error.code() == 404 => {}
+            Err(error) => return Err(error),
+        }
+        let mut records: HashMap<String, Record> =
+            self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
+        self.pods(node, &mut records).await?;
+        for record in records.into_values() {
+            self.record(&record).await?;
+        }
+        Ok(())
+    }
+
+    /// Pods in one list; those that the node acknowledged in this version are not sent again.
+    async fn pods(&self, node: &str, records: &mut HashMap<String, Record>) -> Result<(), KubernetesError> {
+        #[derive(Deserialize)]
+        struct List {
+            items: Vec<Box<RawValue>>,
+        }
+        let text = self.kubernetes.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await?;
+        let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
+        for item in list.items {
+            let text = Bytes::from(String::from(Box::<str>::from(item)));
+            let Some((name, entry, _)) = read_pod(&text) else { continue };
+            let acknowledged = records.remove(&entry.uid).map(|record| record.version);
+            if acknowledged.is_none_or(|version| version < entry.version) {
+                let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
+                let message = push(operation::UPDATE, &path, entry.version, with_kind(text, "Pod"));
+                self.session.offer(&entry.uid, entry.version, message);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something that the node has: is it still there, and in this version?
+    async fn record(&self, record: &Record) -> Result<(), KubernetesError> {
+        let (segment, plural) = match record.kind.as_str() {
+            "Pod" => (kind::POD, ""),
+            "ConfigMap" => (kind::CONFIG_MAP, "configmaps"),
+            "Secret" => (kind::SECRET, "secrets"),
+            _ => return Ok(()),
+        };
+        let name = (record.namespace.clone(), record.name.clone());
+        let path = format!("{}/{segment}/{}", name.0, name.1);
+        if !plural.is_empty() {
+            let found = self.kubernetes.get(&format!("/api/v1/namespaces/{}/{plural}/{}", name.0, name.1)).await;
+            match found {
+                Ok(text) => {
+                    let object = read(&text).map(|object| (object.uid().to_owned(), object.version()));
+                    if let Some((uid, version)) = object.filter(|(uid, _)| *uid == record.uid) {
+                        if version > record.version {
+                            let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
+                            self.session.offer(&uid, version, message);
+                        }
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.code() == 404 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let message = push(operation::DELETE, &path, u64::MAX, tombstone(&name, &record.uid));
+        self.session.offer(&record.uid, u64::MAX, message);
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! Objects of the API as text, and what is read of them; the messages that carry them.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use beehive::compose;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use tracing::warn;
+use wire::{Content, Message, group, source};
+
+use super::references;
+use super::view::{NamespacedName, PodEntry};
+
+/// An object of the API, as far as this task reads it.
+#[derive(Deserialize)]
+pub(super) struct Object<'a> {
+    #[serde(default, borrow)]
+    kind: Option<&'a str>,
+    pub(super) metadata: Map<String, Value>,
+    #[serde(default, borrow)]
+    spec: Option<&'a RawValue>,
+}
+
+/// A message that the node must acknowledge. A deletion without a version has none in its header.
+pub(super) fn push(verb: &str, path: &str, version: u64, content: Content) -> Message {
+    let mut message = compose::message(source::EDGE_CONTROLLER, group::RESOURCE, verb, path, content);
+    if version != u64::MAX {
+        message.header.resource_version = version.to_string();
+    }
+    message
+}
+
+/// What is left of an object whose last state nobody knows.
+pub(super) fn tombstone((namespace, name): &NamespacedName, uid: &str) -> Content {
+    let object = serde_json::json!({"metadata": {"name": name, "namespace": namespace, "uid": uid}});
+    Content::json(&object).unwrap_or_else(|_| Content::null())
+}
+
+/// Objects in lists have no kind; an edge needs it.
+pub(super) fn with_kind(text: Bytes, kind: &str) -> Content {
+    let has_kind = serde_json::from_slice::<Object<'_>>(&text)
+        .is_ok_and(|object| object.kind.is_some_and(|kind| !kind.is_empty()));
+    let text = match text.strip_prefix(b"{") {
+        Some(rest) if !has_kind => {
+            let mut full = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"v1\",").into_bytes();
+            full.extend_from_slice(rest);
+            full.into()
+        }
+        _ => text,
+    };
+    Content::from_raw(text).unwrap_or_else(|_| Content::null())
+}
+
+/// Reads an object of the API.
+pub(super) fn read(text: &Bytes) -> Option<Object<'_>> {
+    serde_json::from_slice(text).inspect_err(|error| warn!(%error, "an object of the API cannot be read")).ok()
+}
+
+/// Name, entry, and whether the pod is being deleted; `None` for one that is on no node.
+pub(super) fn read_pod(text: &Bytes) -> Option<(NamespacedName, PodEntry, bool)> {
+    let object = read(text)?;
+    let spec: Value = serde_json::from_str(object.spec?.get()).ok()?;
+    let node = spec["nodeName"].as_str().filter(|node| !node.is_empty())?.to_owned();
+    let entry = PodEntry {
+        uid: object.uid().to_owned(),
+        node,
+        service_account: spec["serviceAccountName"].as_str().unwrap_or_default().to_owned(),
+        references: references::of_pod(&spec),
+        version: object.version(),
+        digest: object.digest(),
+    };
+    let name = (object.namespace().to_owned(), object.name().to_owned());
+    Some((name, entry, object.metadata.contains_key("deletionTimestamp")))
+}
+
+impl Object<'_> {
+    fn text(&self, field: &str) -> &str {
+        self.metadata.get(field).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.text("name")
+    }
+
+    pub(super) fn namespace(&self) -> &str {
+        self.text("namespace")
+    }
+
+    pub(super) fn uid(&self) -> &str {
+        self.text("uid")
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.text("resourceVersion").parse().unwrap_or_default()
+    }
+
+    /// A hash of everything but the status and what changes with every write.
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (field, value) in &self.metadata {
+            if !matches!(field.as_str(), "resourceVersion" | "generation" | "managedFields") {
+                field.hash(&mut hasher);
+                value.to_string().hash(&mut hasher);
+            }
+        }
+        self.spec.map(RawValue::get).hash(&mut hasher);
+        hasher.finish()
+    }
+}
