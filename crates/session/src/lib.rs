@@ -1,8 +1,8 @@
 //! Delivery of objects to one node: what waits, what is in flight, what was acknowledged. No clock and no sockets: the
 //! caller says what time it is and sends what it is told to.
 //!
-//! Per object the newest version wins: a newer one replaces a waiting one, and two versions of one object are never in flight
-//! together. Messages without acknowledgement (answers, twin updates) go by a bounded lane of their own, in order. Rules towards
+//! Per object the newest version wins: a newer one replaces a waiting one, two versions of one object are never in flight
+//! together, and what is sent again is the newest that there is by then. Messages without acknowledgement (answers, twin updates) go by a bounded lane of their own, in order. Rules towards
 //! a Go edge are those of KubeEdge v1.23 (`cloud/pkg/cloudhub`): resend after five seconds with the same id.
 
 use std::collections::{HashMap, VecDeque};
@@ -76,12 +76,8 @@ impl NodeQueue {
         if let Some(message) = self.plain.pop_front() {
             return Some(message);
         }
-        if let Some(flying) =
-            self.in_flight.values_mut().filter(|flying| flying.due <= now).min_by_key(|flying| flying.due)
-        {
-            flying.wait = (flying.wait * 2).min(LONGEST_WAIT);
-            flying.due = now + flying.wait;
-            return Some(flying.message.clone());
+        if let Some(message) = self.next_again(now) {
+            return Some(message);
         }
         if self.in_flight.len() >= WINDOW {
             return None;
@@ -93,6 +89,21 @@ impl NodeQueue {
         let flying = InFlight { message: message.clone(), due: now + RESEND_AFTER, wait: RESEND_AFTER };
         self.in_flight.insert(key, flying);
         Some(message)
+    }
+
+    /// What was not acknowledged in time; a newer version takes the place of the one that was sent in vain.
+    fn next_again(&mut self, now: Instant) -> Option<Message> {
+        let due = self.in_flight.iter_mut().filter(|(_, flying)| flying.due <= now);
+        let (key, flying) = due.min_by_key(|(_, flying)| flying.due)?;
+        flying.wait = (flying.wait * 2).min(LONGEST_WAIT);
+        flying.due = now + flying.wait;
+        if let Some(newer) = self.waiting.remove(key) {
+            self.order.retain(|waiting| waiting != key);
+            self.ids.remove(&flying.message.header.msg_id);
+            self.ids.insert(newer.header.msg_id.clone(), key.clone());
+            flying.message = newer;
+        }
+        Some(flying.message.clone())
     }
 
     /// When [`NodeQueue::next`] has something again without further events.
@@ -159,6 +170,20 @@ mod tests {
             assert_eq!(queue.next(at).expect("again").header.msg_id, "1-1");
             assert_eq!(queue.next_due().expect("due") - at, Duration::from_secs(u64::min(seconds * 2, 60)));
         }
+    }
+
+    #[test]
+    fn what_is_sent_again_is_the_newest() {
+        let (mut queue, now) = (NodeQueue::new(), Instant::now());
+        queue.offer("a".into(), message(1, 1));
+        assert!(queue.next(now).is_some());
+        queue.offer("a".into(), message(1, 2));
+        assert!(queue.next(now).is_none());
+        assert_eq!(queue.next(now + RESEND_AFTER).expect("again").header.msg_id, "1-2");
+        assert!(queue.acknowledge("1-1").is_none(), "the old one does not count any more");
+        assert!(queue.acknowledge("1-2").is_some());
+        assert_eq!(queue.pending(), 0);
+        assert!(queue.next(now + LONGEST_WAIT).is_none());
     }
 
     #[test]
