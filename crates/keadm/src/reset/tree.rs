@@ -79,6 +79,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_mounted_inside_is_unmounted_and_not_emptied() {
+        use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("dir");
+        let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
+        let point = gone.join("pods/a volume");
+        std::fs::create_dir_all(&point).expect("dir");
+        std::fs::create_dir(&kept).expect("dir");
+        std::fs::write(kept.join("file"), "x").expect("file");
+        if mount_bind(&kept, &point).is_err() {
+            // Root in a container that may not mount.
+            return;
+        }
+        let _ = mount_change(&point, MountPropagationFlags::PRIVATE);
+        remove(&gone).expect("removed");
+        assert!(!gone.exists() && kept.join("file").exists());
+    }
+
+    #[test]
     fn links_are_removed_and_not_followed() {
         let dir = tempfile::tempdir().expect("dir");
         let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
