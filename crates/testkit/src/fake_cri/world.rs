@@ -64,7 +64,8 @@ impl FakeContainer {
         self.config.metadata.as_ref().map_or("", |metadata| &metadata.name)
     }
 
-    pub(super) fn runs(&self, pod: &str, container: &str) -> bool {
+    /// Whether this is that container of that pod, and it runs.
+    pub fn runs(&self, pod: &str, container: &str) -> bool {
         self.state == State::Running && self.pod == pod && self.name() == container
     }
 

@@ -133,7 +133,7 @@ fn fragments(mut payload: Vec<u8>) -> Vec<Frame> {
     let more = OpCode::Data(Data::Continue);
     match payload.len() {
         0..=ONE_FRAME => vec![Frame::message(payload, text, true)],
-        0..=TWO_FRAMES => {
+        size if size <= TWO_FRAMES => {
             let rest = payload.split_off(ONE_FRAME);
             vec![Frame::message(payload, text, false), Frame::message(rest, more, true)]
         }
@@ -177,7 +177,10 @@ async fn read(
             Some(Answer::Content(content)) if recorded::wants_answer(&received) => {
                 vec![recorded::answer_with(&received, content)]
             }
-            _ => recorded.answers(&received, node),
+            _ => match shared.change(|state| state.pods.patch(&received)) {
+                Some(answers) => answers,
+                None => recorded.answers(&received, node),
+            },
         };
         for answer in answers {
             if sender.send(answer.to_string()).await.is_err() {

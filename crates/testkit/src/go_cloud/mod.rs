@@ -4,9 +4,10 @@
 //! It issues certificates for tokens as upstream does, upgrades on any path, writes frames with upstream's fragments, answers an
 //! edge's requests with what the real one answered (adapted to the edge's names and ids), and keeps everything that arrives. What
 //! an edge must never send is noted in [`GoCloud::complaints`]. It can be killed and started again on the same ports. Acknowledgements
-//! are only kept: sending again is up to the test. Read `recorded` for the answers, `channel` for the frames.
+//! are only kept: sending again is up to the test. Read `recorded` and `pods` for the answers, `channel` for the frames.
 
 mod channel;
+mod pods;
 mod recorded;
 mod registration;
 
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use pods::Pods;
 pub use recorded::Recorded;
 
 /// How long [`GoCloud::wait_for`] and its kin wait.
@@ -67,6 +69,7 @@ struct State {
     requests: Vec<HttpRequest>,
     answers: HashMap<String, Answer>,
     certificate_life: Option<Duration>,
+    pods: Pods,
 }
 
 /// One upgrade of the message channel.
@@ -238,6 +241,7 @@ impl GoCloud {
     /// # Errors
     /// No edge is connected.
     pub async fn send(&self, message: &Value) -> Result<()> {
+        self.shared.change(|state| state.pods.note(message));
         self.send_text(message.to_string()).await
     }
 

@@ -158,15 +158,15 @@ fn renamed(frame: &Frame, from: &str, to: &str) -> Value {
     serde_json::from_str(&frame.text.replace(from, to)).unwrap_or_default()
 }
 
-fn kind_of(resource: &str) -> &str {
+pub(super) fn kind_of(resource: &str) -> &str {
     resource.split('/').nth(1).unwrap_or_default()
 }
 
-fn fresh_id() -> Value {
+pub(super) fn fresh_id() -> Value {
     json!(uuid::Uuid::new_v4().to_string())
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,11 @@
+//! edgecore against a stand-in for a Go cloudcore, over loopback.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod delivery;
+mod joining;
+mod offline;
+mod program;
+mod queries;
+mod support;
+mod whole;

@@ -1,0 +1,131 @@
+//! Losing the cloud, living without it, and finding it again.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testkit::go_cloud::GoCloud;
+
+use crate::support::{Edge, Log, eventually, id, pod, push};
+
+#[tokio::test]
+async fn a_killed_cloud_is_noticed_and_found_again() {
+    let (log, _guard) = Log::start();
+    let mut cloud = GoCloud::start().await.unwrap();
+    let edge = Edge::joined(&cloud).await;
+    cloud.kill().await;
+    edge.disconnected().await;
+    // Several tries, farther and farther apart.
+    let waits = || -> Vec<u64> {
+        let wait = |line: &str| line.split("wait_ms=").nth(1)?.split_whitespace().next()?.parse().ok();
+        log.text().lines().filter_map(wait).collect()
+    };
+    let waits = eventually("four tries", || Some(waits()).filter(|waits| waits.len() >= 4)).await;
+    for (number, wait) in waits.iter().enumerate() {
+        let step = 500 << number;
+        assert!(*wait >= step / 2 && *wait <= step, "{waits:?}");
+    }
+    log.line_with(&["WARN", "cannot be reached"]).await;
+    cloud.serve().await.unwrap();
+    edge.connected().await;
+    let update = push("update", "default/pod/p", pod("p", 1));
+    cloud.send(&update).await.unwrap();
+    cloud.reply_to(id(&update)).await.unwrap();
+    assert_eq!(cloud.complaints(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_cloud_that_closes_at_once_is_not_hammered() {
+    let cloud = GoCloud::start().await.unwrap();
+    let _edge = Edge::joined(&cloud).await;
+    let began = Instant::now();
+    for number in 1..6 {
+        cloud.hang_up();
+        cloud.connection(number).await.unwrap();
+    }
+    // At least 250, 500, 1000, 2000 ms after the first.
+    assert!(began.elapsed() >= Duration::from_millis(3500), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_killed_edge_starts_again_without_the_cloud() {
+    let mut cloud = GoCloud::start().await.unwrap();
+    let mut edge = Edge::joined(&cloud).await;
+    for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let message = push("update", &format!("default/pod/{name}"), pod(name, number as u64 + 1));
+        cloud.send(&message).await.unwrap();
+        cloud.reply_to(id(&message)).await.unwrap();
+    }
+    // What is acknowledged is durable: the edge may die right after.
+    edge.kill().await;
+    cloud.kill().await;
+    edge.start().await;
+    let pods = edge.query("default/pod").await;
+    let names: Vec<Value> = pods
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|pod| serde_json::from_str::<Value>(pod.as_str().unwrap()).unwrap()["metadata"]["name"].clone())
+        .collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    cloud.serve().await.unwrap();
+    edge.connected().await;
+    assert_eq!(edge.query("any/pod").await.as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn an_edge_may_be_killed_at_any_moment_of_a_burst() {
+    let cloud = GoCloud::start().await.unwrap();
+    let mut edge = Edge::joined(&cloud).await;
+    let mut sent = Vec::new();
+    for round in 0..4 {
+        for number in 0..50 {
+            let name = format!("p{round}-{number}");
+            let message = push("update", &format!("default/pod/{name}"), pod(&name, 1));
+            if cloud.send(&message).await.is_ok() {
+                sent.push(message);
+            }
+        }
+        let first = &sent[sent.len() - 50 + 10 * round];
+        cloud.reply_to(id(first)).await.unwrap();
+        edge.kill().await;
+        let connections = cloud.connections();
+        edge.start().await;
+        cloud.connection(connections).await.unwrap();
+        edge.connected().await;
+    }
+    let kept = edge.stored("pod").await;
+    let received = cloud.received();
+    let mut acknowledged = 0;
+    for message in &sent {
+        if received.iter().any(|m| m.parent() == id(message) && m.route("operation") == "response") {
+            acknowledged += 1;
+            let resource = message["route"]["resource"].as_str().unwrap();
+            assert!(kept.iter().any(|key| key == resource), "{resource} was acknowledged and is lost");
+        }
+    }
+    assert!(acknowledged >= 4, "{acknowledged}");
+}
+
+#[tokio::test]
+async fn heartbeats_come_at_their_time() {
+    let cloud = GoCloud::start().await.unwrap();
+    let _edge = Edge::joined(&cloud).await;
+    let began = Instant::now();
+    let beats = cloud.wait_for_all("heartbeats", 4, |m| m.is("keepalive", "node")).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(2500), "{:?}", began.elapsed());
+    for beat in &beats {
+        assert_eq!(beat.message["content"], "ping");
+        assert_eq!(beat.message["header"].get("parent_msg_id"), None);
+    }
+    assert_eq!(cloud.connections(), 1);
+}
+
+#[tokio::test]
+async fn stopping_is_quick_and_clean() {
+    let cloud = GoCloud::start().await.unwrap();
+    let mut edge = Edge::joined(&cloud).await;
+    let began = Instant::now();
+    edge.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(cloud.complaints(), Vec::<String>::new());
+}
