@@ -1,13 +1,13 @@
 //! What each node has acknowledged, kept in the Kubernetes API as `ObjectSync` and `ClusterObjectSync` (KubeEdge v1.23,
 //! `reliablesyncs.kubeedge.io/v1alpha1`), written behind and coalesced. A record that is lost costs a resend, nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -48,6 +48,8 @@ pub struct Records {
 struct Shared {
     state: Mutex<State>,
     changed: Notify,
+    /// Whether both lists were read once.
+    listed: watch::Sender<[bool; 2]>,
 }
 
 #[derive(Default)]
@@ -56,6 +58,8 @@ struct State {
     records: HashMap<String, HashMap<String, Record>>,
     /// What is not written yet: the record, or that it is gone.
     dirty: HashMap<(String, String), (Record, bool)>,
+    /// Node and uid of what stands in a list that is being read, by list.
+    seen: [Option<HashSet<(String, String)>>; 2],
 }
 
 /// An `ObjectSync` as the API has it.
@@ -90,24 +94,26 @@ struct SyncStatus {
 
 /// Reads the API's records and writes ours behind, until `stopping`.
 pub fn start(kubernetes: Kubernetes, tasks: &TaskTracker, stopping: &CancellationToken) -> Records {
-    let records = Records { shared: Arc::default() };
+    let records = Records {
+        shared: Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), listed: watch::Sender::default() }),
+    };
     let (changes, mut incoming) = mpsc::channel(CHANGES);
-    for plural in ["objectsyncs", "clusterobjectsyncs"] {
+    for (at, plural) in ["objectsyncs", "clusterobjectsyncs"].into_iter().enumerate() {
         let reflector =
             Reflector { kubernetes: kubernetes.clone(), path: format!("{GROUP}/{plural}"), query: String::new() };
         let (changes, stopping) = (changes.clone(), stopping.clone());
         tasks.spawn(async move {
             tokio::select! {
                 () = stopping.cancelled() => {}
-                () = reflector.run(changes, |change| change) => {}
+                () = reflector.run(changes, move |change| (at, change)) => {}
             }
         });
     }
     let reading = records.clone();
     let stop = stopping.clone();
     tasks.spawn(async move {
-        while let Some(Some(change)) = stop.run_until_cancelled(incoming.recv()).await {
-            reading.read(&change);
+        while let Some(Some((at, change))) = stop.run_until_cancelled(incoming.recv()).await {
+            reading.read(at, &change);
         }
     });
     let writing = records.clone();
@@ -121,6 +127,17 @@ pub fn start(kubernetes: Kubernetes, tasks: &TaskTracker, stopping: &Cancellatio
         writing.write_all(&kubernetes).await;
     });
     records
+}
+
+impl State {
+    fn remove(&mut self, node: &str, uid: &str) {
+        if let Some(of_node) = self.records.get_mut(node) {
+            of_node.remove(uid);
+            if of_node.is_empty() {
+                self.records.remove(node);
+            }
+        }
+    }
 }
 
 impl Records {
@@ -148,12 +165,13 @@ impl Records {
         };
         let gone = message.route.operation == operation::DELETE;
         let mut state = self.state();
-        let of_node = state.records.entry(node.to_owned()).or_default();
         if gone {
-            of_node.remove(uid);
-        } else if of_node.get(uid).is_some_and(|old| old.version >= record.version) {
-            return;
+            state.remove(node, uid);
         } else {
+            let of_node = state.records.entry(node.to_owned()).or_default();
+            if of_node.get(uid).is_some_and(|old| old.version >= record.version) {
+                return;
+            }
             of_node.insert(uid.to_owned(), record.clone());
         }
         state.dirty.insert((node.to_owned(), uid.to_owned()), (record, gone));
@@ -161,44 +179,97 @@ impl Records {
         self.shared.changed.notify_one();
     }
 
-    /// The Node is gone: so is what it had.
+    /// Waits until what other replicas and earlier runs wrote was read.
+    pub async fn listed(&self) {
+        // The sender lives in `shared`.
+        let _ = self.shared.listed.subscribe().wait_for(|listed| *listed == [true, true]).await;
+    }
+
+    /// Nodes that have something.
+    pub fn nodes(&self) -> Vec<String> {
+        self.state().records.keys().cloned().collect()
+    }
+
+    /// The Node object is gone, and the node need not be told so.
+    pub fn forget_itself(&self, node: &str) {
+        self.forget(node, |record| record.kind == "Node");
+    }
+
+    /// The node is gone for good: so is what it had.
     pub fn forget_node(&self, node: &str) {
+        self.forget(node, |_| true);
+    }
+
+    fn forget(&self, node: &str, which: impl Fn(&Record) -> bool) {
         let mut state = self.state();
-        for (uid, record) in state.records.remove(node).into_iter().flatten() {
-            state.dirty.insert((node.to_owned(), uid), (record, true));
+        let State { records, dirty, .. } = &mut *state;
+        let Some(of_node) = records.get_mut(node) else { return };
+        for (uid, record) in of_node.extract_if(|_, record| which(record)) {
+            dirty.insert((node.to_owned(), uid), (record, true));
+        }
+        if of_node.is_empty() {
+            records.remove(node);
         }
         drop(state);
         self.shared.changed.notify_one();
     }
 
-    fn read(&self, change: &Change) {
+    fn read(&self, at: usize, change: &Change) {
         let (text, gone) = match change {
             Change::Put(text) => (text, false),
             Change::Gone(text) => (text, true),
-            Change::Begin | Change::Listed => return,
+            Change::Begin => {
+                self.state().seen[at] = Some(HashSet::new());
+                return;
+            }
+            Change::Listed => {
+                self.prune(at);
+                self.shared.listed.send_modify(|listed| listed[at] = true);
+                return;
+            }
         };
         let Ok(sync) = serde_json::from_slice::<ObjectSync>(text) else { return };
         // The uid has no dot, a node's name may.
         let Some((node, uid)) = sync.metadata.name.rsplit_once('.') else { return };
+        let key = (node.to_owned(), uid.to_owned());
         let mut state = self.state();
+        if let Some(seen) = &mut state.seen[at] {
+            seen.insert(key.clone());
+        }
         // Ours is newer until it is written.
-        if state.dirty.contains_key(&(node.to_owned(), uid.to_owned())) {
+        if state.dirty.contains_key(&key) {
             return;
         }
-        let of_node = state.records.entry(node.to_owned()).or_default();
-        let version = sync.status.object_resource_version.parse().unwrap_or_default();
         if gone {
-            of_node.remove(uid);
-        } else if of_node.get(uid).is_none_or(|old| old.version < version) {
+            state.remove(node, uid);
+            return;
+        }
+        let of_node = state.records.entry(key.0).or_default();
+        let version = sync.status.object_resource_version.parse().unwrap_or_default();
+        if of_node.get(uid).is_none_or(|old| old.version < version) {
             let record = Record {
-                uid: uid.to_owned(),
+                uid: key.1.clone(),
                 kind: sync.spec.object_kind,
                 namespace: sync.metadata.namespace,
                 name: sync.spec.object_name,
                 version,
             };
-            of_node.insert(uid.to_owned(), record);
+            of_node.insert(key.1, record);
         }
+    }
+
+    /// Takes out what was missing from a complete list and is not just being written.
+    fn prune(&self, at: usize) {
+        let mut state = self.state();
+        let Some(seen) = state.seen[at].take() else { return };
+        let State { records, dirty, .. } = &mut *state;
+        for (node, of_node) in records.iter_mut() {
+            of_node.retain(|uid, record| {
+                let key = (node.clone(), uid.clone());
+                usize::from(record.namespace.is_empty()) != at || seen.contains(&key) || dirty.contains_key(&key)
+            });
+        }
+        records.retain(|_, of_node| !of_node.is_empty());
     }
 
     async fn write_all(&self, kubernetes: &Kubernetes) {

@@ -1,7 +1,8 @@
-//! CloudHub: certificates for nodes (`https`, `certificates`, `register`) and their sessions (`sessions`, [`session`]).
+//! CloudHub: certificates for nodes (`https`, `certificates`, `register`) and their sessions (`sessions`, [`session`], `lane`).
 
 mod certificates;
 mod https;
+mod lane;
 mod register;
 pub mod session;
 mod sessions;

@@ -1,24 +1,23 @@
 //! One node's session: what is to be sent to it, and what it says.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use link::ws::{Incoming, Reader, Writer};
-use session::NodeQueue;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
-use wire::{Message, group, kind, operation, source};
+use wire::{Message, group, operation, source};
 
+use super::lane::Lane;
 use crate::edgecontroller::upstream::Upstream;
 use crate::objectsync::Records;
 
 /// Requests of one node that are carried out at the same time; more wait in its connection.
 const MAX_REQUESTS: usize = 32;
-/// Answers whose acknowledgement is waited for.
-const MAX_ANSWERS: usize = 1024;
+/// How long a node may take to close its side after it was told the reason.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// A handle to a session. Cloning is cheap.
 #[derive(Clone)]
@@ -32,15 +31,6 @@ struct Shared {
     wake: Notify,
     end: CancellationToken,
     reason: Mutex<String>,
-}
-
-#[derive(Default)]
-struct Lane {
-    queue: NodeQueue,
-    /// The newest version of each object that was offered: none older follows it.
-    offered: HashMap<String, u64>,
-    /// Answers with an object, by message id: when the node acknowledges one, it has the object.
-    answers: HashMap<String, (String, Message)>,
 }
 
 impl SessionHandle {
@@ -73,20 +63,7 @@ impl SessionHandle {
 
     /// Offers a version of an object; an older one than was offered before is left out.
     pub fn offer(&self, uid: &str, version: u64, message: Message) {
-        let mut lane = self.lane();
-        if message.route.operation != operation::DELETE
-            && lane.offered.get(uid).is_some_and(|offered| *offered >= version)
-        {
-            return;
-        }
-        if message.route.operation == operation::DELETE {
-            // The uid does not come again.
-            lane.offered.insert(uid.to_owned(), u64::MAX);
-        } else {
-            lane.offered.insert(uid.to_owned(), version);
-        }
-        lane.queue.offer(uid.to_owned(), message);
-        drop(lane);
+        self.lane().offer(uid, version, message);
         self.shared.wake.notify_one();
     }
 
@@ -98,15 +75,8 @@ impl SessionHandle {
 
     /// Sends an answer. A node that does not read its answers loses the session.
     fn answer(&self, message: Message) {
-        let mut lane = self.lane();
-        if !message.header.resource_version.is_empty() && lane.answers.len() < MAX_ANSWERS {
-            let uid = uid_of(&message);
-            if !uid.is_empty() {
-                lane.answers.insert(message.header.msg_id.clone(), (uid, message.clone()));
-            }
-        }
-        let posted = lane.queue.post(message);
-        drop(lane);
+        let uid = if message.header.resource_version.is_empty() { String::new() } else { uid_of(&message) };
+        let posted = self.lane().answer(uid, message);
         if let Err(full) = posted {
             self.close(&full.to_string());
         }
@@ -114,14 +84,7 @@ impl SessionHandle {
     }
 
     fn acknowledge(&self, id: &str) -> Option<(String, Message)> {
-        let mut lane = self.lane();
-        let found = lane.queue.acknowledge(id).or_else(|| lane.answers.remove(id));
-        if let Some((uid, message)) = found.as_ref().filter(|(_, message)| message.route.operation == operation::DELETE)
-        {
-            lane.offered.remove(uid);
-            debug!(node = self.shared.node, resource = message.route.resource, "a deletion was acknowledged");
-        }
-        drop(lane);
+        let found = self.lane().acknowledge(id);
         self.shared.wake.notify_one();
         found
     }
@@ -140,15 +103,23 @@ pub(super) struct Services {
 }
 
 /// Serves a session until it ends; why it did.
-pub(super) async fn serve(handle: &SessionHandle, reader: Reader, mut writer: Writer, services: Services) -> String {
+pub(super) async fn serve(
+    handle: &SessionHandle,
+    mut reader: Reader,
+    mut writer: Writer,
+    services: Services,
+) -> String {
     let tasks = TaskTracker::new();
     let reason = tokio::select! {
         () = handle.shared.end.cancelled() => handle.shared.reason.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        reason = read(handle, reader, &services, &tasks) => reason,
+        reason = read(handle, &mut reader, &services, &tasks) => reason,
         reason = write(handle, &mut writer) => reason,
     };
     handle.shared.end.cancel();
     writer.close(&reason).await;
+    // Closing with unread bytes would reset the connection, and the reason with it.
+    let drain = async { while let Ok(Incoming::Message(_) | Incoming::Alive) = reader.next().await {} };
+    let _ = tokio::time::timeout(CLOSING, drain).await;
     tasks.close();
     reason
 }
@@ -157,7 +128,7 @@ async fn write(handle: &SessionHandle, writer: &mut Writer) -> String {
     loop {
         let (message, due) = {
             let mut lane = handle.lane();
-            (lane.queue.next(Instant::now()), lane.queue.next_due())
+            (lane.next(Instant::now()), lane.next_due())
         };
         if let Some(message) = message {
             let mut line = message.to_json();
@@ -180,7 +151,7 @@ async fn write(handle: &SessionHandle, writer: &mut Writer) -> String {
     }
 }
 
-async fn read(handle: &SessionHandle, mut reader: Reader, services: &Services, tasks: &TaskTracker) -> String {
+async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, tasks: &TaskTracker) -> String {
     let places = Arc::new(Semaphore::new(MAX_REQUESTS));
     let mut alive_until = tokio::time::Instant::now() + services.keepalive;
     loop {
@@ -255,8 +226,7 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
         || matches!(
             route.operation.as_str(),
             operation::UPGRADE | operation::PREPULL | operation::UPDATE_NODE_ACTION_STATUS
-        )
-        || route.resource == kind::CA_CERT;
+        );
     if own.contains(&route.source.as_str()) || not_here {
         debug!(
             node,

@@ -10,7 +10,7 @@ use link::identity::Identity;
 use link::rustls::ServerConfig;
 use link::ws::{self, Refusal};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -69,19 +69,18 @@ impl Sessions {
                     continue;
                 }
             };
-            let (sessions, tls) = (self.clone(), tls.clone());
-            let stop = stopping.clone();
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => sessions.close_all(),
-                    () = sessions.connection(tcp, tls, place) => {}
-                }
-            });
+            let (sessions, tls, stopping) = (self.clone(), tls.clone(), stopping.clone());
+            tasks.spawn(async move { sessions.connection(tcp, tls, place, stopping).await });
         }
-        self.close_all();
     }
 
-    async fn connection(&self, tcp: TcpStream, tls: Arc<ServerConfig>, place: tokio::sync::OwnedSemaphorePermit) {
+    async fn connection(
+        &self,
+        tcp: TcpStream,
+        tls: Arc<ServerConfig>,
+        place: OwnedSemaphorePermit,
+        stopping: CancellationToken,
+    ) {
         let peer = tcp.peer_addr().map(|address| address.to_string()).unwrap_or_default();
         let _ = tcp.set_nodelay(true);
         let stream = match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(tcp)).await {
@@ -101,7 +100,7 @@ impl Sessions {
         let halves = ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await;
         drop(place);
         match halves {
-            Ok((reader, writer)) => self.session(&node, &peer, reader, writer).await,
+            Ok((reader, writer)) => self.session(&node, &peer, reader, writer, stopping).await,
             Err(error) => warn!(peer, node, %error, "a node was refused"),
         }
     }
@@ -134,7 +133,14 @@ impl Sessions {
         Ok(node.to_owned())
     }
 
-    async fn session(&self, node: &str, peer: &str, reader: ws::Reader, writer: ws::Writer) {
+    async fn session(
+        &self,
+        node: &str,
+        peer: &str,
+        reader: ws::Reader,
+        writer: ws::Writer,
+        stopping: CancellationToken,
+    ) {
         let handle = SessionHandle::new(node);
         if let Some(old) = self.current().insert(node.to_owned(), handle.clone()) {
             old.close("another connection of this node took over");
@@ -142,7 +148,17 @@ impl Sessions {
         info!(node, peer, "node connected");
         let told = self.shared.events.send(Event::Connected(handle.clone())).await;
         let reason = match told {
-            Ok(()) => session::serve(&handle, reader, writer, self.shared.services.clone()).await,
+            Ok(()) => {
+                let served = session::serve(&handle, reader, writer, self.shared.services.clone());
+                tokio::pin!(served);
+                tokio::select! {
+                    reason = &mut served => reason,
+                    () = stopping.cancelled() => {
+                        handle.close("cloudcore stops; connect again");
+                        served.await
+                    }
+                }
+            }
             Err(_) => "cloudcore ends".to_owned(),
         };
         info!(node, reason, "node disconnected");
@@ -155,12 +171,6 @@ impl Sessions {
         }
         // When the controller has ended there is nobody to tell.
         let _ = self.shared.events.send(Event::Disconnected(handle)).await;
-    }
-
-    fn close_all(&self) {
-        for handle in self.current().values() {
-            handle.close("cloudcore stops; connect again");
-        }
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, HashMap<String, SessionHandle>> {

@@ -126,7 +126,6 @@ mod tests {
             service_account: "default".to_owned(),
             references: vec![Reference { kind: Kind::Secret, name: format!("of-{node}") }],
             version: 1,
-            digest: 0,
         };
         view.write().put(("web".into(), "a".into()), entry("n1"));
         view.write().put(("web".into(), "b".into()), entry("n2"));

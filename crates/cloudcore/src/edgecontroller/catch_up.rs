@@ -8,7 +8,7 @@ use link::backoff::Backoff;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tracing::warn;
-use wire::{kind, operation};
+use wire::{Message, kind, operation};
 
 use super::object::{push, read, read_pod, tombstone, with_kind};
 use crate::cloudhub::session::SessionHandle;
@@ -18,6 +18,9 @@ use crate::objectsync::{Record, Records};
 /// The wait after a failed try, doubled up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the list of what nodes have may take. Without its CustomResourceDefinition it never comes.
+const RECORDS_WAIT: Duration = Duration::from_secs(15);
 
 /// Brings a node that has just connected up to date.
 pub(super) struct CatchUp {
@@ -54,23 +57,38 @@ impl CatchUp {
             Err(error) if error.code() == 404 => {}
             Err(error) => return Err(error),
         }
+        if tokio::time::timeout(RECORDS_WAIT, self.records.listed()).await.is_err() {
+            warn!(
+                node,
+                "the records of what nodes have cannot be read; the node gets everything, and may keep what is gone"
+            );
+        }
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
-        self.pods(node, &mut records).await?;
+        // Deletions first: a new object may have the name of one that is gone.
+        let lacking = self.pods(node, &mut records).await?;
         for record in records.into_values() {
             self.record(&record).await?;
+        }
+        for (uid, version, message) in lacking {
+            self.session.offer(&uid, version, message);
         }
         Ok(())
     }
 
-    /// Pods in one list; those that the node acknowledged in this version are not sent again.
-    async fn pods(&self, node: &str, records: &mut HashMap<String, Record>) -> Result<(), KubernetesError> {
+    /// Pods that the node has not acknowledged in their version. Records of pods that are there are taken out of `records`.
+    async fn pods(
+        &self,
+        node: &str,
+        records: &mut HashMap<String, Record>,
+    ) -> Result<Vec<(String, u64, Message)>, KubernetesError> {
         #[derive(Deserialize)]
         struct List {
             items: Vec<Box<RawValue>>,
         }
         let text = self.kubernetes.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await?;
         let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
+        let mut lacking = Vec::new();
         for item in list.items {
             let text = Bytes::from(String::from(Box::<str>::from(item)));
             let Some((name, entry, _)) = read_pod(&text) else { continue };
@@ -78,10 +96,10 @@ impl CatchUp {
             if acknowledged.is_none_or(|version| version < entry.version) {
                 let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
                 let message = push(operation::UPDATE, &path, entry.version, with_kind(text, "Pod"));
-                self.session.offer(&entry.uid, entry.version, message);
+                lacking.push((entry.uid, entry.version, message));
             }
         }
-        Ok(())
+        Ok(lacking)
     }
 
     /// Something that the node has: is it still there, and in this version?

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -17,6 +18,11 @@ use super::view::{NamespacedName, PodEntry, View};
 use crate::cloudhub::session::SessionHandle;
 use crate::kubernetes::{Change, Kubernetes, Reflector};
 use crate::objectsync::Records;
+
+/// How long a node whose Node object was deleted may take to come back and be told what to remove.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+/// How often nodes that left are looked for.
+const SWEEP: Duration = Duration::from_secs(3600);
 
 /// What the controller reacts to.
 pub enum Event {
@@ -67,6 +73,8 @@ pub fn start(
         seen_pods: None,
         seen_nodes: None,
         pods_listed: false,
+        listed: HashSet::new(),
+        departed: HashMap::new(),
         tasks: tasks.clone(),
         stopping: stopping.clone(),
     };
@@ -84,18 +92,32 @@ struct Downstream {
     view: Arc<View>,
     records: Records,
     sessions: HashMap<String, SessionHandle>,
-    /// What the nodes last heard of themselves: a digest of labels, annotations and spec.
+    /// What the nodes last heard of themselves: a digest.
     nodes: HashMap<String, u64>,
     seen_pods: Option<HashSet<NamespacedName>>,
     seen_nodes: Option<HashSet<String>>,
     pods_listed: bool,
+    /// What was listed once.
+    listed: HashSet<references::Kind>,
+    /// Nodes without a Node object, and since when that is known.
+    departed: HashMap<String, Instant>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
 
 impl Downstream {
     async fn run(mut self, mut incoming: mpsc::Receiver<Event>) {
-        while let Some(event) = incoming.recv().await {
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.tick().await;
+        loop {
+            let event = tokio::select! {
+                event = incoming.recv() => event,
+                _ = sweep.tick() => {
+                    self.forget_departed();
+                    continue;
+                }
+            };
+            let Some(event) = event else { return };
             match event {
                 Event::Pod(change) => self.pod(change),
                 Event::Node(change) => self.node(change),
@@ -186,22 +208,20 @@ impl Downstream {
         }
     }
 
-    fn put_pod(&self, name: NamespacedName, mut entry: PodEntry, is_terminating: bool, text: Bytes) {
+    /// Also a change of the status alone is sent: an edge computes its next patch of the status from what it has.
+    fn put_pod(&self, name: NamespacedName, entry: PodEntry, is_terminating: bool, text: Bytes) {
         let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
-        let old = self.view.read().get(&name.0, &name.1).cloned();
-        let version = entry.version;
-        let unchanged = old.as_ref().is_some_and(|old| old.uid == entry.uid && old.digest == entry.digest);
-        if let Some(old) = &old {
-            if unchanged {
-                // Only the status changed, which the node reported itself.
-                entry.version = old.version;
-            } else if old.uid != entry.uid {
-                self.offer(&old.node, &old.uid, u64::MAX, operation::DELETE, &path, tombstone(&name, &old.uid));
+        let old = self.view.read().get(&name.0, &name.1).map(|old| (old.uid.clone(), old.node.clone(), old.version));
+        if let Some((uid, node, version)) = &old {
+            if *uid != entry.uid {
+                self.offer(node, uid, u64::MAX, operation::DELETE, &path, tombstone(&name, uid));
+            } else if *version >= entry.version {
+                return;
             }
         }
-        let (node, uid) = (entry.node.clone(), entry.uid.clone());
+        let (node, uid, version) = (entry.node.clone(), entry.uid.clone(), entry.version);
         self.view.write().put(name, entry);
-        if !unchanged && self.pods_listed {
+        if self.pods_listed {
             let verb = if old.is_none() && !is_terminating { operation::INSERT } else { operation::UPDATE };
             self.offer(&node, &uid, version, verb, &path, with_kind(text, "Pod"));
         }
@@ -244,10 +264,12 @@ impl Downstream {
         }
     }
 
-    /// The node must learn it; when it connects again it registers anew.
+    /// The node must learn it; when it connects again it registers anew. What it has stays written down, so that it is then
+    /// told to remove it.
     fn node_is_gone(&mut self, name: &str) {
         self.nodes.remove(name);
-        self.records.forget_node(name);
+        self.departed.insert(name.to_owned(), Instant::now());
+        self.records.forget_itself(name);
         if let Some(session) = self.sessions.get(name) {
             info!(node = name, "the Node was deleted; its connection is closed");
             session.close("the Node object was deleted: the node registers again when it connects again");
@@ -255,11 +277,17 @@ impl Downstream {
     }
 
     /// A ConfigMap or Secret: its changes go to the nodes whose pods refer to it.
-    fn referenced(&self, what: references::Kind, change: Change) {
+    fn referenced(&mut self, what: references::Kind, change: Change) {
         let (verb, text) = match change {
             Change::Put(text) => (operation::UPDATE, text),
             Change::Gone(text) => (operation::DELETE, text),
-            Change::Begin | Change::Listed => return,
+            Change::Begin => return,
+            Change::Listed => {
+                if !self.listed.insert(what) {
+                    self.look_again(what);
+                }
+                return;
+            }
         };
         if self.sessions.is_empty() {
             return;
@@ -270,19 +298,42 @@ impl Downstream {
         if nodes.is_empty() {
             return;
         }
-        let (segment, kind_name) = match what {
-            references::Kind::Secret => (kind::SECRET, "Secret"),
-            _ => (kind::CONFIG_MAP, "ConfigMap"),
-        };
+        let segment = if what == references::Kind::Secret { kind::SECRET } else { kind::CONFIG_MAP };
         let path = format!("{}/{segment}/{}", object.namespace(), object.name());
         let (uid, version) = (object.uid().to_owned(), object.version());
-        let content = with_kind(text.clone(), kind_name);
+        let content = with_kind(text.clone(), what.name());
         for node in nodes {
             let has = self.records.version(&node, &uid);
             if verb == operation::DELETE || has.is_none_or(|has| has < version) {
                 self.offer(&node, &uid, version, verb, &path, content.clone());
             }
         }
+    }
+
+    /// A second list: what was deleted since the first watch broke off is only missing from it.
+    fn look_again(&self, what: references::Kind) {
+        let name = what.name();
+        let has_some = |node: &str| self.records.of_node(node).iter().any(|record| record.kind == name);
+        let sessions = self.sessions.values().filter(|session| has_some(session.node())).cloned();
+        sessions.for_each(|session| self.catch_up(session));
+    }
+
+    /// What nodes had that left long ago is forgotten.
+    fn forget_departed(&mut self) {
+        for node in self.records.nodes() {
+            if !self.nodes.contains_key(&node) {
+                self.departed.entry(node).or_insert_with(Instant::now);
+            }
+        }
+        let (nodes, sessions) = (&self.nodes, &self.sessions);
+        self.departed.retain(|node, since| {
+            let is_back = nodes.contains_key(node) || sessions.contains_key(node);
+            let is_long_gone = since.elapsed() > REMEMBERED;
+            if is_long_gone && !is_back {
+                self.records.forget_node(node);
+            }
+            !is_back && !is_long_gone
+        });
     }
 
     fn offer(&self, node: &str, uid: &str, version: u64, verb: &str, path: &str, content: Content) {

@@ -21,6 +21,8 @@ pub(super) struct Object<'a> {
     pub(super) metadata: Map<String, Value>,
     #[serde(default, borrow)]
     spec: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    status: Option<&'a RawValue>,
 }
 
 /// A message that the node must acknowledge. A deletion without a version has none in its header.
@@ -69,7 +71,6 @@ pub(super) fn read_pod(text: &Bytes) -> Option<(NamespacedName, PodEntry, bool)>
         service_account: spec["serviceAccountName"].as_str().unwrap_or_default().to_owned(),
         references: references::of_pod(&spec),
         version: object.version(),
-        digest: object.digest(),
     };
     let name = (object.namespace().to_owned(), object.name().to_owned());
     Some((name, entry, object.metadata.contains_key("deletionTimestamp")))
@@ -96,7 +97,8 @@ impl Object<'_> {
         self.text("resourceVersion").parse().unwrap_or_default()
     }
 
-    /// A hash of everything but the status and what changes with every write.
+    /// A hash of everything that a node must know of itself: not what changes with every write, nor when a condition was last
+    /// confirmed.
     pub(super) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for (field, value) in &self.metadata {
@@ -106,6 +108,13 @@ impl Object<'_> {
             }
         }
         self.spec.map(RawValue::get).hash(&mut hasher);
+        let mut status: Value =
+            self.status.and_then(|status| serde_json::from_str(status.get()).ok()).unwrap_or_default();
+        let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+        for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+            condition.remove("lastHeartbeatTime");
+        }
+        status.to_string().hash(&mut hasher);
         hasher.finish()
     }
 }

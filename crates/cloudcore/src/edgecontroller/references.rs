@@ -13,6 +13,17 @@ pub enum Kind {
     Claim,
 }
 
+impl Kind {
+    /// As the API writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+            Self::Claim => "PersistentVolumeClaim",
+        }
+    }
+}
+
 /// One reference.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {

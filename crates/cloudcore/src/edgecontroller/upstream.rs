@@ -44,6 +44,9 @@ impl Upstream {
 
     /// Carries out a request of a node; the answer, if one is due.
     pub async fn handle(&self, node: &str, message: &Message) -> Option<Message> {
+        if message.route.resource == kind::CA_CERT {
+            return Some(self.ca(message));
+        }
         let resource = match EdgeResource::parse(&message.route.resource) {
             Ok(resource) => resource,
             Err(error) => {
@@ -61,6 +64,14 @@ impl Upstream {
             debug!(node, resource = %resource, reason = status.reason, message = status.message, "a request failed");
         }
         reply(message, shape, result)
+    }
+
+    /// What pods at the edge that speak to the Kubernetes API believe.
+    fn ca(&self, message: &Message) -> Message {
+        let mut answer = compose::response(message, Content::text(self.kubernetes.ca()));
+        answer.route.source = source::CLOUD_HUB.to_owned();
+        answer.route.group = wire::group::RESOURCE.to_owned();
+        answer
     }
 
     /// The object that results, if any.
@@ -215,7 +226,7 @@ fn answer(message: &Message, shape: Shape, result: Result<Option<Bytes>, Status>
     let content = match (shape, result) {
         (Shape::Ok, Ok(_)) => Content::ok(),
         (Shape::ObjectResp, Ok(object)) => {
-            if !message.route.resource.contains("/lease/") && message.route.operation != operation::INSERT {
+            if has_version(&message.route) {
                 version = object.as_deref().map(version_of).unwrap_or_default();
             }
             let object = object.and_then(|text| RawValue::from_string(String::from_utf8(text.to_vec()).ok()?).ok());
@@ -235,6 +246,12 @@ fn answer(message: &Message, shape: Shape, result: Result<Option<Bytes>, Status>
     answer.route.group = wire::group::RESOURCE.to_owned();
     answer.header.resource_version = version;
     answer
+}
+
+/// Whether the header of an answer with both Object and Err has the object's version.
+fn has_version(route: &wire::Route) -> bool {
+    let is = |kind: &str| route.resource.split('/').nth(1) == Some(kind);
+    is(kind::NODE_PATCH) || is(kind::POD_PATCH) || is(kind::POD)
 }
 
 fn version_of(object: &[u8]) -> String {

@@ -20,10 +20,8 @@ pub struct PodEntry {
     pub service_account: String,
     /// What it refers to.
     pub references: Vec<Reference>,
-    /// The version in which it last changed in a way that its node must know.
+    /// Its version.
     pub version: u64,
-    /// A hash of what its node must know.
-    pub digest: u64,
 }
 
 /// Pods by name, and names of pods by node.

@@ -3,6 +3,7 @@
 mod reflector;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Request, header};
@@ -21,6 +22,8 @@ const MAX_ANSWER: usize = 64 << 20;
 #[derive(Clone)]
 pub struct Kubernetes {
     client: kube::Client,
+    /// PEM.
+    ca: Arc<str>,
 }
 
 /// The API cannot be used.
@@ -78,7 +81,14 @@ impl Kubernetes {
             }
             None => kube::Config::incluster().map_err(KubernetesError::InCluster)?,
         };
-        Ok(Self { client: kube::Client::try_from(config).map_err(KubernetesError::Client)? })
+        let certificates = config.root_cert.iter().flatten();
+        let ca: String = certificates.map(|der| link::files::to_pem("CERTIFICATE", der)).collect();
+        Ok(Self { client: kube::Client::try_from(config).map_err(KubernetesError::Client)?, ca: ca.into() })
+    }
+
+    /// The API server's CA in PEM; empty when the system's CAs are trusted.
+    pub fn ca(&self) -> &str {
+        &self.ca
     }
 
     /// An object or list as JSON text.

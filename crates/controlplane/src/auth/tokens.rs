@@ -91,7 +91,7 @@ impl TokenKey {
             json!({"token": token, "expirationTimestamp": expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()});
         request["kind"] = json!("TokenRequest");
         request["apiVersion"] = json!("authentication.k8s.io/v1");
-        request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": kubeapi::meta::now()});
+        request["metadata"] = json!({"name": name, "namespace": namespace, "uid": meta["uid"], "creationTimestamp": kubeapi::meta::now()});
         Ok(request)
     }
 

@@ -3,11 +3,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use rustls::ClientConfig;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
@@ -23,6 +24,8 @@ use super::http::{dial, read_head};
 const PROJECT: &str = "e632aba927ea4ac2b575ec1603d56f10";
 /// Go's client cuts messages at its write buffer.
 const FRAGMENT: usize = 4096;
+/// How long a refusal may take to be told.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 const KEY: &str = "uN0GbcNaFVdxIEwIExlZCA==";
 
 /// A connection.
@@ -55,8 +58,10 @@ impl Channel {
         stream.flush().await?;
         let (answer, rest) = read_head(&mut stream).await?;
         if answer.status != 101 {
-            let body = String::from_utf8_lossy(&rest).into_owned();
-            bail!("the upgrade was refused: {} {body}", answer.status);
+            let mut body = rest;
+            // Whatever ends it, this is what the cloud said.
+            let _ = tokio::time::timeout(LAST_WORDS, stream.read_to_end(&mut body)).await;
+            bail!("the upgrade was refused: {} {}", answer.status, String::from_utf8_lossy(&body));
         }
         let header = |name| answer.header(name).unwrap_or_default();
         ensure!(header("upgrade").eq_ignore_ascii_case("websocket"), "answer without Upgrade: websocket");

@@ -25,9 +25,6 @@ pub fn faults(message: &Value) -> Vec<String> {
     if !GROUPS.contains(&group) {
         faults.push(format!("group {group:?} is not routed at the edge"));
     }
-    if resource.starts_with("node/") {
-        faults.push(String::from("the resource still has its node"));
-    }
     if ["config", "ping", "pong"].contains(&operation) {
         faults.push(format!("operation {operation:?} is taken by the transport"));
     }
@@ -76,6 +73,9 @@ fn push(message: &Value, operation: &str, resource: &str) -> Vec<String> {
     let content = &message["content"];
     if !OPERATIONS.contains(&operation) {
         faults.push(String::from("the edge does not know this operation"));
+    }
+    if resource.starts_with("node/") {
+        faults.push(String::from("the resource still has its node"));
     }
     if resource.split('/').count() != 3 {
         faults.push(String::from("a resource has three parts"));

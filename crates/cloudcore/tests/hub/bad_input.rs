@@ -1,0 +1,198 @@
+//! What nodes and strangers send that is wrong: each gets an answer that names cause and cure, and a line in the log.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use link::tls::{self, Certificate};
+use serde_json::{Value, json};
+use testkit::go_edge::channel::{Channel, Read};
+use testkit::go_edge::{GoEdge, message, request};
+
+use crate::cloud::{Cloud, SOON, config_map, pod, wait_logged};
+use crate::registration::{certificate, foreign_ca};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_certificate_of_another_node_opens_nothing() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = cloud.register("honest").await?;
+    let error =
+        GoEdge::connect(cloud.addresses().websocket, &credentials, "victim").await.err().expect("refused").to_string();
+    assert!(error.contains("403") && error.contains("victim") && error.contains("system:node:honest"), "{error}");
+    wait_logged(&["WARN", "victim", "system:node:honest"]).await?;
+
+    let error =
+        GoEdge::connect(cloud.addresses().websocket, &credentials, "").await.err().expect("refused").to_string();
+    assert!(error.contains("403") && error.contains("node_id"), "{error}");
+    // The honest one is not disturbed.
+    cloud.connect(&credentials, "honest").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_and_expired_certificates_fail_in_the_handshake() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let ca = cloud.register("n1").await?.ca;
+    let websocket = cloud.addresses().websocket;
+    let own_ca = (cloud.secret("casecret", "cadata").await?, cloud.secret("casecret", "cakeydata").await?);
+    let (foreign, foreign_key) = foreign_ca()?;
+    for (what, own) in [
+        ("none", None),
+        ("foreign", Some(certificate(&foreign, &foreign_key, "system:node:n1", "system:nodes", 1)?)),
+        ("expired", Some(certificate(&own_ca.0, &own_ca.1, "system:node:n1", "system:nodes", -1)?)),
+    ] {
+        let tls = tls::client(&ca, own.as_ref())?;
+        assert!(Channel::open(websocket, tls, "n1").await.is_err(), "{what}");
+    }
+    wait_logged(&["WARN", "its certificate is missing, expired or of another CA"]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_json_ends_the_connection_with_the_reason() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    for (at, text) in
+        ["{\"header\":", "[]", "{\"header\":{\"msg_id\":\"a\",\"timestamp\":\"x\"},\"route\":{},\"content\":1}"]
+            .iter()
+            .enumerate()
+    {
+        let node = format!("broken-{at}");
+        let (edge, _) = cloud.edge(&node).await?;
+        edge.send_text((*text).to_owned()).await?;
+        let reason = edge.wait_end(SOON).await?;
+        assert!(reason.contains("no message"), "{text}: {reason}");
+        wait_logged(&["no message", &node]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_over_the_limit_ends_the_connection_with_the_reason() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = cloud.register("large").await?;
+    let tls = tls::client(&credentials.ca, Some(&credentials.own))?;
+    let mut channel = Channel::open(cloud.addresses().websocket, tls.clone(), "large").await?;
+    let content = "x".repeat(link::ws::MAX_MESSAGE_BYTES);
+    // Writing fails when the cloud has closed before all was written.
+    let _ = channel.write(&message("edged", "meta", "update", "null/node/large", json!(content)).to_string()).await;
+    while let Read::Message(_) = channel.read().await {}
+    wait_logged(&["node disconnected", "large", "limits", "too long"]).await?;
+    // One just below is taken: this answer says that its content is wrong, not its size.
+    let edge = cloud.connect(&credentials, "large").await?;
+    let content = "x".repeat(link::ws::MAX_MESSAGE_BYTES - 1024);
+    let answer = edge.request(request("insert", "null/node/large", json!(content))).await?;
+    assert_eq!(answer["content"]["Err"]["ErrStatus"]["reason"], "BadRequest");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_reaches_nothing_of_another() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, _) = cloud.edge("curious").await?;
+    let (victim, _) = cloud.edge("victim").await?;
+    cloud.create("/api/v1/namespaces/default/configmaps", &config_map("theirs", "secret")).await?;
+    let mut theirs = pod("theirs", "victim");
+    theirs["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "theirs"}}]);
+    cloud.create("/api/v1/namespaces/default/pods", &theirs).await?;
+    victim.wait("its pod", SOON, |seen| seen.rows.get("default/pod/theirs").cloned()).await?;
+
+    let token = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "theirs", "uid": "x"}}});
+    for (operation, resource, content) in [
+        ("insert", "null/node/victim", json!({})),
+        ("patch", "null/nodepatch/victim", json!("{\"status\":{}}")),
+        ("update", "kube-node-lease/lease/victim", json!({})),
+        ("patch", "default/podpatch/theirs", json!("{\"status\":{\"phase\":\"Failed\"}}")),
+        ("delete", "default/pod/theirs", json!({"gracePeriodSeconds": 0})),
+        ("query", "default/configmap/theirs", Value::Null),
+        ("query", "kubeedge/secret/casecret", Value::Null),
+        ("query", "default/serviceaccounttoken/default", token),
+    ] {
+        let answer = edge.request(request(operation, resource, content)).await?;
+        let text = answer["content"].to_string();
+        assert!(
+            text.contains("\"reason\":\"Forbidden\"") && text.contains("curious may not"),
+            "{operation} {resource}: {text}"
+        );
+        wait_logged(&["WARN", "curious", resource]).await?;
+    }
+    // A path that names the other node in front is no way round.
+    let answer = edge.request(request("query", "node/victim/default/configmap/theirs", Value::Null)).await?;
+    assert!(answer["content"]["ErrStatus"]["reason"].is_string(), "{answer}");
+    let phase = cloud.get("/api/v1/namespaces/default/pods/theirs").await?["status"]["phase"].clone();
+    assert_eq!(phase, "Pending");
+    for edge in [edge, victim] {
+        assert_eq!(edge.seen().faults, Vec::<String>::new());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_resources_are_answered() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, _) = cloud.edge("n1").await?;
+    for (operation, resource) in [
+        ("query", "default/rocket/apollo"),
+        ("query", "default/rocket"),
+        ("explode", "null/node/n1"),
+        ("query", "default/pod/nothing"),
+        ("query", "x"),
+        ("query", "a/b/c/d/e"),
+        ("query", "../../etc/passwd"),
+        ("query", "default/configmap/..%2F..%2Fsecrets"),
+    ] {
+        let answer = edge.request(request(operation, resource, Value::Null)).await?;
+        let content = &answer["content"];
+        let status = content.get("ErrStatus").unwrap_or(&content["Err"]["ErrStatus"]);
+        assert!(status["reason"].is_string() && status["message"].is_string(), "{operation} {resource}: {answer}");
+    }
+    // Nothing of that ended the connection.
+    let answer = edge.request(request("query", "null/node/n1", Value::Null)).await?;
+    assert_eq!(answer["content"]["kind"], "Node");
+    assert_eq!(edge.seen().faults, Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn odd_messages_of_a_go_edge_are_taken() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, _) = cloud.edge("n1").await?;
+    let late = message("edgecontroller", "resource", "response", "default/pod/x", json!("OK"));
+    for odd in [
+        json!({"header": {"msg_id": "", "timestamp": 0}, "route": {}, "content": null}),
+        json!({"header": {"msg_id": "a", "parent_msg_id": "unknown", "timestamp": 1}, "route": late["route"], "content": "OK"}),
+        message("twin", "resource", "get", "membership/detail", json!("{}")),
+        message("edged", "meta", "error", "default/pod/x", json!("the disk is full")),
+        message("bus", "user", "upload", "topic", json!("data")),
+    ] {
+        edge.send(&odd).await?;
+    }
+    edge.send_text(format!("{} trailing", message("websocket", "resource", "keepalive", "node", json!("ping"))))
+        .await?;
+    let answer = edge.request(request("query", "null/node/n1", Value::Null)).await?;
+    assert_eq!(answer["content"]["kind"], "Node");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(edge.seen().ended, None);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_too_many_is_told_so() -> Result<()> {
+    let cloud = Cloud::start_with("    nodeLimit: 1\n").await?;
+    let (_first, credentials) = cloud.edge("n1").await?;
+    let other = cloud.register("n2").await?;
+    let error = cloud.connect(&other, "n2").await.err().expect("refused").to_string();
+    assert!(error.contains("503") && error.contains("nodeLimit"), "{error}");
+    // The one that is there may come again.
+    cloud.connect(&credentials, "n1").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_request_on_the_message_channel_is_refused() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = cloud.register("n1").await?;
+    let own = Certificate { certificate: credentials.own.certificate.clone(), key: credentials.own.key.clone() };
+    let tls = tls::client(&credentials.ca, Some(&own))?;
+    let answer =
+        testkit::go_edge::http::exchange(cloud.addresses().websocket, tls, "GET", "/", &[("node_id", "n1")], b"").await;
+    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status == 400));
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! cloudcore with the embedded Kubernetes in one process, against a stand-in for a Go edge.
+
+mod bad_input;
+mod cloud;
+mod delivery;
+mod golden;
+mod registration;
