@@ -235,6 +235,55 @@ async fn a_certificate_is_renewed_with_itself() {
     cloud.connection(number + 1).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_certificate_that_the_cloud_refuses_is_told_with_a_cure() {
+    let (log, _guard) = Log::start();
+    let cloud = GoCloud::start().await.unwrap();
+    let other = GoCloud::start().await.unwrap();
+    let mut edge = Edge::new(&cloud);
+    let issued = other.authority().issue_client(&format!("system:node:{NODE}"), "system:nodes", YEAR).unwrap();
+    edge.put_certificate(cloud.authority().certificate(), &issued.certificate, &issued.key);
+    edge.start().await;
+    log.line_with(&["does not take this node's certificate", "keadm gettoken"]).await;
+    joins_with_a_new_token(&cloud, &edge).await;
+}
+
+#[tokio::test]
+async fn an_edge_may_be_there_before_its_cloud() {
+    let (log, _guard) = Log::start();
+    let mut cloud = GoCloud::start().await.unwrap();
+    cloud.kill().await;
+    let mut edge = Edge::new(&cloud);
+    edge.put_token(&cloud.token());
+    edge.start().await;
+    log.line_with(&["WARN", "cannot be reached"]).await;
+    assert!(edge.bootstrap().exists(), "the token is not used up");
+    cloud.serve().await.unwrap();
+    cloud.connection(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_secret_is_ever_logged() {
+    let (log, _guard) = Log::start();
+    let cloud = GoCloud::start().await.unwrap();
+    let mut edge = Edge::new(&cloud);
+    let token = cloud.token_until(1_700_000_000);
+    edge.put_token(&token);
+    edge.start().await;
+    log.line_with(&["ERROR", "keadm gettoken"]).await;
+    joins_with_a_new_token(&cloud, &edge).await;
+    let mut secret = pod("s", 1);
+    secret["data"] = serde_json::json!({"password": "aHVudGVyMg=="});
+    let message = push("update", "default/secret/s", secret);
+    edge.connected().await;
+    cloud.send(&message).await.unwrap();
+    cloud.reply_to(crate::support::id(&message)).await.unwrap();
+    let text = log.text();
+    for part in token.split('.').skip(1).chain(["aHVudGVyMg=="]) {
+        assert!(!text.contains(part), "{part}");
+    }
+}
+
 async fn joins_with_a_new_token(cloud: &GoCloud, edge: &Edge) {
     edge.put_token(&cloud.token());
     let connection = cloud.connection(0).await.unwrap();

@@ -1,9 +1,14 @@
 //! Losing the cloud, living without it, and finding it again.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testkit::go_cloud::GoCloud;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 use crate::support::{Edge, Log, eventually, id, pod, push};
 
@@ -128,4 +133,91 @@ async fn stopping_is_quick_and_clean() {
     edge.stop().await;
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(cloud.complaints(), Vec::<String>::new());
+}
+
+/// A line between edge and cloud that can go silent without closing.
+struct Line {
+    address: SocketAddr,
+    links: Arc<Mutex<JoinSet<()>>>,
+    /// Sockets that nobody reads any more.
+    held: Vec<Arc<(TcpStream, TcpStream)>>,
+    pairs: Arc<Mutex<Vec<Arc<(TcpStream, TcpStream)>>>>,
+    _accepting: JoinSet<()>,
+}
+
+impl Line {
+    async fn to(cloud: &GoCloud) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = cloud.server();
+        let (links, pairs) = (Arc::new(Mutex::new(JoinSet::new())), Arc::new(Mutex::new(Vec::new())));
+        let mut accepting = JoinSet::new();
+        let (all, kept) = (links.clone(), pairs.clone());
+        accepting.spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let Ok(far) = TcpStream::connect(&server).await else { continue };
+                let pair = Arc::new((near, far));
+                kept.lock().await.push(pair.clone());
+                let mut all = all.lock().await;
+                let back = pair.clone();
+                all.spawn(async move { pump(&pair.0, &pair.1).await });
+                all.spawn(async move { pump(&back.1, &back.0).await });
+            }
+        });
+        Self { address, links, held: Vec::new(), pairs, _accepting: accepting }
+    }
+
+    /// Nothing passes any more on the connections that stand; new ones work.
+    async fn go_silent(&mut self) {
+        self.held.append(&mut *self.pairs.lock().await);
+        self.links.lock().await.shutdown().await;
+    }
+}
+
+async fn pump(from: &TcpStream, to: &TcpStream) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        if from.readable().await.is_err() {
+            return;
+        }
+        let count = match from.try_read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(_) => return,
+        };
+        let mut sent = 0;
+        while sent < count {
+            if to.writable().await.is_err() {
+                return;
+            }
+            match to.try_write(&buffer[sent..count]) {
+                Ok(more) => sent += more,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_is_silently_dead_is_given_up() {
+    let (log, _guard) = Log::start();
+    let cloud = GoCloud::start().await.unwrap();
+    let mut line = Line::to(&cloud).await;
+    let mut edge = Edge::with(&cloud, |settings| settings.server = line.address.to_string());
+    edge.put_token(&cloud.token());
+    edge.start().await;
+    cloud.connection(0).await.unwrap();
+    edge.connected().await;
+    let began = Instant::now();
+    line.go_silent().await;
+    edge.disconnected().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    log.line_with(&["WARN", "nothing was heard from the cloud"]).await;
+    cloud.connection(1).await.unwrap();
+    edge.connected().await;
+    let update = push("update", "default/pod/p", pod("p", 1));
+    cloud.send(&update).await.unwrap();
+    cloud.reply_to(id(&update)).await.unwrap();
 }

@@ -234,6 +234,48 @@ async fn an_answer_that_comes_late_or_again_is_kept_and_then_acknowledged() {
 }
 
 #[tokio::test]
+async fn an_answer_that_cannot_be_kept_is_given_but_not_acknowledged() {
+    let cloud = GoCloud::start().await.unwrap();
+    let edge = Edge::joined(&cloud).await;
+    edge.query("default/configmap/kube-root-ca.crt").await;
+    edge.database().write(|c| c.pragma_update(None, "max_page_count", 1)).await.unwrap();
+    let resource = "default/configmap/big";
+    let mut big = config_map("big", 5);
+    big["data"]["k"] = json!("x".repeat(200_000));
+    cloud.answer(resource, Answer::Content(big));
+    assert_eq!(edge.query(resource).await["metadata"]["name"], "big");
+    // A probe behind it, whose acknowledgement would come later.
+    edge.query("default/secret/missing").await;
+    cloud.wait_for("acknowledgement", |m| m.is("response", "default/secret/missing")).await.unwrap();
+    let acks = cloud.received().into_iter().filter(|m| m.is("response", resource)).count();
+    assert_eq!(acks, 0, "the cloud must not believe that the node has it");
+}
+
+#[tokio::test]
+async fn a_flood_of_events_holds_no_acknowledgement_up() {
+    const EVENTS: usize = 400;
+    let cloud = GoCloud::start().await.unwrap();
+    let edge = Edge::joined(&cloud).await;
+    let flood = async {
+        for number in 0..EVENTS {
+            edge.post(operation::INSERT, &format!("default/event/e{number}"), &json!({"reason": "BackOff"})).await;
+        }
+    };
+    let traffic = async {
+        cloud.wait_for("first event", |m| m.is("insert", "default/event/e50")).await.unwrap();
+        let began = Instant::now();
+        let message = push("update", "default/pod/p", pod("p", 5));
+        cloud.send(&message).await.unwrap();
+        cloud.reply_to(id(&message)).await.unwrap();
+        let lease = format!("kube-node-lease/lease/{NODE}");
+        edge.ask(operation::UPDATE, &lease, &json!({"metadata": {"name": NODE}})).await;
+        began.elapsed()
+    };
+    let ((), took) = tokio::join!(flood, traffic);
+    assert!(took < Duration::from_secs(3), "a Go cloud sends again after five seconds: {took:?}");
+}
+
+#[tokio::test]
 async fn events_and_reports_go_out_without_an_answer() {
     let mut cloud = GoCloud::start().await.unwrap();
     let edge = Edge::joined(&cloud).await;
