@@ -13,9 +13,19 @@ use super::reading::read;
 use super::sending::Sending;
 use super::{Ended, HubError, keep_or_refuse, tell_connection};
 
+/// Tells the cloud that the node has lost what it once had (our own extension; a Go cloud ignores it).
+const STORE: &str = "x-ferroedge-store";
+
+/// Who connects.
+pub(super) struct Node<'a> {
+    pub(super) settings: &'a Settings,
+    /// Its database holds no pod.
+    pub(super) has_nothing: bool,
+}
+
 /// Connects and serves until the connection ends or the process is to stop.
 pub(super) async fn run(
-    settings: &Settings,
+    node: &Node<'_>,
     certificates: &mut Certificates,
     context: &Context,
     inbox: &mut Inbox,
@@ -23,7 +33,7 @@ pub(super) async fn run(
 ) -> Ended {
     // The bus must not stand still meanwhile: requests are refused, the rest is kept.
     let connected = {
-        let connecting = connect(settings, certificates);
+        let connecting = connect(node, certificates);
         tokio::pin!(connecting);
         loop {
             tokio::select! {
@@ -37,10 +47,10 @@ pub(super) async fn run(
         Ok(halves) => halves,
         Err(cause) => return Ended { cause, lasted: None },
     };
-    info!(server = settings.server, "connected to the cloud");
+    info!(server = node.settings.server, "connected to the cloud");
     let began = Instant::now();
     tell_connection(context, true).await;
-    let mut sending = Sending::new(settings, context, writer, reader.received());
+    let mut sending = Sending::new(node.settings, context, writer, reader.received());
     let mut reading = JoinSet::new();
     reading.spawn(read(reader, context.clone()));
     let cause = tokio::select! {
@@ -56,16 +66,21 @@ pub(super) async fn run(
     Ended { cause, lasted: Some(began.elapsed()) }
 }
 
-async fn connect(settings: &Settings, certificates: &mut Certificates) -> Result<(Reader, Writer), HubError> {
+async fn connect(node: &Node<'_>, certificates: &mut Certificates) -> Result<(Reader, Writer), HubError> {
     let tls = certificates.tls().await.map_err(HubError::Certificate)?;
-    let node = certificates.node().to_owned();
+    let settings = node.settings;
+    let name = certificates.node().to_owned();
+    let mut headers = vec![
+        ("node_id", name.clone()),
+        ("project_id", settings.project_id.clone()),
+        ("connectionuse", "msg".to_owned()),
+    ];
+    if node.has_nothing {
+        headers.push((STORE, "empty".to_owned()));
+    }
     let target = Target {
-        url: format!("wss://{}/{}/{node}/events", settings.server, settings.project_id),
-        headers: vec![
-            ("node_id", node),
-            ("project_id", settings.project_id.clone()),
-            ("connectionuse", "msg".to_owned()),
-        ],
+        url: format!("wss://{}/{}/{name}/events", settings.server, settings.project_id),
+        headers,
         tls,
         connect_deadline: settings.handshake_timeout,
         write_deadline: settings.write_deadline,

@@ -16,9 +16,11 @@ use std::time::Duration;
 use api::edgecore::{Config, EdgeHub as Settings};
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use link::backoff::Backoff;
+use store::Database;
 use tracing::{error, info, warn};
 use wire::{Content, Message, group, kind, module, operation, source};
 
+use crate::metamanager::holds_pods;
 use certificates::{CertificateError, Certificates};
 use outbox::Outbox;
 
@@ -35,6 +37,7 @@ pub struct EdgeHub {
     settings: Settings,
     certificates: Certificates,
     outbox: Outbox,
+    database: Option<Database>,
 }
 
 impl EdgeHub {
@@ -42,13 +45,22 @@ impl EdgeHub {
     pub fn new(config: &Config) -> Self {
         let settings = config.edge_hub();
         let certificates = Certificates::new(config.node_name(), settings.clone(), &config.path);
-        Self { settings, certificates, outbox: Outbox::default() }
+        Self { settings, certificates, outbox: Outbox::default(), database: None }
+    }
+
+    /// Tells the cloud when the node's database holds no pod: it then sends everything again, also what the node once
+    /// acknowledged. A database that was lost comes back in this way. A Go cloud does not know of it.
+    pub fn with_database(mut self, database: Database) -> Self {
+        self.database = Some(database);
+        self
     }
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            let ended = connection::run(&self.settings, &mut self.certificates, context, inbox, &mut self.outbox).await;
+            let has_nothing = self.database.as_ref().is_some_and(|database| !holds_pods(database));
+            let node = connection::Node { settings: &self.settings, has_nothing };
+            let ended = connection::run(&node, &mut self.certificates, context, inbox, &mut self.outbox).await;
             if matches!(ended.cause, HubError::Stopping) {
                 return Ok(());
             }

@@ -2,8 +2,9 @@
 //!
 //! From the cloud: store, acknowledge, pass on — in this order; what could not be stored is not acknowledged, and the cloud
 //! sends it again. What arrives together is stored in one commit, acknowledged and passed on in the order of arrival. From edged: answer from the table what the node has, ask the cloud for the rest (`remote`), pass on what needs
-//! no answer. `table` has the rows. Which message is treated how is KubeEdge v1.23's.
+//! no answer. `fresh` guards the pods of a node that has lost its database. `table` has the rows. Which message is treated how is KubeEdge v1.23's.
 
+mod fresh;
 mod remote;
 mod table;
 #[cfg(test)]
@@ -20,10 +21,11 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 use wire::{Content, EdgeResource, Message, group, kind, module, operation, source};
 
+use fresh::Fresh;
 use remote::Remote;
 use table::{Row, Table};
 
-pub use table::SCHEMA;
+pub use table::{SCHEMA, holds_pods};
 
 /// Messages that wait for edged. MetaManager itself must go on meanwhile, for edged's requests come to it.
 const FOR_EDGED: usize = 1024;
@@ -53,6 +55,7 @@ impl MetaManager {
         let mut requests = JoinSet::new();
         let mut storing = FuturesOrdered::new();
         let mut connected = false;
+        let fresh = Fresh::new(self.table.clone());
         loop {
             let has_room = requests.len() < MAX_REMOTE && storing.len() < MAX_STORING;
             let message = tokio::select! {
@@ -69,6 +72,7 @@ impl MetaManager {
             };
             if message.route.resource == kind::NODE_CONNECTION {
                 connected = message.content.payload().as_ref() == b"cloud_connected";
+                fresh.connected(connected);
                 continue;
             }
             let from_node = matches!(message.route.source.as_str(), source::EDGED | source::META_MANAGER);
@@ -76,6 +80,9 @@ impl MetaManager {
                 requests.spawn(volume(context.clone(), message));
             } else if !from_node {
                 storing.push_back(store_pushed(self.table.clone(), message));
+            } else if fresh.concerns(&message) {
+                let (fresh, context) = (fresh.clone(), context.clone());
+                requests.spawn(async move { fresh.answer(&context, &message).await });
             } else if let Some(message) = self.answer(&context, connected, message).await {
                 let remote = Remote { context: context.clone(), table: self.table.clone(), timeout: self.timeout };
                 requests.spawn(async move { remote.ask(message).await });
@@ -141,13 +148,7 @@ impl MetaManager {
                 Err(error) => refuse(context, message, &error.to_string()),
             };
         }
-        match self.table.find(resource) {
-            Ok(values) => match Content::json(&values) {
-                Ok(content) => respond(context, message, content),
-                Err(error) => refuse(context, message, &error.to_string()),
-            },
-            Err(error) => refuse(context, message, &error.to_string()),
-        }
+        answer_from(&self.table, context, resource, message);
     }
 
     /// A kept token that is still good for a while.
@@ -226,6 +227,16 @@ async fn finish(context: &Context, to_edged: &mpsc::Sender<Message>, message: Me
     };
     if stored && concerns_edged(&message) {
         hand_over(to_edged, message).await;
+    }
+}
+
+fn answer_from(table: &Table, context: &Context, resource: &EdgeResource, message: &Message) {
+    match table.find(resource) {
+        Ok(values) => match Content::json(&values) {
+            Ok(content) => respond(context, message, content),
+            Err(error) => refuse(context, message, &error.to_string()),
+        },
+        Err(error) => refuse(context, message, &error.to_string()),
     }
 }
 

@@ -52,6 +52,12 @@ struct Metadata {
     resource_version: String,
 }
 
+/// Whether the node knows of any pod. One that does not is new, or has lost its database.
+pub fn holds_pods(database: &Database) -> bool {
+    let query = "SELECT EXISTS (SELECT 1 FROM meta WHERE kind = ?1)";
+    database.read(|c| c.prepare_cached(query)?.query_row([kind::POD], |row| row.get(0))).unwrap_or(true)
+}
+
 impl Row {
     /// `None` when the content is no object.
     pub(super) fn read(resource: &EdgeResource, content: &Content) -> Option<Self> {
@@ -101,6 +107,10 @@ impl Table {
         let sql =
             "UPDATE meta SET revision = ?4, value = ?5 WHERE key = ?1 AND kind = ?2 AND uid = ?3 AND revision <= ?4";
         self.write(sql, row).await
+    }
+
+    pub(super) fn holds_pods(&self) -> bool {
+        holds_pods(&self.database)
     }
 
     async fn write(&self, sql: &'static str, row: Row) -> Result<(), StoreError> {

@@ -24,9 +24,16 @@ struct Node {
 }
 
 impl Node {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let database = Database::open(&dir.path().join("edge.db"), SCHEMA, Durability::Full).expect("database");
+    /// With a database that is not new.
+    async fn start() -> Self {
+        let (dir, database) = empty_database();
+        let path = EdgeResource::parse("kube-system/pod/old").expect("path");
+        let row = Row::read(&path, &Content::json(&pod("old", 1)).expect("json")).expect("row");
+        Table::new(database.clone()).put(row).await.expect("stored");
+        Self::start_with(dir, database)
+    }
+
+    fn start_with(dir: tempfile::TempDir, database: Database) -> Self {
         let stop = CancellationToken::new();
         let modules =
             [(module::META_MANAGER, group::META), (module::EDGE_HUB, group::HUB), (module::EDGED, group::EDGED)];
@@ -106,6 +113,12 @@ impl Node {
     }
 }
 
+fn empty_database() -> (tempfile::TempDir, Database) {
+    let dir = tempfile::tempdir().expect("dir");
+    let database = Database::open(&dir.path().join("edge.db"), SCHEMA, Durability::Full).expect("database");
+    (dir, database)
+}
+
 fn pod(name: &str, version: u32) -> Value {
     json!({"kind": "Pod", "apiVersion": "v1",
         "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "resourceVersion": version.to_string()}})
@@ -117,7 +130,7 @@ fn text(message: &Message) -> String {
 
 #[tokio::test]
 async fn pushes_are_stored_acknowledged_and_passed_on_in_order() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let mut ids = Vec::new();
     for number in 0..100 {
         ids.push(node.push_pod(&format!("p{number}"), 1).await);
@@ -126,21 +139,21 @@ async fn pushes_are_stored_acknowledged_and_passed_on_in_order() {
         node.expect_ack(id).await;
         assert_eq!(node.next_to_edged().await.route.resource, format!("default/pod/p{number}"));
     }
-    assert_eq!(node.stored("default/pod").await.len(), 100);
+    assert_eq!(node.stored("default/pod").await.len(), 101);
 }
 
 #[tokio::test]
 async fn an_acknowledged_object_is_in_the_file() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let id = node.push_pod("p", 1).await;
     node.expect_ack(&id).await;
     let rows = node.database.read(|c| c.query_row("SELECT count(*) FROM meta", [], |row| row.get::<_, i64>(0)));
-    assert_eq!(rows.expect("read"), 1);
+    assert_eq!(rows.expect("read"), 2, "this one and an old one");
 }
 
 #[tokio::test]
 async fn a_full_disk_is_told_to_the_cloud_and_never_acknowledged() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let database = node.database.clone();
     let limit = |pages: i64| {
         let database = database.clone();
@@ -161,7 +174,7 @@ async fn a_full_disk_is_told_to_the_cloud_and_never_acknowledged() {
 
 #[tokio::test]
 async fn what_nobody_understands_is_acknowledged_all_the_same() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     for (source, operation, resource) in [
         ("edgecontroller", "update", "default/wonder/x"),
         ("edgecontroller", "explode", "default/pod/x"),
@@ -173,12 +186,12 @@ async fn what_nobody_understands_is_acknowledged_all_the_same() {
     }
     let id = node.push("edgecontroller", "update", "default/pod/x", &json!("no object")).await;
     node.expect_ack(&id).await;
-    assert!(node.stored("default/pod").await.is_empty());
+    assert_eq!(node.stored("default/pod").await.len(), 1, "only the old one");
 }
 
 #[tokio::test]
 async fn the_same_version_again_is_acknowledged_again() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     for _ in 0..3 {
         let id = node.push_pod("p", 7).await;
         node.expect_ack(&id).await;
@@ -187,12 +200,12 @@ async fn the_same_version_again_is_acknowledged_again() {
     node.expect_ack(&id).await;
     let id = node.push("edgecontroller", "delete", "default/pod/p", &pod("p", 7)).await;
     node.expect_ack(&id).await;
-    assert!(node.stored("default/pod").await.is_empty());
+    assert_eq!(node.stored("default/pod").await.len(), 1, "only the old one");
 }
 
 #[tokio::test]
 async fn without_the_cloud_the_node_answers_what_it_has_and_says_what_it_cannot() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let id = node.push_pod("p", 1).await;
     node.expect_ack(&id).await;
     assert_eq!(node.stored("default/pod/p").await[0]["metadata"]["uid"], "uid-p");
@@ -204,7 +217,7 @@ async fn without_the_cloud_the_node_answers_what_it_has_and_says_what_it_cannot(
 
 #[tokio::test]
 async fn answers_are_kept_and_acknowledged_but_errors_never_stand_for_the_object() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     node.connect().await;
     let map = json!({"metadata": {"name": "m", "uid": "u", "resourceVersion": "3"}, "data": {"a": "b"}});
     let query = || ("query", "default/configmap/m", Content::null());
@@ -229,7 +242,7 @@ async fn answers_are_kept_and_acknowledged_but_errors_never_stand_for_the_object
 
 #[tokio::test]
 async fn the_objects_of_a_patch_and_of_a_registration_are_kept() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     node.connect().await;
     let object = json!({"metadata": {"name": "n", "uid": "u", "resourceVersion": "5"}});
     let insert = ("insert", "null/node/n", Content::json(&object).expect("json"));
@@ -247,7 +260,7 @@ async fn the_objects_of_a_patch_and_of_a_registration_are_kept() {
 
 #[tokio::test]
 async fn a_silent_cloud_does_not_take_away_what_the_node_has() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let map = json!({"metadata": {"name": "m", "uid": "u", "resourceVersion": "3"}});
     let id = node.push("edgecontroller", "update", "default/configmap/m", &map).await;
     node.expect_ack(&id).await;
@@ -259,7 +272,7 @@ async fn a_silent_cloud_does_not_take_away_what_the_node_has() {
 
 #[tokio::test]
 async fn at_the_end_what_is_stored_is_acknowledged_still() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let mut ids = Vec::new();
     for number in 0..50 {
         ids.push(node.push_pod(&format!("p{number}"), 1).await);
@@ -270,12 +283,12 @@ async fn at_the_end_what_is_stored_is_acknowledged_still() {
     while node._running.join_next().await.is_some() {}
     let acknowledged = std::iter::from_fn(|| node.hub.try_recv()).count() + 1;
     let rows = node.database.read(|c| c.query_row("SELECT count(*) FROM meta", [], |row| row.get::<_, isize>(0)));
-    assert_eq!(acknowledged as isize, rows.expect("read"), "neither more nor fewer");
+    assert_eq!(acknowledged as isize + 1, rows.expect("read"), "neither more nor fewer");
 }
 
 #[tokio::test]
 async fn a_late_answer_is_kept_then_acknowledged() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let map = json!({"metadata": {"name": "m", "uid": "u", "resourceVersion": "3"}});
     let id = node.push("edgecontroller", "response", "default/configmap/m", &map).await;
     node.expect_ack(&id).await;
@@ -289,11 +302,37 @@ async fn a_late_answer_is_kept_then_acknowledged() {
 
 #[tokio::test]
 async fn the_cloud_gets_edgeds_answer_to_a_volume_operation() {
-    let mut node = Node::start();
+    let mut node = Node::start().await;
     let id = node.push("cloudhub", "createvolume", "default/volume/v", &json!("{}")).await;
     let request = node.next_to_edged().await;
     node.context.respond(compose::error(&request, "volumes are not supported"));
     let answer = node.next_to_cloud().await;
     assert_eq!((answer.header.parent_msg_id, answer.route.resource.as_str()), (id, "default/volume/v"));
     assert_eq!(answer.content, Content::text("volumes are not supported"));
+}
+
+#[tokio::test]
+async fn a_fresh_database_names_the_pods_only_after_the_cloud_has() {
+    let (dir, database) = empty_database();
+    assert!(!holds_pods(&database));
+    let mut node = Node::start_with(dir, database);
+    tokio::time::pause();
+    let list = || compose::message(source::EDGED, group::META, "query", "default/pod", Content::null());
+    let wait = Duration::from_secs(60);
+    let alone = node.context.send_sync(module::META_MANAGER, list(), wait).await.expect("answer");
+    assert_eq!(alone.route.operation, "error", "without the cloud pods that run are left alone");
+
+    let began = tokio::time::Instant::now();
+    node.connect().await;
+    tokio::time::resume();
+    let id = node.push_pod("p", 1).await;
+    node.expect_ack(&id).await;
+    assert_eq!(node.next_to_edged().await.route.resource, "default/pod/p", "but what is sent is run at once");
+    tokio::time::pause();
+    let answer = node.context.send_sync(module::META_MANAGER, list(), wait).await.expect("answer");
+    assert_eq!(answer.content.parse::<Vec<String>>().expect("list").len(), 1);
+    assert!(began.elapsed() >= Duration::from_secs(14), "{:?}", began.elapsed());
+    let began = tokio::time::Instant::now();
+    assert_eq!(node.stored("default/pod").await.len(), 1);
+    assert!(began.elapsed() < Duration::from_secs(1), "from now on at once");
 }

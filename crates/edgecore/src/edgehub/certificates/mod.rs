@@ -116,9 +116,22 @@ pub enum CertificateError {
     /// A request could not be made.
     #[error("the certificate request failed")]
     Request(#[source] CaError),
-    /// TLS refuses them.
-    #[error("the certificates cannot be used for TLS")]
+    /// TLS refuses the CA.
+    #[error("the CA cannot be used for TLS")]
     Tls(#[source] TlsError),
+    /// TLS refuses certificate and key.
+    #[error("{} and {} cannot be used together for TLS: move both away, run `keadm gettoken` in the cloud and write the token to {}", cert.display(), key.display(), bootstrap.display())]
+    Pair {
+        /// The certificate.
+        cert: PathBuf,
+        /// The key.
+        key: PathBuf,
+        /// Where a token is looked for.
+        bootstrap: PathBuf,
+        /// What is wrong with them.
+        #[source]
+        source: Box<TlsError>,
+    },
 }
 
 impl CertificateError {
@@ -172,7 +185,16 @@ impl Certificates {
 
     fn adopt(&mut self, loaded: Loaded) -> Result<Arc<ClientConfig>, CertificateError> {
         self.plan_renewal(&loaded.identity);
-        client(&loaded.ca, Some(&loaded.own)).map_err(CertificateError::Tls)
+        self.client(&loaded)
+    }
+
+    fn client(&self, loaded: &Loaded) -> Result<Arc<ClientConfig>, CertificateError> {
+        client(&loaded.ca, Some(&loaded.own)).map_err(|source| CertificateError::Pair {
+            cert: self.files.cert.clone(),
+            key: self.files.key.clone(),
+            bootstrap: self.bootstrap.clone(),
+            source: Box::new(source),
+        })
     }
 
     /// Resolves once the certificate has been renewed; never when it needs no renewal.
@@ -245,7 +267,7 @@ impl Certificates {
 
     async fn renew(&mut self) -> Result<(), CertificateError> {
         let loaded = self.load()?.ok_or_else(|| self.no_token())?;
-        let tls = client(&loaded.ca, Some(&loaded.own)).map_err(CertificateError::Tls)?;
+        let tls = self.client(&loaded)?;
         let (certificate, key) = self.ask(tls, None).await?;
         self.files.save(&loaded.ca, &certificate, &key)?;
         info!(node = self.node, "the certificate was renewed");
