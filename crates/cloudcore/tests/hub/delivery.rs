@@ -232,7 +232,8 @@ async fn a_node_learns_that_it_was_deleted_and_begins_anew() -> Result<()> {
     cloud.delete("/api/v1/nodes/n1").await?;
     let reason = edge.wait_end(SOON).await?;
     assert!(reason.contains("Node object was deleted"), "{reason}");
-    cloud.delete_pod("old", 0).await?;
+    // Kubernetes itself removes the pods of a Node that is gone.
+    cloud.wait_for(&format!("{PODS}/old"), "the pod to go", Value::is_null).await?;
 
     let edge = cloud.reconnect(&credentials, edge.seen(), "n1").await?;
     let answer = edge.request(request("insert", "null/node/n1", node_object("n1"))).await?;

@@ -271,15 +271,13 @@ impl Driver {
         } else if ["resource", "func"].contains(&group.as_str()) {
             let stores = operation == "insert" || (operation == "update" && SOURCES.contains(&source.as_str()));
             acknowledge = stores || operation == "delete";
-            self.seen.send_modify(|seen| {
-                if operation == "delete" {
-                    seen.rows.remove(&resource);
-                } else {
-                    seen.rows.insert(resource.clone(), received["content"].clone());
-                }
-            });
         }
         self.seen.send_modify(|seen| {
+            if acknowledge && operation == "delete" {
+                seen.rows.remove(&resource);
+            } else if acknowledge && operation != "response" {
+                seen.rows.insert(resource.clone(), received["content"].clone());
+            }
             seen.faults.extend(found);
             seen.received.push(received.clone());
         });
