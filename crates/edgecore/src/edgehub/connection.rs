@@ -61,7 +61,12 @@ pub(super) async fn run(
     };
     match cause {
         HubError::Stopping => sending.finish(inbox, outbox).await,
-        _ => sending.give_back(outbox),
+        _ => {
+            // What somebody waits for is refused, of the rest the newest is kept.
+            let mut queued = std::mem::take(outbox);
+            let waiting = sending.into_unsent().into_iter().chain(std::iter::from_fn(|| queued.take()));
+            waiting.for_each(|message| keep_or_refuse(context, outbox, message));
+        }
     }
     Ended { cause, lasted: Some(began.elapsed()) }
 }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use api::edgecore::EdgeHub as Settings;
 use beehive::{Context, Inbox, compose};
-use link::ws::{Received, Writer};
+use link::ws::{LinkError, Received, Writer};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::error;
 use wire::{Content, MAX_MESSAGE_BYTES, Message, group, kind, operation, source};
 
 use super::outbox::Outbox;
 use super::rate::Rate;
-use super::{HubError, keep_or_refuse, refuse};
+use super::{HubError, refuse};
 
 /// At the end, what the modules still say is sent: until they are quiet for so long …
 const QUIET: Duration = Duration::from_millis(50);
@@ -25,45 +25,47 @@ pub(super) struct Sending<'a> {
     writer: Writer,
     pulse: Pulse,
     rate: Rate,
-    /// A message that waits for the rate, or whose sending failed.
-    held: Option<Message>,
+    /// What is being sent; it stays here when that fails or is broken off.
+    in_hand: Option<Message>,
 }
 
 impl<'a> Sending<'a> {
     pub(super) fn new(settings: &'a Settings, context: &'a Context, writer: Writer, received: Received) -> Self {
         let pulse = Pulse { received, deadline: settings.read_deadline, asked: None };
         let rate = Rate::new(settings.message_qps, settings.message_burst);
-        Self { settings, context, writer, pulse, rate, held: None }
+        Self { settings, context, writer, pulse, rate, in_hand: None }
     }
 
-    /// Sends until the connection breaks.
+    /// Sends until the connection breaks. The bus is read all the time: what may not be sent yet waits in the outbox, and
+    /// what is urgent overtakes it.
     pub(super) async fn run(&mut self, inbox: &mut Inbox, outbox: &mut Outbox) -> HubError {
         let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut allowed_at = Instant::now();
         loop {
-            let may_send = Instant::now() >= allowed_at;
-            tokio::select! {
+            let sent = tokio::select! {
                 biased;
-                _ = heartbeat.tick() => {
-                    if let Err(error) = self.beat().await {
-                        return HubError::Link(error);
-                    }
-                }
+                _ = heartbeat.tick() => self.beat().await,
                 silent = self.pulse.missed() => return HubError::Silent(silent),
-                () = tokio::time::sleep_until(allowed_at), if !may_send => {}
-                message = next(&mut self.held, outbox, inbox), if may_send => {
+                message = inbox.recv(), if outbox.has_room() => match message {
+                    Some(message) if is_urgent(&message) => self.put(message).await,
+                    Some(message) => {
+                        outbox.queue(message);
+                        Ok(())
+                    }
                     // The bus lives longer than this module.
-                    let Some(message) = message else { return HubError::Closed("edgecore ends".to_owned()) };
-                    if !is_urgent(&message) && let Err(at) = self.rate.take() {
+                    None => return HubError::Closed("edgecore ends".to_owned()),
+                },
+                () = tokio::time::sleep_until(allowed_at), if !outbox.is_empty() => match self.rate.take() {
+                    Ok(()) => self.put_next(outbox).await,
+                    Err(at) => {
                         allowed_at = at;
-                        self.held = Some(message);
-                        continue;
+                        Ok(())
                     }
-                    if let Err(error) = self.put(message).await {
-                        return HubError::Link(error);
-                    }
-                }
+                },
+            };
+            if let Err(error) = sent {
+                return HubError::Link(error);
             }
         }
     }
@@ -71,24 +73,27 @@ impl<'a> Sending<'a> {
     /// After the process was asked to stop: what the modules have said, then the end of the connection.
     pub(super) async fn finish(mut self, inbox: &mut Inbox, outbox: &mut Outbox) {
         let last_words = async {
-            while let Ok(Some(message)) = tokio::time::timeout(QUIET, next(&mut self.held, outbox, inbox)).await {
-                if self.put(message).await.is_err() {
-                    return;
-                }
+            while !outbox.is_empty() {
+                self.put_next(outbox).await?;
             }
-            self.writer.close("edgecore stops").await;
+            while let Ok(Some(message)) = tokio::time::timeout(QUIET, inbox.recv()).await {
+                self.put(message).await?;
+            }
+            Ok::<(), LinkError>(())
         };
-        let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
-    }
-
-    /// After the connection broke: the message that was not sent waits with the others.
-    pub(super) fn give_back(self, outbox: &mut Outbox) {
-        if let Some(message) = self.held {
-            keep_or_refuse(self.context, outbox, message);
+        if let Ok(Ok(())) = tokio::time::timeout(LAST_WORDS, last_words).await {
+            self.writer.close("edgecore stops").await;
         }
     }
 
-    async fn put(&mut self, mut message: Message) -> Result<(), link::ws::LinkError> {
+    async fn put_next(&mut self, outbox: &mut Outbox) -> Result<(), LinkError> {
+        match outbox.take() {
+            Some(message) => self.put(message).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn put(&mut self, mut message: Message) -> Result<(), LinkError> {
         // Only the bus knows this mark.
         message.header.sync = false;
         let mut line = message.to_json();
@@ -100,15 +105,19 @@ impl<'a> Sending<'a> {
             refuse(self.context, &message, &format!("{resource} has {bytes} bytes, over the limit of {limit}"));
             return Ok(());
         }
-        let sent = self.writer.send(line).await;
-        if sent.is_err() {
-            self.held = Some(message);
-        }
-        sent
+        self.in_hand = Some(message);
+        self.writer.send(line).await?;
+        self.in_hand = None;
+        Ok(())
+    }
+
+    /// The message that was not sent, after the connection broke.
+    pub(super) fn into_unsent(self) -> Option<Message> {
+        self.in_hand
     }
 
     /// The heartbeat that the cloud expects, and a ping that it must answer.
-    async fn beat(&mut self) -> Result<(), link::ws::LinkError> {
+    async fn beat(&mut self) -> Result<(), LinkError> {
         let ping = Content::text("ping");
         let beat =
             compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, kind::NODE, ping).to_json();
@@ -147,13 +156,6 @@ impl Pulse {
             self.asked = None;
         }
         std::future::pending().await
-    }
-}
-
-async fn next(held: &mut Option<Message>, outbox: &mut Outbox, inbox: &mut Inbox) -> Option<Message> {
-    match held.take().or_else(|| outbox.take()) {
-        Some(message) => Some(message),
-        None => inbox.recv().await,
     }
 }
 

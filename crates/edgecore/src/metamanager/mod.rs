@@ -216,18 +216,23 @@ async fn finish(context: &Context, to_edged: &mpsc::Sender<Message>, message: Me
             true
         }
         Err(error) => {
-            let resource = message.route.resource.as_str();
-            error!(resource, %error, "an object could not be stored; the cloud sends it again");
-            let mut answer = compose::error(&message, &format!("{resource} could not be stored: {error}"));
-            answer.route.source = source::META_MANAGER.to_owned();
-            answer.route.group.clone_from(&message.route.group);
-            forward(context, answer).await;
+            forward(context, not_stored(&message, &error)).await;
             false
         }
     };
     if stored && concerns_edged(&message) {
         hand_over(to_edged, message).await;
     }
+}
+
+/// Tells the cloud that an object is not durable here, and the log.
+fn not_stored(message: &Message, error: &StoreError) -> Message {
+    let resource = message.route.resource.as_str();
+    error!(resource, %error, "an object could not be stored; the cloud sends it again");
+    let mut answer = compose::error(message, &format!("{resource} could not be stored: {error}"));
+    answer.route.source = source::META_MANAGER.to_owned();
+    answer.route.group.clone_from(&message.route.group);
+    answer
 }
 
 fn answer_from(table: &Table, context: &Context, resource: &EdgeResource, message: &Message) {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use beehive::{Context, compose};
+use store::StoreError;
 use tracing::{debug, warn};
 use wire::{AnswerError, Content, EdgeResource, Message, kind, module, operation, source};
 
 use super::table::{Row, Table};
-use super::{refuse, respond};
+use super::{forward, not_stored, refuse, respond};
 
 /// When the node has an object itself, the cloud gets only so long to say that there is a newer one.
 const IF_KEPT: Duration = Duration::from_secs(5);
@@ -35,8 +36,8 @@ impl Remote {
         };
         match (answer, kept) {
             (Ok(answer), _) => {
-                self.keep(&resource, &request, &answer).await;
-                self.acknowledge(&request, &answer).await;
+                let kept = self.keep(&resource, &request, &answer).await;
+                self.acknowledge(&request, &answer, kept).await;
                 respond(&self.context, &request, answer.content);
             }
             (Err(cause), Some(kept)) => {
@@ -56,24 +57,23 @@ impl Remote {
     }
 
     /// An error is never kept as if it were the object; one that says that the object is gone removes it here too.
-    async fn keep(&self, resource: &EdgeResource, request: &Message, answer: &Message) {
+    async fn keep(&self, resource: &EdgeResource, request: &Message, answer: &Message) -> Result<(), StoreError> {
         if answer.content.is_ok() {
             if request.route.operation == operation::DELETE && resource.kind == kind::POD {
                 let uid = precondition_uid(&request.content);
-                self.log(resource, self.table.delete(resource, &uid).await);
+                return self.table.delete(resource, &uid).await;
             }
-            return;
+            return Ok(());
         }
         let object = match answer.content.object() {
             Ok(Some(object)) => object,
-            Ok(None) => return,
+            Ok(None) => return Ok(()),
             Err(AnswerError::Refused(status)) if status.code == 404 && request.route.operation == operation::QUERY => {
-                self.log(resource, self.table.delete(resource, "").await);
-                return;
+                return self.table.delete(resource, "").await;
             }
-            Err(_) => return,
+            Err(_) => return Ok(()),
         };
-        let stored = match resource.kind.as_str() {
+        match resource.kind.as_str() {
             kind::SERVICE_ACCOUNT_TOKEN => self.table.keep_token(resource, &request.content, &object).await,
             // A pod that was deleted meanwhile must not come back.
             kind::POD_PATCH => {
@@ -95,39 +95,33 @@ impl Remote {
                 Some(row) => self.table.put(row).await,
                 None => Ok(()),
             },
-        };
-        self.log(resource, stored);
+        }
     }
 
-    /// The cloud sends again what is not acknowledged: answers to queries, inserts and lease updates.
-    async fn acknowledge(&self, request: &Message, answer: &Message) {
+    /// The cloud sends again what is not acknowledged: answers to queries, inserts and lease updates. What is not durable here
+    /// is not acknowledged, though its requester has it.
+    async fn acknowledge(&self, request: &Message, answer: &Message, kept: Result<(), StoreError>) {
         let verb = request.route.operation.as_str();
         if !matches!(verb, operation::QUERY | operation::INSERT | operation::UPDATE) {
+            if let Err(error) = kept {
+                warn!(resource = request.route.resource, %error, "an answer could not be kept");
+            }
             return;
         }
-        let mut acknowledgement = compose::response(answer, Content::ok());
+        let mut acknowledgement = match kept {
+            Ok(()) => compose::response(answer, Content::ok()),
+            Err(error) => not_stored(answer, &error),
+        };
         if acknowledgement.route.source.is_empty() {
             acknowledgement.route.source = source::EDGE_CONTROLLER.to_owned();
         }
-        if let Err(error) = self.context.send(module::EDGE_HUB, acknowledgement).await {
-            warn!(%error, "an acknowledgement could not be sent");
-        }
-    }
-
-    fn log(&self, resource: &EdgeResource, stored: Result<(), store::StoreError>) {
-        if let Err(error) = stored {
-            warn!(resource = %resource, %error, "an answer could not be kept; it is asked for again after a restart");
-        }
+        forward(&self.context, acknowledgement).await;
     }
 }
 
 /// An answer that nobody waits for any more: the object in it is the newest that the node can have, so it is kept before it is
 /// acknowledged. Tokens are left out, for their request is not known any more.
-pub(super) async fn keep_late(
-    table: &Table,
-    resource: &EdgeResource,
-    answer: &Message,
-) -> Result<(), store::StoreError> {
+pub(super) async fn keep_late(table: &Table, resource: &EdgeResource, answer: &Message) -> Result<(), StoreError> {
     let kept = [kind::CONFIG_MAP, kind::SECRET, kind::PERSISTENT_VOLUME, kind::PERSISTENT_VOLUME_CLAIM];
     match answer.content.object() {
         Ok(Some(object)) if kept.contains(&resource.kind.as_str()) => match Row::read(resource, &object) {
