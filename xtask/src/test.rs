@@ -2,14 +2,13 @@
 
 use anyhow::Result;
 
+use crate::packages;
 use crate::workspace::{cargo, has_program, run};
-use crate::{packages, tidy};
 
-/// Installs what real containers need, builds the programs that the end-to-end tests start, checks the
-/// sources and runs all tests. `filter` goes to the test runner.
+/// Installs what real containers need, builds the programs that the end-to-end tests start, and runs all
+/// tests. `filter` goes to the test runner.
 pub fn all(filter: &[String]) -> Result<()> {
     packages::ensure()?;
-    tidy::quick()?;
     run(cargo().args(["build", "--quiet", "--package", "cloudcore", "--package", "edgecore", "--package", "keadm"]))?;
     if has_program("cargo-nextest") {
         run(cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]).args(filter))
