@@ -221,3 +221,25 @@ async fn a_link_that_is_silently_dead_is_given_up() {
     cloud.send(&update).await.unwrap();
     cloud.reply_to(id(&update)).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_edge_that_lost_its_database_says_so_until_it_has_pods() {
+    let cloud = GoCloud::start().await.unwrap();
+    let mut edge = Edge::joined(&cloud).await;
+    let store = async |number: usize| {
+        let headers = cloud.connection(number).await.unwrap().headers;
+        headers.into_iter().find(|(name, _)| name == "x-ferroedge-store").map(|(_, value)| value)
+    };
+    assert_eq!(store(0).await.as_deref(), Some("empty"));
+    let message = push("update", "default/pod/p", pod("p", 1));
+    cloud.send(&message).await.unwrap();
+    cloud.reply_to(id(&message)).await.unwrap();
+    edge.stop().await;
+    edge.start().await;
+    assert_eq!(store(1).await, None);
+    edge.stop().await;
+    // The cure for a damaged database.
+    std::fs::rename(edge.file("edgecore.db"), edge.file("damaged.db")).unwrap();
+    edge.start().await;
+    assert_eq!(store(2).await.as_deref(), Some("empty"));
+}

@@ -272,6 +272,11 @@ impl GoCloud {
         self.wait(&format!("connection {number}"), |state| state.connections.get(number).cloned()).await
     }
 
+    /// Whether an edge is connected.
+    pub fn is_connected(&self) -> bool {
+        self.shared.state().connections.iter().any(|connection| connection.open)
+    }
+
     /// Connections so far, open or not.
     pub fn connections(&self) -> usize {
         self.shared.state().connections.len()
