@@ -53,10 +53,11 @@ impl Https {
                     text(refused.status, refused.text)
                 }
             },
-            "/ca.crt" | "/edge.crt" => text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed".to_owned()),
+            "/ca.crt" => not_allowed("GET"),
+            "/edge.crt" => not_allowed("GET, POST"),
             path => match path.strip_prefix("/node/") {
                 Some(node) if get => self.node(node).await,
-                Some(_) => text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed".to_owned()),
+                Some(_) => not_allowed("GET"),
                 None => text(StatusCode::NOT_FOUND, "404: Page Not Found".to_owned()),
             },
         }
@@ -149,6 +150,12 @@ fn unauthorized(node: &str, why: &str) -> Refused {
 
 fn failed(node: &str, why: &str) -> Refused {
     Refused { status: StatusCode::INTERNAL_SERVER_ERROR, text: format!("no certificate for node {node:?}: {why}") }
+}
+
+fn not_allowed(allowed: &'static str) -> Response<Body> {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed".to_owned());
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    answer
 }
 
 fn text(status: StatusCode, text: String) -> Response<Body> {

@@ -1,4 +1,4 @@
-//! CloudHub: certificates for nodes (`https`, `certificates`, `register`) and their sessions (`sessions`, [`session`], `lane`).
+//! CloudHub: certificates for nodes (`https`, `certificates`, `register`) and their sessions (`sessions`, [`session`], `lane`, `turns`).
 
 mod certificates;
 mod https;
@@ -6,6 +6,7 @@ mod lane;
 mod register;
 pub mod session;
 mod sessions;
+mod turns;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

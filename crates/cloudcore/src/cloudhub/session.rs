@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 use wire::{Message, group, operation, source};
 
 use super::lane::Lane;
+use super::turns::Turns;
 use crate::edgecontroller::upstream::Upstream;
 use crate::objectsync::Records;
 
@@ -153,6 +154,7 @@ async fn write(handle: &SessionHandle, writer: &mut Writer) -> String {
 
 async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, tasks: &TaskTracker) -> String {
     let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let mut turns = Turns::default();
     let mut alive_until = tokio::time::Instant::now() + services.keepalive;
     loop {
         let incoming = match tokio::time::timeout_at(alive_until, reader.next()).await {
@@ -183,11 +185,13 @@ async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, 
             // The session goes on existing as long as its requests are carried out.
             let Ok(place) = places.clone().acquire_owned().await else { return "cloudcore ends".to_owned() };
             let (handle, upstream) = (handle.clone(), services.upstream.clone());
+            let mut turn = turns.queue(&request.route.resource);
             tasks.spawn(async move {
+                turn.come().await;
                 if let Some(answer) = upstream.handle(handle.node(), &request).await {
                     handle.answer(answer);
                 }
-                drop(place);
+                drop((turn, place));
             });
         }
     }

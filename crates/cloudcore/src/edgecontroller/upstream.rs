@@ -6,6 +6,7 @@ use beehive::compose;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 use wire::{Content, EdgeResource, ErrorAnswer, Message, ObjectResp, Status, kind, operation, source};
 
@@ -14,6 +15,8 @@ use super::view::View;
 use crate::kubernetes::{Kubernetes, KubernetesError, parse};
 
 const STRATEGIC: &str = "strategic-merge-patch";
+/// Calls of the API for nodes at the same time.
+const MAX_CALLS: usize = 256;
 /// Labels with these prefixes a node may not give itself on a real API server.
 const PROTECTED: &str = "kubernetes.io";
 
@@ -22,6 +25,7 @@ const PROTECTED: &str = "kubernetes.io";
 pub struct Upstream {
     kubernetes: Kubernetes,
     view: Arc<View>,
+    calls: Arc<Semaphore>,
 }
 
 /// How the answer to a request is shaped.
@@ -39,7 +43,7 @@ enum Shape {
 impl Upstream {
     /// On this API, with this knowledge of pods.
     pub fn new(kubernetes: Kubernetes, view: Arc<View>) -> Self {
-        Self { kubernetes, view }
+        Self { kubernetes, view, calls: Arc::new(Semaphore::new(MAX_CALLS)) }
     }
 
     /// Carries out a request of a node; the answer, if one is due.
@@ -59,7 +63,10 @@ impl Upstream {
             warn!(node, resource = %resource, operation = message.route.operation, why, "a request was refused");
             return reply(message, shape, Err(Status::failure(403, "Forbidden", why)));
         }
+        // First come, first served, and few per node at once: no node holds the others up for long.
+        let place = self.calls.acquire().await.ok()?;
         let result = self.carry_out(node, &resource, message).await;
+        drop(place);
         if let Err(status) = &result {
             debug!(node, resource = %resource, reason = status.reason, message = status.message, "a request failed");
         }

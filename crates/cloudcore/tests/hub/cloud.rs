@@ -39,8 +39,10 @@ pub struct Cloud {
     running: Option<Running>,
 }
 
-struct Running {
-    addresses: Addresses,
+/// A running cloudcore; dropping it is a crash.
+pub struct Running {
+    /// Where it listens.
+    pub addresses: Addresses,
     stopping: CancellationToken,
     task: JoinHandle<Result<()>>,
     /// Its own, so that it can die as a process does.
@@ -63,6 +65,13 @@ impl Cloud {
 
     /// Both; `hub` is added below `modules.cloudHub`.
     pub async fn start_with(hub: &str) -> Result<Self> {
+        let mut cloud = Self::start_without_hub().await?;
+        cloud.start_hub(hub).await?;
+        Ok(cloud)
+    }
+
+    /// The embedded Kubernetes alone.
+    pub async fn start_without_hub() -> Result<Self> {
         log();
         link::tls::install_provider();
         let dir = tempfile::tempdir()?;
@@ -70,13 +79,18 @@ impl Cloud {
         let plane =
             controlplane::start(Options::new(dir.path().join("kubernetes"), listen), CancellationToken::new()).await?;
         let cluster = Cluster::open(plane.kubeconfig_path())?;
-        let mut cloud = Self { cluster, plane, dir, running: None };
-        cloud.start_hub(hub).await?;
-        Ok(cloud)
+        Ok(Self { cluster, plane, dir, running: None })
     }
 
     /// cloudcore alone; returns when it listens and its token is published.
     pub async fn start_hub(&mut self, hub: &str) -> Result<()> {
+        self.running = Some(self.start_replica(hub).await?);
+        let cluster = self.cluster.clone();
+        self.cluster.wait("a join token", SOON, || cluster.has_token()).await
+    }
+
+    /// One more cloudcore; returns when it listens.
+    pub async fn start_replica(&self, hub: &str) -> Result<Running> {
         let config = Config::parse(&config(self.dir.path(), hub), Path::new("cloudcore.yaml"))?;
         let kubernetes = Kubernetes::connect(Some(self.plane.cloudcore_kubeconfig_path())).await?;
         let stopping = CancellationToken::new();
@@ -89,9 +103,7 @@ impl Cloud {
             Ok(addresses) => addresses,
             Err(_) => return (&mut running.task).await?.and(Err(anyhow!("cloudcore ended"))),
         };
-        self.running = Some(running);
-        let cluster = self.cluster.clone();
-        self.cluster.wait("a join token", SOON, || cluster.has_token()).await
+        Ok(running)
     }
 
     /// Stops cloudcore in order; the embedded Kubernetes goes on.

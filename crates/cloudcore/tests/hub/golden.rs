@@ -75,19 +75,72 @@ async fn ask(edge: &GoEdge, replay: &mut Replay, frame: &Frame, recording: &[Fra
 async fn expect_push(edge: &GoEdge, replay: &mut Replay, frame: &Frame) -> Result<Vec<String>> {
     let resource = replay.translate(&json!(frame.route("resource")));
     let resource = resource.as_str().unwrap_or_default();
+    let uid = replay.translate(&frame.message["content"]["metadata"]["uid"]);
+    let knows_uid = uid != frame.message["content"]["metadata"]["uid"];
+    let terminates = frame.route("operation") == "update" && is_terminating(&frame.message["content"]);
+    let is_it = |push: &Value| {
+        (push["route"]["operation"] == "delete") == (frame.route("operation") == "delete")
+            && (!knows_uid || push["content"]["metadata"]["uid"] == uid)
+            && (!terminates || is_terminating(&push["content"]))
+    };
+    let what = format!("{} of {resource}, uid {uid}", frame.route("operation"));
     let push = edge
-        .wait(&format!("{} of {resource}", frame.route("operation")), SOON, |seen| {
-            seen.pushes(resource).last().map(|push| (*push).clone())
-        })
+        .wait(&what, SOON, |seen| seen.pushes(resource).into_iter().rev().find(|push| is_it(push)).cloned())
         .await?;
     // Insert and update mean the same to an edge.
     let mut recorded = frame.message.clone();
-    if push["route"]["operation"] == "insert" && recorded["route"]["operation"] == "update" {
-        recorded["route"]["operation"] = "insert".into();
+    if recorded["route"]["operation"] != "delete" {
+        recorded["route"]["operation"] = push["route"]["operation"].clone();
     }
     let told = replay.differences(&recorded, &push);
     replay.learn(&recorded["content"], &push["content"]);
     Ok(told.into_iter().map(|told| format!("push of {resource}: {told}")).collect())
+}
+
+fn is_terminating(object: &Value) -> bool {
+    object["metadata"]["deletionTimestamp"].is_string()
+}
+
+/// A static pod's mirror: reported, deleted in the cloud, reported again, gone with its manifest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_pod_has_its_mirror() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, _) = cloud.edge("go-edge").await?;
+    let recording = frames("wire-static-pod")?;
+    let mut replay = Replay::new("go-edge");
+    let node = cloud.get("/api/v1/nodes/go-edge").await?;
+    for owner in recording[0].message["content"]["metadata"]["ownerReferences"].as_array().into_iter().flatten() {
+        replay.substitute(owner["uid"].as_str().context("uid")?, node["metadata"]["uid"].as_str().context("uid")?);
+    }
+    let pods = "/api/v1/namespaces/default/pods";
+    let mut differences = Vec::new();
+    for frame in recording.iter().filter(|frame| frame.parent().is_empty()) {
+        if frame.direction == Direction::FromEdge {
+            differences.extend(ask(&edge, &mut replay, frame, &recording).await?);
+            continue;
+        }
+        let content = &frame.message["content"];
+        // Upstream's API server shows the last grace period of 0 for a moment.
+        if is_terminating(content)
+            && content["metadata"]["deletionGracePeriodSeconds"] == 0
+            && frame.route("operation") == "update"
+        {
+            continue;
+        }
+        let live = cloud.get(&format!("{pods}/static-go-edge")).await.unwrap_or_default();
+        if frame.step.starts_with("mirror pod deleted")
+            && is_terminating(content)
+            && live.is_object()
+            && !is_terminating(&live)
+        {
+            cloud.delete_pod("static-go-edge", 30).await?;
+        }
+        differences.extend(expect_push(&edge, &mut replay, frame).await?);
+    }
+    assert_eq!(differences, Vec::<String>::new());
+    cloud.wait_for(&format!("{pods}/static-go-edge"), "the mirror to go", Value::is_null).await?;
+    assert_eq!(edge.seen().faults, Vec::<String>::new());
+    Ok(())
 }
 
 /// The recorded pod, for our scheduler to bind; without effect when it is there.

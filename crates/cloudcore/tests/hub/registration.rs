@@ -11,10 +11,10 @@ use link::rustls::pki_types::CertificateDer;
 use link::tls::{self, Certificate};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use ring::hmac;
-use testkit::go_edge::{http, registration, renew};
+use testkit::go_edge::{GoEdge, http, registration, renew, request};
 use testkit::golden::{Exchange, exchanges};
 
-use crate::cloud::Cloud;
+use crate::cloud::{Cloud, SOON, node_object, pod};
 
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
@@ -177,6 +177,24 @@ async fn a_new_name_gives_a_new_server_certificate_of_the_same_ca() -> Result<()
     assert_eq!(cloud.secret("cloudcoresecret", "cloudcoredata").await?, after);
     // An older token stays good until its end.
     cloud.register("n2").await?;
+    Ok(())
+}
+
+/// Upstream's replicas each make a CA, and one of them ends with one that nobody trusts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_that_start_together_share_their_ca() -> Result<()> {
+    let cloud = Cloud::start_without_hub().await?;
+    let (one, two) = tokio::try_join!(cloud.start_replica(""), cloud.start_replica(""))?;
+    cloud.cluster.wait("a join token", SOON, || cloud.cluster.has_token()).await?;
+    let token = cloud.token().await?;
+    let credentials = registration::register(one.addresses.https, &token, "n1").await?;
+    registration::fetch_ca(two.addresses.https, &token).await?;
+    // A certificate of one is good at the other, and what is pushed there arrives.
+    let edge = GoEdge::connect(two.addresses.websocket, &credentials, "n1").await?;
+    let answer = edge.request(request("insert", "null/node/n1", node_object("n1"))).await?;
+    assert!(answer["content"]["Err"].is_null(), "{answer}");
+    cloud.create("/api/v1/namespaces/default/pods", &pod("web", "n1")).await?;
+    edge.wait("its pod", SOON, |seen| seen.rows.get("default/pod/web").cloned()).await?;
     Ok(())
 }
 
