@@ -57,6 +57,10 @@ impl Outbox {
         self.messages.messages.is_empty() && self.events.messages.is_empty()
     }
 
+    pub(super) fn has_only_events(&self) -> bool {
+        self.messages.messages.is_empty()
+    }
+
     /// The next message.
     pub(super) fn take(&mut self) -> Option<Message> {
         self.messages.remove(0).or_else(|| self.events.remove(0))

@@ -19,19 +19,21 @@ impl Rate {
         Self { per_second: f64::from(per_second), burst, left: burst, at: Instant::now() }
     }
 
-    /// Takes a token; or tells when there will be one.
-    pub(super) fn take(&mut self) -> Result<(), Instant> {
-        if self.per_second == 0.0 {
-            return Ok(());
-        }
+    /// When a token may be taken so that this part of the burst (0 to 1) is left for others.
+    pub(super) fn ready_at(&mut self, reserve: f64) -> Instant {
         let now = Instant::now();
+        if self.per_second == 0.0 {
+            return now;
+        }
         self.left = (self.left + now.duration_since(self.at).as_secs_f64() * self.per_second).min(self.burst);
         self.at = now;
-        if self.left >= 1.0 {
-            self.left -= 1.0;
-            return Ok(());
-        }
-        Err(now + Duration::from_secs_f64((1.0 - self.left) / self.per_second))
+        let needed = (1.0 + reserve * self.burst).min(self.burst);
+        now + Duration::from_secs_f64((needed - self.left).max(0.0) / self.per_second)
+    }
+
+    /// Takes a token.
+    pub(super) fn take(&mut self) {
+        self.left -= 1.0;
     }
 }
 
@@ -39,16 +41,27 @@ impl Rate {
 mod tests {
     use super::*;
 
+    async fn send(rate: &mut Rate, messages: usize, reserve: f64) -> Duration {
+        let start = Instant::now();
+        for _ in 0..messages {
+            tokio::time::sleep_until(rate.ready_at(reserve)).await;
+            rate.take();
+        }
+        start.elapsed()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_burst_then_a_rate() {
-        let mut rate = Rate::new(10, 3);
-        let start = Instant::now();
-        for _ in 0..13 {
-            while let Err(at) = rate.take() {
-                tokio::time::sleep_until(at).await;
-            }
-        }
-        let took = start.elapsed();
+        let took = send(&mut Rate::new(10, 3), 13, 0.0).await;
         assert!(took >= Duration::from_millis(990) && took <= Duration::from_millis(1100), "{took:?}");
+        assert_eq!(send(&mut Rate::new(0, 3), 10_000, 0.0).await, Duration::ZERO, "no limit");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_is_left_for_others() {
+        let mut rate = Rate::new(30, 60);
+        assert!(send(&mut rate, 100, 0.75).await > Duration::from_secs(2));
+        assert_eq!(send(&mut rate, 44, 0.0).await, Duration::ZERO, "three quarters are there for others");
+        assert!(send(&mut Rate::new(30, 1), 10, 0.75).await > Duration::ZERO, "but nobody waits for ever");
     }
 }

@@ -13,6 +13,9 @@ use super::outbox::Outbox;
 use super::rate::Rate;
 use super::{HubError, refuse};
 
+/// The part of the sending rate's burst that events leave for requests and status: many pods that start at once make many
+/// events.
+const KEPT_FROM_EVENTS: f64 = 0.75;
 /// At the end, what the modules still say is sent: until they are quiet for so long …
 const QUIET: Duration = Duration::from_millis(50);
 /// … or this is over.
@@ -41,8 +44,9 @@ impl<'a> Sending<'a> {
     pub(super) async fn run(&mut self, inbox: &mut Inbox, outbox: &mut Outbox) -> HubError {
         let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut allowed_at = Instant::now();
         loop {
+            let reserve = if outbox.has_only_events() { KEPT_FROM_EVENTS } else { 0.0 };
+            let ready_at = self.rate.ready_at(reserve);
             let sent = tokio::select! {
                 biased;
                 _ = heartbeat.tick() => self.beat().await,
@@ -56,13 +60,10 @@ impl<'a> Sending<'a> {
                     // The bus lives longer than this module.
                     None => return HubError::Closed("edgecore ends".to_owned()),
                 },
-                () = tokio::time::sleep_until(allowed_at), if !outbox.is_empty() => match self.rate.take() {
-                    Ok(()) => self.put_next(outbox).await,
-                    Err(at) => {
-                        allowed_at = at;
-                        Ok(())
-                    }
-                },
+                () = tokio::time::sleep_until(ready_at), if !outbox.is_empty() => {
+                    self.rate.take();
+                    self.put_next(outbox).await
+                }
             };
             if let Err(error) = sent {
                 return HubError::Link(error);
