@@ -19,6 +19,7 @@ pub(super) async fn read(mut reader: Reader, context: Context) -> HubError {
                     error!(%error, cause, bytes = frame.len(), "the cloud sent what is no message; it is left out");
                 }
             },
+            Ok(Incoming::Closed(reason)) if reason.is_empty() => return HubError::Closed("no reason given".to_owned()),
             Ok(Incoming::Closed(reason)) => return HubError::Closed(reason),
             Err(error) => return HubError::Link(error),
         }
