@@ -135,13 +135,14 @@ async fn stopping_is_quick_and_clean() {
     assert_eq!(cloud.complaints(), Vec::<String>::new());
 }
 
+type Pair = Arc<(TcpStream, TcpStream)>;
+
 /// A line between edge and cloud that can go silent without closing.
 struct Line {
     address: SocketAddr,
     links: Arc<Mutex<JoinSet<()>>>,
-    /// Sockets that nobody reads any more.
-    held: Vec<Arc<(TcpStream, TcpStream)>>,
-    pairs: Arc<Mutex<Vec<Arc<(TcpStream, TcpStream)>>>>,
+    /// Kept open, also when nobody passes anything on any more.
+    _pairs: Arc<Mutex<Vec<Pair>>>,
     _accepting: JoinSet<()>,
 }
 
@@ -164,12 +165,11 @@ impl Line {
                 all.spawn(async move { pump(&back.1, &back.0).await });
             }
         });
-        Self { address, links, held: Vec::new(), pairs, _accepting: accepting }
+        Self { address, links, _pairs: pairs, _accepting: accepting }
     }
 
     /// Nothing passes any more on the connections that stand; new ones work.
-    async fn go_silent(&mut self) {
-        self.held.append(&mut *self.pairs.lock().await);
+    async fn go_silent(&self) {
         self.links.lock().await.shutdown().await;
     }
 }
@@ -204,7 +204,7 @@ async fn pump(from: &TcpStream, to: &TcpStream) {
 async fn a_link_that_is_silently_dead_is_given_up() {
     let (log, _guard) = Log::start();
     let cloud = GoCloud::start().await.unwrap();
-    let mut line = Line::to(&cloud).await;
+    let line = Line::to(&cloud).await;
     let mut edge = Edge::with(&cloud, |settings| settings.server = line.address.to_string());
     edge.put_token(&cloud.token());
     edge.start().await;
