@@ -155,7 +155,7 @@ async fn frames_that_are_no_messages_are_left_out() {
 
 #[tokio::test]
 async fn a_frame_over_the_limit_costs_the_connection_and_no_more() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let edge = Edge::joined(&cloud).await;
     let mut giant = pod("giant", 1);
@@ -250,7 +250,7 @@ async fn recorded_messages_are_acknowledged_as_the_go_edge_did() {
 
 #[tokio::test]
 async fn what_cannot_be_stored_is_refused_and_taken_when_it_comes_again() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let edge = Edge::joined(&cloud).await;
     acknowledged(&cloud, &push("update", "default/pod/small", pod("small", 1))).await;

@@ -62,7 +62,7 @@ async fn a_certificate_is_used_again() {
 
 #[tokio::test]
 async fn without_certificate_and_token_the_user_is_told_what_to_do() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     edge.start().await;
@@ -73,7 +73,7 @@ async fn without_certificate_and_token_the_user_is_told_what_to_do() {
 
 #[tokio::test]
 async fn an_expired_token_is_called_that() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     edge.put_token(&cloud.token_until(1_700_000_000));
@@ -86,7 +86,7 @@ async fn an_expired_token_is_called_that() {
 
 #[tokio::test]
 async fn a_garbled_token_is_called_that() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     edge.put_token("kubeadm-token.abc");
@@ -98,7 +98,7 @@ async fn a_garbled_token_is_called_that() {
 
 #[tokio::test]
 async fn a_token_with_a_wrong_signature_is_refused_with_a_cure() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     let token = cloud.token();
@@ -111,7 +111,7 @@ async fn a_token_with_a_wrong_signature_is_refused_with_a_cure() {
 
 #[tokio::test]
 async fn the_token_of_another_cloud_is_not_sent() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let other = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
@@ -125,7 +125,7 @@ async fn the_token_of_another_cloud_is_not_sent() {
 
 #[tokio::test]
 async fn the_certificate_of_another_node_is_not_used() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     let issued = cloud.authority().issue_client("system:node:other", "system:nodes", YEAR).unwrap();
@@ -139,7 +139,7 @@ async fn the_certificate_of_another_node_is_not_used() {
 
 #[tokio::test]
 async fn an_expired_certificate_is_called_that() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     let name = format!("system:node:{NODE}");
@@ -153,7 +153,7 @@ async fn an_expired_certificate_is_called_that() {
 
 #[tokio::test]
 async fn a_key_that_does_not_fit_is_called_that() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     let name = format!("system:node:{NODE}");
@@ -167,7 +167,7 @@ async fn a_key_that_does_not_fit_is_called_that() {
 
 #[tokio::test]
 async fn damaged_certificate_files_are_named_with_a_cure() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::joined(&cloud).await;
     edge.stop().await;
@@ -181,7 +181,7 @@ async fn damaged_certificate_files_are_named_with_a_cure() {
 
 #[tokio::test]
 async fn a_cloud_with_another_ca_is_called_that() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let first = GoCloud::start().await.unwrap();
     let second = GoCloud::start().await.unwrap();
     let mut edge = Edge::joined(&first).await;
@@ -194,7 +194,7 @@ async fn a_cloud_with_another_ca_is_called_that() {
 
 #[tokio::test]
 async fn a_bad_token_does_no_harm_to_a_good_certificate() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::joined(&cloud).await;
     edge.stop().await;
@@ -237,7 +237,7 @@ async fn a_certificate_is_renewed_with_itself() {
 
 #[tokio::test]
 async fn a_certificate_that_the_cloud_refuses_is_told_with_a_cure() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let other = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
@@ -250,7 +250,7 @@ async fn a_certificate_that_the_cloud_refuses_is_told_with_a_cure() {
 
 #[tokio::test]
 async fn an_edge_may_be_there_before_its_cloud() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let mut cloud = GoCloud::start().await.unwrap();
     cloud.kill().await;
     let mut edge = Edge::new(&cloud);
@@ -264,7 +264,7 @@ async fn an_edge_may_be_there_before_its_cloud() {
 
 #[tokio::test]
 async fn no_secret_is_ever_logged() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::new(&cloud);
     let token = cloud.token_until(1_700_000_000);

@@ -14,7 +14,7 @@ use crate::support::{Edge, Log, eventually, id, pod, push};
 
 #[tokio::test]
 async fn a_killed_cloud_is_noticed_and_found_again() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let mut cloud = GoCloud::start().await.unwrap();
     let edge = Edge::joined(&cloud).await;
     cloud.kill().await;
@@ -202,7 +202,7 @@ async fn pump(from: &TcpStream, to: &TcpStream) {
 
 #[tokio::test]
 async fn a_link_that_is_silently_dead_is_given_up() {
-    let (log, _guard) = Log::start();
+    let log = Log::start();
     let cloud = GoCloud::start().await.unwrap();
     let line = Line::to(&cloud).await;
     let mut edge = Edge::with(&cloud, |settings| settings.server = line.address.to_string());

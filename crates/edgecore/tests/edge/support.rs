@@ -1,9 +1,10 @@
 //! An edge in a folder of its own: EdgeHub and MetaManager, with a module in edged's place that keeps what it is told.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use api::edgecore::Config;
@@ -17,7 +18,6 @@ use testkit::go_cloud::GoCloud;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::fmt::MakeWriter;
 use wire::{Content, Message, group, kind, operation, source};
 
 pub const NODE: &str = "edge-1";
@@ -285,20 +285,25 @@ pub fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// The log of the thread on which it was started; a test and everything in it run on one.
-#[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The log of this thread; a test and everything in it run on one. One subscriber serves all threads, for the interest in a line
+/// is remembered for the whole process.
+pub struct Log;
 
 impl Log {
-    pub fn start() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
-        let guard = tracing::subscriber::set_default(subscriber);
-        (log, guard)
+    pub fn start() -> Self {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| tracing_subscriber::fmt().with_writer(|| ThisThread).with_ansi(false).init());
+        LINES.with_borrow_mut(Vec::clear);
+        Self
     }
 
+    #[allow(clippy::unused_self, reason = "whoever reads has started it")]
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        LINES.with_borrow(|lines| String::from_utf8_lossy(lines).into_owned())
     }
 
     /// Waits for a line that has all these words.
@@ -315,21 +320,16 @@ impl Log {
     }
 }
 
-impl Write for Log {
+struct ThisThread;
+
+impl Write for ThisThread {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        LINES.with_borrow_mut(|lines| lines.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }
 
