@@ -8,6 +8,8 @@ use super::view::View;
 
 /// Where nodes keep their leases.
 const LEASES: &str = "kube-node-lease";
+/// Signs for the servers of nodes.
+const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 
 /// Whether the node may make this request; otherwise why not.
 ///
@@ -17,10 +19,14 @@ pub fn check(view: &View, node: &str, resource: &EdgeResource, message: &Message
     let name = resource.name();
     let namespace = resource.namespace.as_str();
     let no = |why: String| Err(format!("node {node} may not {} {resource}: {why}", message.route.operation));
+    // Both become part of a URL of the API: `pods/x?y` would be the pod x, and `pods/` all of them.
+    if !is_segment(namespace) || !is_segment(name) {
+        return no("namespace and name must be there and consist of lower-case letters, digits, '-' and '.'".to_owned());
+    }
     match resource.kind.as_str() {
         kind::NODE | kind::NODE_PATCH | kind::NODE_STATUS if name == node => Ok(()),
         kind::NODE | kind::NODE_PATCH | kind::NODE_STATUS => no("it is another node".to_owned()),
-        kind::LEASE if namespace == LEASES && name == node => Ok(()),
+        kind::LEASE if namespace == LEASES && name == node => own_lease(node, message).or_else(no),
         kind::LEASE => no(format!("only {LEASES}/{node} is its own")),
         kind::POD if message.route.operation == operation::INSERT => mirror_pod(node, message).or_else(no),
         kind::POD | kind::POD_PATCH | kind::POD_STATUS => match view.read().get(namespace, name) {
@@ -43,7 +49,8 @@ pub fn check(view: &View, node: &str, resource: &EdgeResource, message: &Message
         }
         kind::SERVICE_ACCOUNT_TOKEN => token(view, node, namespace, name, message).or_else(no),
         kind::EVENT => event(view, node, message).or_else(no),
-        kind::PERSISTENT_VOLUME | kind::VOLUME_ATTACHMENT | kind::CERTIFICATE_SIGNING_REQUEST => Ok(()),
+        kind::CERTIFICATE_SIGNING_REQUEST => serving_request(message).or_else(no),
+        kind::PERSISTENT_VOLUME | kind::VOLUME_ATTACHMENT => Ok(()),
         other => no(format!("resource type {other:?} is not known")),
     }
 }
@@ -60,9 +67,42 @@ pub fn check_answer(view: &View, node: &str, resource: &EdgeResource, object: &V
             view.read().refers(node, &text("namespace"), &Reference { kind: Kind::Claim, name: text("name") })
         }
         kind::VOLUME_ATTACHMENT => object["spec"]["nodeName"] == node,
+        kind::CERTIFICATE_SIGNING_REQUEST => object["spec"]["signerName"] == SERVING_SIGNER,
         _ => true,
     };
     if allowed { Ok(()) } else { Err(format!("node {node} may not read {resource}: no pod on it uses that")) }
+}
+
+/// A segment of a path that the API cannot take for anything else.
+fn is_segment(text: &str) -> bool {
+    let is_good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    (1..=253).contains(&text.len()) && text.bytes().all(is_good) && text.bytes().any(|byte| byte != b'.')
+}
+
+/// The lease that is written must be the one that was asked for.
+fn own_lease(node: &str, message: &Message) -> Result<(), String> {
+    if message.route.operation == operation::QUERY {
+        return Ok(());
+    }
+    let lease: Value = message.content.parse().map_err(|_| "the content is no lease".to_owned())?;
+    let names = |field: &str, wanted: &str| lease["metadata"][field].as_str().is_none_or(|found| found == wanted);
+    if lease["metadata"]["name"] == node && names("namespace", LEASES) {
+        return Ok(());
+    }
+    Err("the content is the lease of another".to_owned())
+}
+
+/// A node asks for certificates of its own servers only.
+fn serving_request(message: &Message) -> Result<(), String> {
+    if message.route.operation == operation::QUERY {
+        return Ok(());
+    }
+    let request: Value =
+        message.content.parse().map_err(|_| "the content is no CertificateSigningRequest".to_owned())?;
+    if request["spec"]["signerName"] == SERVING_SIGNER {
+        return Ok(());
+    }
+    Err(format!("the signer must be {SERVING_SIGNER}"))
 }
 
 /// A node reports its static pods as mirrors, on itself.
@@ -147,9 +187,20 @@ mod tests {
             ("insert", "null/node/n1", json!({}), true),
             ("insert", "null/node/n2", json!({}), false),
             ("patch", "null/nodepatch/n2", json!("{}"), false),
-            ("update", "kube-node-lease/lease/n1", json!({}), true),
+            ("update", "kube-node-lease/lease/n1", json!({"metadata": {"name": "n1"}}), true),
+            ("insert", "kube-node-lease/lease/n1", json!({"metadata": {"name": "n2"}}), false),
+            ("insert", "kube-node-lease/lease/n1", json!({}), false),
+            ("query", "kube-node-lease/lease/n1", Value::Null, true),
             ("update", "kube-node-lease/lease/n2", json!({}), false),
             ("update", "default/lease/n1", json!({}), false),
+            ("insert", "default/certificatesigningrequest/x", json!({"spec": {"signerName": SERVING_SIGNER}}), true),
+            ("insert", "default/certificatesigningrequest/x", json!({"spec": {"signerName": "x/admin"}}), false),
+            ("delete", "web/pod", json!({}), false),
+            ("delete", "web/pod/?", json!({}), false),
+            ("delete", "web/pod/b?a", json!({}), false),
+            ("delete", "web/pod/b%3fa", json!({}), false),
+            ("delete", "web/pod/..", json!({}), false),
+            ("delete", "web?/pod/gone", json!({}), false),
             ("patch", "web/podpatch/a", json!("{}"), true),
             ("patch", "web/podpatch/b", json!("{}"), false),
             ("delete", "web/pod/b", json!({}), false),

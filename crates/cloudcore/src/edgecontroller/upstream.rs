@@ -126,7 +126,8 @@ impl Upstream {
             }
         };
         let object = done.map_err(|error| error.to_status())?;
-        if matches!(resource.kind.as_str(), kind::PERSISTENT_VOLUME | kind::VOLUME_ATTACHMENT) {
+        let to_check = [kind::PERSISTENT_VOLUME, kind::VOLUME_ATTACHMENT, kind::CERTIFICATE_SIGNING_REQUEST];
+        if to_check.contains(&resource.kind.as_str()) {
             let value = parse(&object).map_err(|error| error.to_status())?;
             authorize::check_answer(&self.view, node, resource, &value)
                 .map_err(|why| Status::failure(403, "Forbidden", why))?;

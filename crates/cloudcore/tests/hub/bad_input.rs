@@ -101,6 +101,12 @@ async fn a_node_reaches_nothing_of_another() -> Result<()> {
         ("update", "kube-node-lease/lease/victim", json!({})),
         ("patch", "default/podpatch/theirs", json!("{\"status\":{\"phase\":\"Failed\"}}")),
         ("delete", "default/pod/theirs", json!({"gracePeriodSeconds": 0})),
+        // Each of these would be another URL of the API than the path says.
+        ("delete", "default/pod", json!({"gracePeriodSeconds": 0})),
+        ("delete", "default/pod/?", json!({"gracePeriodSeconds": 0})),
+        ("delete", "default/pod/theirs?x", json!({"gracePeriodSeconds": 0})),
+        ("delete", "default/pod/%74heirs", json!({"gracePeriodSeconds": 0})),
+        ("insert", "kube-node-lease/lease/curious", json!({"metadata": {"name": "victim"}})),
         ("query", "default/configmap/theirs", Value::Null),
         ("query", "kubeedge/secret/casecret", Value::Null),
         ("query", "default/serviceaccounttoken/default", token),

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use testkit::go_edge::channel::Channel;
 use testkit::go_edge::{Behaviour, GoEdge, Seen, request};
 
 use crate::cloud::{Cloud, SOON, config_map, node_object, pod};
 use crate::golden::wait_same;
 
+/// Objects that are sent to a node before it acknowledges one.
+const WINDOW: usize = 16;
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const SYNCS: &str = "/apis/reliablesyncs.kubeedge.io/v1alpha1/namespaces/default/objectsyncs";
@@ -205,6 +208,29 @@ async fn what_is_not_acknowledged_is_sent_again_with_the_same_id() -> Result<()>
     cloud.create(PODS, &pod("other", "n2")).await?;
     row(&other, "default/pod/other").await?;
     no_faults(edge).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_does_not_read_holds_up_nobody() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (first, credentials) = cloud.edge("stuck").await?;
+    drop(first);
+    let tls = link::tls::client(&credentials.ca, Some(&credentials.own))?;
+    let stuck = Channel::open(cloud.addresses().websocket, tls, "stuck").await?;
+    // More than fits the sockets' buffers.
+    let mut large = pod("large", "stuck");
+    large["metadata"]["annotations"] = json!({"ballast": "x".repeat(200_000)});
+    for n in 0..WINDOW {
+        large["metadata"]["name"] = json!(format!("large-{n}"));
+        cloud.create(PODS, &large).await?;
+    }
+    let (other, _) = cloud.edge("other").await?;
+    let began = std::time::Instant::now();
+    cloud.create(PODS, &pod("web", "other")).await?;
+    row(&other, "default/pod/web").await?;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    drop(stuck);
+    no_faults(other).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
