@@ -12,8 +12,9 @@ const QUEUE: usize = 256;
 /// Jobs in one transaction at most, so that the first of them does not wait for ever.
 const BATCH: usize = 128;
 
-/// A job with its way to report. It is called within the transaction and gives what to do after the commit.
-type Job = Box<dyn FnOnce(&Connection) -> Report + Send>;
+/// A job with its way to report. It is called within the transaction, or with the reason why there is none, and gives what to
+/// do after the commit.
+type Job = Box<dyn FnOnce(Result<&Connection, CommitFailed>) -> Report + Send>;
 /// Tells the caller how it ended: the commit's error, if it failed.
 type Report = Box<dyn FnOnce(Result<(), CommitFailed>) + Send>;
 
@@ -47,7 +48,7 @@ impl Writer {
     {
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let result = in_savepoint(connection, job);
+            let result = connection.map_err(CommitFailed::into_error).and_then(|c| in_savepoint(c, job));
             Box::new(move |committed| {
                 let result = match (result, committed) {
                     (Ok(value), Ok(())) => {
@@ -89,19 +90,24 @@ impl CommitFailed {
 
 fn work(connection: Connection, mut waiting: mpsc::Receiver<Job>) {
     while let Some(first) = waiting.blocking_recv() {
-        let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| CommitFailed::of(&error));
-        let mut reports = vec![first(&connection)];
+        if let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
+            // Outside of a transaction every job would be committed on its own, behind everybody's back.
+            let failed = CommitFailed::of(&error);
+            first(Err(failed.clone()))(Err(failed));
+            continue;
+        }
+        let mut reports = vec![first(Ok(&connection))];
+        // A full disk ends the transaction; what still waits goes into the next one.
         while reports.len() < BATCH
+            && !connection.is_autocommit()
             && let Ok(job) = waiting.try_recv()
         {
-            reports.push(job(&connection));
+            reports.push(job(Ok(&connection)));
         }
-        let committed = begun.and_then(|()| {
-            connection.execute_batch("COMMIT").map_err(|error| {
-                let failed = CommitFailed::of(&error);
-                let _ = connection.execute_batch("ROLLBACK");
-                failed
-            })
+        let committed = connection.execute_batch("COMMIT").map_err(|error| {
+            let failed = CommitFailed::of(&error);
+            let _ = connection.execute_batch("ROLLBACK");
+            failed
         });
         for report in reports {
             report(committed.clone());
