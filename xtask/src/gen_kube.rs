@@ -2,8 +2,8 @@
 //!
 //! Input is a folder with `discovery.json`, `openapi-schemas.json`, `protobuf-fields.json` and `table-columns.json`. Output are
 //! three gzip files in `crates/kubeapi/src/data`. Only the resources that the API server serves are kept, and the types that they
-//! reach. A type maps each field to a code: `s` leaf, `a` anything, `o:TYPE`, `l:TYPE` list, `m:TYPE` map, with
-//! `|key` (merge key) and `|retainKeys` behind lists.
+//! reach. A type maps each field to a code: `s` text, `i` integer, `n` number, `b` boolean, `x` text or number, `a` anything,
+//! `o:TYPE`, `l:TYPE` list, `m:TYPE` map, with `|key` (merge key) and `|retainKeys` behind lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -68,14 +68,16 @@ const EXTRA_TYPES: &[&str] = &[
     "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
     "io.k8s.apimachinery.pkg.runtime.Unknown",
 ];
-/// Kinds whose JSON is not an object of their fields.
-const LEAVES: &[&str] = &[
-    "io.k8s.apimachinery.pkg.api.resource.Quantity",
-    "io.k8s.apimachinery.pkg.util.intstr.IntOrString",
-    "io.k8s.apimachinery.pkg.apis.meta.v1.Time",
-    "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime",
-    "io.k8s.apimachinery.pkg.apis.meta.v1.Duration",
+/// Kinds whose JSON is not an object of their fields, and their codes.
+const LEAVES: &[(&str, &str)] = &[
+    ("io.k8s.apimachinery.pkg.api.resource.Quantity", "x"),
+    ("io.k8s.apimachinery.pkg.util.intstr.IntOrString", "x"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.Time", "s"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime", "s"),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.Duration", "s"),
 ];
+/// The codes of what has no fields.
+const LEAF_CODES: &[&str] = &["s", "i", "n", "b", "x"];
 
 /// Writes the three files.
 pub fn generate(options: &GenOptions) -> Result<()> {
@@ -181,8 +183,8 @@ fn code(schemas: &Value, schema: &Value, open: &mut Vec<String>) -> String {
     };
     if let Some(reference) = schema["$ref"].as_str() {
         let name = reference.rsplit('/').next().unwrap_or_default();
-        if LEAVES.contains(&name) {
-            return "s".to_owned();
+        if let Some((_, code)) = LEAVES.iter().find(|(leaf, _)| *leaf == name) {
+            return (*code).to_owned();
         }
         if schemas[name]["properties"].is_object() {
             open.push(name.to_owned());
@@ -208,15 +210,18 @@ fn code(schemas: &Value, schema: &Value, open: &mut Vec<String>) -> String {
             format!("m:{}", inner(&code(schemas, &schema["additionalProperties"], open)))
         }
         Some("object") | None => "a".to_owned(),
+        Some("integer") => "i".to_owned(),
+        Some("number") => "n".to_owned(),
+        Some("boolean") => "b".to_owned(),
         Some(_) => "s".to_owned(),
     }
 }
 
-/// A list's or map's item: the name of a type, `s` or `a`.
+/// A list's or map's item: the name of a type, the code of a leaf, or `a`.
 fn inner(code: &str) -> String {
     match code.strip_prefix("o:") {
         Some(name) => name.to_owned(),
-        None if code == "s" => code.to_owned(),
+        None if LEAF_CODES.contains(&code) => code.to_owned(),
         None => "a".to_owned(),
     }
 }

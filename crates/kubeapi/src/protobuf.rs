@@ -266,12 +266,28 @@ fn put(
 
 /// Flags that are no pointers in Go: unset, they are written as false.
 const PLAIN_FLAGS: [&str; 10] = [
-    "stdin", "stdinOnce", "tty", "hostNetwork", "hostPID", "hostIPC", "readOnly", "paused", "unschedulable", "publishNotReadyAddresses",
+    "stdin",
+    "stdinOnce",
+    "tty",
+    "hostNetwork",
+    "hostPID",
+    "hostIPC",
+    "readOnly",
+    "paused",
+    "unschedulable",
+    "publishNotReadyAddresses",
 ];
 /// Numbers that are no pointers in Go: unset, they are written as 0.
 const PLAIN_NUMBERS: [&str; 9] = [
-    "hostPort", "generation", "observedGeneration", "minReadySeconds", "initialDelaySeconds", "timeoutSeconds", "periodSeconds",
-    "successThreshold", "failureThreshold",
+    "hostPort",
+    "generation",
+    "observedGeneration",
+    "minReadySeconds",
+    "initialDelaySeconds",
+    "timeoutSeconds",
+    "periodSeconds",
+    "successThreshold",
+    "failureThreshold",
 ];
 
 /// Whether a value says that there is nothing. Go writes fields that are no pointers even when they are unset, for example as

@@ -1,4 +1,4 @@
-//! The fields of the built-in kinds: which exist, which lists merge by which key.
+//! The fields of the built-in kinds: which exist, what they hold, which lists merge by which key.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ const TYPES: &[u8] = include_bytes!("data/types.json.gz");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// A string, number, boolean, quantity or time.
-    Leaf,
+    Leaf(Leaf),
     /// Anything; nothing is known about it.
     Any,
     /// An object with these fields.
@@ -29,11 +29,26 @@ pub enum Type {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
     /// Strings, numbers, booleans.
-    Leaf,
+    Leaf(Leaf),
     /// Anything.
     Any,
     /// Objects with these fields.
     Object(TypeId),
+}
+
+/// What a field without fields of its own holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaf {
+    /// A string; times and bytes too.
+    Text,
+    /// A whole number.
+    Integer,
+    /// A number.
+    Number,
+    /// A boolean.
+    Flag,
+    /// A quantity, or a port by name or number.
+    TextOrNumber,
 }
 
 /// How a strategic merge patch treats a list.
@@ -61,10 +76,112 @@ pub fn of_kind(api_version: &str, kind: &str) -> Option<TypeId> {
     tables().kinds.get(&format!("{api_version}/{kind}")).copied()
 }
 
+/// The type of `metadata`, the same for all kinds.
+pub fn of_metadata() -> Option<TypeId> {
+    match of_kind("v1", "ConfigMap")?.field("metadata")? {
+        Type::Object(kind) => Some(kind),
+        _ => None,
+    }
+}
+
 impl TypeId {
     /// The type of a field, if there is such a field.
     pub fn field(self, name: &str) -> Option<Type> {
         tables().types[self.0].get(name).copied()
+    }
+}
+
+/// The first value that is of another type than its field, as `json` of Go tells it. Null fits everywhere.
+///
+/// Whatever passes this can be read by typed clients, and changed field by field without looking at each level again.
+pub fn misfit(kind: TypeId, object: &Value) -> Option<String> {
+    misfit_at(Type::Object(kind), object, "")
+}
+
+fn misfit_at(field: Type, value: &Value, path: &str) -> Option<String> {
+    let inner = |item: Item| match item {
+        Item::Leaf(leaf) => Type::Leaf(leaf),
+        Item::Any => Type::Any,
+        Item::Object(kind) => Type::Object(kind),
+    };
+    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    let expected = match (field, value) {
+        (_, Value::Null) | (Type::Any, _) => return None,
+        (Type::Object(kind), Value::Object(fields)) => {
+            return fields.iter().find_map(|(name, value)| misfit_at(kind.field(name)?, value, &below(name)));
+        }
+        (Type::Map(item), Value::Object(entries)) => {
+            return entries.iter().find_map(|(name, value)| misfit_at(inner(item), value, &below(name)));
+        }
+        (Type::List(item, _), Value::Array(items)) => {
+            let mut items = items.iter().enumerate();
+            return items.find_map(|(at, value)| misfit_at(inner(item), value, &format!("{path}[{at}]")));
+        }
+        (Type::Leaf(leaf), value) if leaf.holds(value) => return None,
+        (Type::Object(_), _) => "object",
+        (Type::Map(_), _) => "map",
+        (Type::List(..), _) => "list",
+        (Type::Leaf(leaf), _) => leaf.name(),
+    };
+    let found = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    Some(format!("json: cannot unmarshal {found} into field {path} of type {expected}"))
+}
+
+impl Leaf {
+    fn holds(self, value: &Value) -> bool {
+        match self {
+            Self::Text => value.is_string(),
+            Self::Integer => value.is_i64() || value.is_u64(),
+            Self::Number => value.is_number(),
+            Self::Flag => value.is_boolean(),
+            Self::TextOrNumber => value.is_string() || value.is_number(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "string",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Flag => "bool",
+            Self::TextOrNumber => "string or number",
+        }
+    }
+
+    fn of_code(code: &str) -> Option<Self> {
+        Some(match code {
+            "s" => Self::Text,
+            "i" => Self::Integer,
+            "n" => Self::Number,
+            "b" => Self::Flag,
+            "x" => Self::TextOrNumber,
+            _ => return None,
+        })
+    }
+}
+
+/// Drops all fields that the kind does not have.
+pub fn prune(kind: TypeId, object: &mut Value) {
+    let Some(fields) = object.as_object_mut() else { return };
+    fields.retain(|name, _| kind.field(name).is_some());
+    for (name, value) in fields {
+        match kind.field(name) {
+            Some(Type::Object(inner)) => prune(inner, value),
+            Some(Type::List(Item::Object(inner), _)) => {
+                value.as_array_mut().into_iter().flatten().for_each(|item| prune(inner, item));
+            }
+            Some(Type::Map(Item::Object(inner))) => {
+                value.as_object_mut().into_iter().flatten().for_each(|(_, item)| prune(inner, item));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -119,13 +236,13 @@ fn tables() -> &'static Tables {
 }
 
 fn decode(code: &str, names: &HashMap<&str, TypeId>) -> Type {
-    let item = |name: &str| match name {
-        "s" => Item::Leaf,
-        "a" => Item::Any,
-        name => names.get(name).map_or(Item::Any, |id| Item::Object(*id)),
+    let item = |name: &str| match (Leaf::of_code(name), names.get(name)) {
+        (Some(leaf), _) => Item::Leaf(leaf),
+        (None, Some(id)) => Item::Object(*id),
+        (None, None) => Item::Any,
     };
     match code.split_once(':') {
-        None if code == "s" => Type::Leaf,
+        None => Leaf::of_code(code).map_or(Type::Any, Type::Leaf),
         Some(("o", name)) => names.get(name).map_or(Type::Any, |id| Type::Object(*id)),
         Some(("m", name)) => Type::Map(item(name)),
         Some(("l", rest)) => {
@@ -155,11 +272,11 @@ mod tests {
         let Some(Type::Object(template)) = spec.field("template") else { panic!("template") };
         let Some(Type::Object(pod)) = template.field("spec") else { panic!("pod spec") };
         assert!(matches!(pod.field("containers"), Some(Type::List(Item::Object(_), Merge::ByKey("name")))));
-        assert!(matches!(pod.field("nodeSelector"), Some(Type::Map(Item::Leaf))));
+        assert!(matches!(pod.field("nodeSelector"), Some(Type::Map(Item::Leaf(Leaf::Text)))));
         assert!(matches!(pod.field("tolerations"), Some(Type::List(Item::Object(_), Merge::Replace))));
         let meta = deployment.field("metadata");
         let Some(Type::Object(meta)) = meta else { panic!("metadata") };
-        assert!(matches!(meta.field("finalizers"), Some(Type::List(Item::Leaf, Merge::Set))));
+        assert!(matches!(meta.field("finalizers"), Some(Type::List(Item::Leaf(Leaf::Text), Merge::Set))));
     }
 
     #[test]
@@ -168,5 +285,43 @@ mod tests {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": {"a": "b"}},
             "spec": {"containers": [{"name": "c", "imagee": "x", "resources": {"limits": {"cpu": "1"}}}], "foo": 1}});
         assert_eq!(unknown_fields(pod, &object), ["spec.containers[0].imagee", "spec.foo"]);
+    }
+
+    #[test]
+    fn values_of_another_type_are_named() {
+        let pod = of_kind("v1", "Pod").expect("Pod");
+        let containers = |port: Value| json!({"spec": {"containers": [{"ports": [{"containerPort": port}]}]}});
+        for (object, expected) in [
+            (json!({"spec": "x"}), Some("json: cannot unmarshal string into field spec of type object")),
+            (
+                json!({"spec": {"containers": {}}}),
+                Some("json: cannot unmarshal object into field spec.containers of type list"),
+            ),
+            (
+                json!({"metadata": {"labels": {"a": 1}}}),
+                Some("json: cannot unmarshal number into field metadata.labels.a of type string"),
+            ),
+            (
+                containers(json!("80")),
+                Some(
+                    "json: cannot unmarshal string into field spec.containers[0].ports[0].containerPort of type integer",
+                ),
+            ),
+            (containers(json!(80)), None),
+            (json!({"spec": {"containers": [{"resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}]}}), None),
+            (json!({"metadata": null, "spec": {"containers": [null]}}), None),
+        ] {
+            assert_eq!(misfit(pod, &object).as_deref(), expected, "{object}");
+        }
+        assert!(misfit(pod, &json!([])).is_some(), "not even an object");
+    }
+
+    #[test]
+    fn unknown_fields_are_dropped() {
+        let pod = of_kind("v1", "Pod").expect("Pod");
+        let mut object =
+            json!({"spec": {"containers": [{"name": "c", "imagee": "x"}], "foo": 1, "nodeSelector": {"a": "b"}}});
+        prune(pod, &mut object);
+        assert_eq!(object, json!({"spec": {"containers": [{"name": "c"}], "nodeSelector": {"a": "b"}}}));
     }
 }

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 
 /// Who issues the tokens, and for whom when the request does not say.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+/// This API, as an audience.
+const OWN_AUDIENCES: [&str; 2] = [ISSUER, "https://kubernetes.default.svc"];
 /// A token lasts at least this long.
 const SHORTEST: i64 = 600;
 /// A token lasts an hour when the request does not say.
@@ -29,6 +31,44 @@ const MAX_TOKEN: usize = 8192;
 pub struct TokenKey {
     pair: EcdsaKeyPair,
     random: SystemRandom,
+}
+
+/// What a valid token says.
+pub(super) struct Claims {
+    /// The ServiceAccount as a user.
+    pub(super) user: User,
+    /// The ServiceAccount's namespace.
+    pub(super) namespace: String,
+    /// The ServiceAccount's name.
+    pub(super) account: String,
+    /// The object that the token goes with.
+    pub(super) bound: Option<Bound>,
+    audiences: Vec<String>,
+}
+
+/// An object that a token goes with.
+pub(super) struct Bound {
+    /// `pods`, `secrets` or `nodes`.
+    pub(super) plural: &'static str,
+    pub(super) name: String,
+    pub(super) uid: String,
+}
+
+/// What a token can be bound to: its claim and the resource. A pod's token names the pod's node as well.
+const BOUND: [(&str, &str); 3] = [("pod", "pods"), ("secret", "secrets"), ("node", "nodes")];
+
+/// The groups of a ServiceAccount.
+pub(super) fn groups_of(namespace: &str) -> Vec<String> {
+    vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")]
+}
+
+impl Claims {
+    /// Those of these audiences that the token is for; without any, this API's own. `None` when it is for none of them.
+    pub(super) fn for_any_of(&self, audiences: &[&str]) -> Option<Vec<String>> {
+        let wanted = if audiences.is_empty() { &OWN_AUDIENCES[..] } else { audiences };
+        let common: Vec<String> = self.audiences.iter().filter(|a| wanted.contains(&a.as_str())).cloned().collect();
+        (!common.is_empty()).then_some(common)
+    }
 }
 
 /// The stored key cannot be used.
@@ -95,8 +135,8 @@ impl TokenKey {
         Ok(request)
     }
 
-    /// The ServiceAccount that a token is of; whether it still exists is another question.
-    pub(super) fn verify(&self, token: &str) -> Option<User> {
+    /// What a token says; whether its ServiceAccount still exists is another question.
+    pub(super) fn verify(&self, token: &str) -> Option<Claims> {
         if token.len() > MAX_TOKEN {
             return None;
         }
@@ -112,15 +152,23 @@ impl TokenKey {
         if head["alg"] != "ES256" || claims["iss"] != ISSUER || !in_time {
             return None;
         }
-        let for_us = claims["aud"].as_array()?.iter().any(|audience| {
-            audience.as_str().is_some_and(|audience| audience == ISSUER || audience == "https://kubernetes.default.svc")
-        });
         let details = &claims["kubernetes.io"];
         let (namespace, account) = (text(&details["namespace"]), &details["serviceaccount"]);
-        for_us.then(|| User {
-            name: text(&claims["sub"]).to_owned(),
-            groups: vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")],
-            uid: text(&account["uid"]).to_owned(),
+        let bound = BOUND.iter().find(|(kind, _)| details[kind].is_object()).map(|(kind, plural)| Bound {
+            plural,
+            name: text(&details[kind]["name"]).to_owned(),
+            uid: text(&details[kind]["uid"]).to_owned(),
+        });
+        Some(Claims {
+            user: User {
+                name: text(&claims["sub"]).to_owned(),
+                groups: groups_of(namespace),
+                uid: text(&account["uid"]).to_owned(),
+            },
+            namespace: namespace.to_owned(),
+            account: text(&account["name"]).to_owned(),
+            audiences: claims["aud"].as_array()?.iter().map(|audience| text(audience).to_owned()).collect(),
+            bound,
         })
     }
 
@@ -158,7 +206,9 @@ mod tests {
         let (ours, theirs) = (key(), key());
         let answer = ours.issue(&account, json!({"spec": {}})).expect("token");
         let token = answer["status"]["token"].as_str().expect("token");
-        let user = ours.verify(token).expect("user");
+        let claims = ours.verify(token).expect("claims");
+        assert_eq!(claims.for_any_of(&[]).expect("for this API"), [ISSUER]);
+        let user = claims.user;
         assert_eq!(user.name, "system:serviceaccount:web:builder");
         assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:web"]);
         assert_eq!(user.uid, "u1");
@@ -166,6 +216,8 @@ mod tests {
         assert!(ours.verify(&token.replace('.', "x")).is_none() && ours.verify("a.b.c").is_none());
         assert!(ours.issue(&account, json!({"spec": {"expirationSeconds": 5}})).is_err());
         let other = ours.issue(&account, json!({"spec": {"audiences": ["vault"]}})).expect("token");
-        assert!(ours.verify(other["status"]["token"].as_str().expect("token")).is_none(), "made for somebody else");
+        let claims = ours.verify(other["status"]["token"].as_str().expect("token")).expect("claims");
+        assert!(claims.for_any_of(&[]).is_none(), "made for somebody else");
+        assert_eq!(claims.for_any_of(&["db", "vault"]).expect("for the vault"), ["vault"]);
     }
 }

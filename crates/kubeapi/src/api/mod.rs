@@ -83,8 +83,8 @@ pub trait Authority: Send + Sync + 'static {
     /// The request asks for what cannot be issued.
     fn issue_token(&self, service_account: &Value, request: Value) -> Result<Value, ApiError>;
 
-    /// Who presents this token.
-    fn authenticate(&self, token: &str) -> Option<User>;
+    /// Who presents this token, and for which of the audiences it is; none asked for means this API itself.
+    fn authenticate(&self, api: &Api, token: &str, audiences: &[&str]) -> Option<(User, Vec<String>)>;
 
     /// Whether the user may do this; `path` instead of a resource for URLs that are none.
     fn authorize(&self, api: &Api, user: &User, action: &Action<'_>) -> bool;

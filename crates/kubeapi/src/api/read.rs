@@ -68,25 +68,27 @@ impl Api {
         let limit = if options.limit == 0 { usize::MAX } else { options.limit };
         let namespace = (!what.namespace.is_empty()).then_some(what.namespace.as_str());
         let mut items = Vec::new();
+        // All pages and chunks carry the version of the first: a watch from there misses no change that came between them.
+        let mut first = place.as_ref().map(|place| place.revision);
         loop {
             let chunk = if selectors.is_empty() { limit - items.len() } else { CHUNK };
             let after = place.as_ref().map(|place| (place.namespace.as_str(), place.name.as_str()));
             let page = self.storage().list(&what.resource.storage_name(), namespace, after, chunk)?;
+            let revision = *first.get_or_insert(page.revision);
             let count = page.items.len();
             for (at, stored) in page.items.into_iter().enumerate() {
+                place = Some(Place::of(&stored, revision));
                 if !selectors.is_empty() && !selectors.matches(&parse(what, &stored.json)?) {
-                    place = Some(Place::of(&stored));
                     continue;
                 }
-                place = Some(Place::of(&stored));
                 items.push(stored.json);
                 if items.len() == limit && (page.more || at + 1 < count) {
                     let continue_token = place.map(|place| place.encode()).unwrap_or_default();
-                    return Ok(List { items, revision: page.revision, continue_token });
+                    return Ok(List { items, revision, continue_token });
                 }
             }
             if !page.more {
-                return Ok(List { items, revision: page.revision, continue_token: String::new() });
+                return Ok(List { items, revision, continue_token: String::new() });
             }
         }
     }
@@ -122,17 +124,19 @@ pub(super) fn parse(what: &ResourceRef, json: &[u8]) -> Result<Value, ApiError> 
 
 /// Where a page ended.
 struct Place {
+    /// The revision that the first page showed.
+    revision: u64,
     namespace: String,
     name: String,
 }
 
 impl Place {
-    fn of(stored: &Stored) -> Self {
-        Self { namespace: stored.namespace.clone(), name: stored.name.clone() }
+    fn of(stored: &Stored, revision: u64) -> Self {
+        Self { revision, namespace: stored.namespace.clone(), name: stored.name.clone() }
     }
 
     fn encode(&self) -> String {
-        URL_SAFE_NO_PAD.encode(format!("{}/{}", self.namespace, self.name))
+        URL_SAFE_NO_PAD.encode(format!("{}/{}/{}", self.revision, self.namespace, self.name))
     }
 
     fn decode(token: &str) -> Result<Option<Self>, ApiError> {
@@ -141,7 +145,9 @@ impl Place {
         }
         let wrong = || ApiError::bad_request("continue key is not valid");
         let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?).map_err(|_| wrong())?;
-        let (namespace, name) = text.split_once('/').ok_or_else(wrong)?;
-        Ok(Some(Self { namespace: namespace.to_owned(), name: name.to_owned() }))
+        let (revision, key) = text.split_once('/').ok_or_else(wrong)?;
+        let (namespace, name) = key.split_once('/').ok_or_else(wrong)?;
+        let revision = revision.parse().map_err(|_| wrong())?;
+        Ok(Some(Self { revision, namespace: namespace.to_owned(), name: name.to_owned() }))
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Action, Api, ResourceRef, User, WriteOptions};
 use crate::meta;
 use crate::storage::{Expect, WriteError};
-use crate::{ApiError, validate};
+use crate::{ApiError, types, validate};
 
 impl Api {
     /// What a write to a subresource changes: the rest of the object stays.
@@ -57,7 +57,6 @@ impl Api {
 
     pub(super) async fn create_sub(
         &self,
-        user: &User,
         what: &ResourceRef,
         body: Value,
         options: &WriteOptions,
@@ -68,13 +67,14 @@ impl Api {
             ("serviceaccounts", "token") => {
                 let account = ResourceRef { subresource: String::new(), ..what.clone() };
                 let account = self.get(&account)?;
+                let kind = types::of_kind("authentication.k8s.io/v1", "TokenRequest");
+                if let Some(why) = kind.and_then(|kind| types::misfit(kind, &body)) {
+                    return Err(ApiError::bad_request(format!("the TokenRequest cannot be handled: {why}")));
+                }
                 self.check_bound_object(what, &body)?;
                 self.authority().issue_token(&account, body)
             }
-            (plural, sub) => {
-                let _ = user;
-                Err(ApiError::not_implemented(&format!("creating {plural}/{sub}")))
-            }
+            (plural, sub) => Err(ApiError::not_implemented(&format!("creating {plural}/{sub}"))),
         }
     }
 
@@ -184,10 +184,9 @@ impl Api {
             return Err(ApiError::invalid("Scale", "autoscaling", &what.name, &causes));
         }
         let mut object = current;
-        match object.pointer_mut(&paths.spec) {
-            Some(place) => *place = replicas,
-            None => object["spec"]["replicas"] = replicas,
-        }
+        set_at(&mut object, &paths.spec, replicas).ok_or_else(|| {
+            ApiError::bad_request(format!("{} has no place for replicas at {}", what.name, paths.spec))
+        })?;
         let main = ResourceRef { subresource: String::new(), ..what.clone() };
         Box::pin(self.update(&main, object, options)).await?;
         self.scale(what)
@@ -195,12 +194,10 @@ impl Api {
 
     /// Requests that are answered and not stored.
     pub(super) fn review(&self, user: &User, what: &ResourceRef, mut body: Value) -> Result<Value, ApiError> {
+        super::write::check_shape(&what.resource, &mut body, &WriteOptions::default())?;
         let status = match what.resource.plural.as_str() {
             "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
-            "tokenreviews" => match self.authority().authenticate(body["spec"]["token"].as_str().unwrap_or_default()) {
-                Some(user) => json!({"authenticated": true, "user": user_info(&user)}),
-                None => json!({"authenticated": false, "error": "the token is not valid"}),
-            },
+            "tokenreviews" => self.review_token(&body["spec"]),
             "selfsubjectaccessreviews" => self.access(user, &body["spec"]),
             "subjectaccessreviews" => {
                 let spec = &body["spec"];
@@ -220,6 +217,18 @@ impl Api {
         body["apiVersion"] = json!(what.resource.api_version());
         body["kind"] = json!(what.resource.kind);
         Ok(body)
+    }
+
+    /// A token may be for other audiences than this API; the answer names those that the asker and the token have in common.
+    fn review_token(&self, spec: &Value) -> Value {
+        let wanted = spec["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let wanted: Vec<&str> = wanted.collect();
+        match self.authority().authenticate(self, spec["token"].as_str().unwrap_or_default(), &wanted) {
+            Some((user, audiences)) => {
+                json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
+            }
+            None => json!({"authenticated": false, "user": {}, "error": "the token is not valid"}),
+        }
     }
 
     fn access(&self, user: &User, spec: &Value) -> Value {
@@ -262,6 +271,19 @@ impl ScalePaths {
             selector: pointer(&custom["labelSelectorPath"], ".spec.selector"),
         })
     }
+}
+
+/// Sets what a JSON pointer leads to; parents that are missing are made. `None` when one of them is no object.
+fn set_at(object: &mut Value, pointer: &str, value: Value) -> Option<()> {
+    let mut place = object;
+    for field in pointer.split('/').skip(1) {
+        if place.is_null() {
+            *place = json!({});
+        }
+        place = place.as_object_mut()?.entry(field).or_insert(Value::Null);
+    }
+    *place = value;
+    Some(())
 }
 
 /// A label selector as a query has it.

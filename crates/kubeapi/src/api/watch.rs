@@ -67,11 +67,18 @@ impl Api {
     /// first as added.
     ///
     /// # Errors
-    /// 410 when the revision is too old: list again.
+    /// 410 when the revision is too old, or not of this storage: list again.
     pub fn watch(&self, what: &ResourceRef, options: &ListOptions, since: Option<u64>) -> Result<Watch, ApiError> {
         let selectors = Selectors::parse(&options.label_selector, &options.field_selector)?;
         let mut first = VecDeque::new();
         let since = match since {
+            // From another life of the storage: its events would seem old news to this watch.
+            Some(since) if since > self.revision() && since > self.committed(what)? => {
+                return Err(ApiError::expired(format!(
+                    "too large resource version: {since}, current: {}",
+                    self.revision()
+                )));
+            }
             Some(since) => since,
             None => {
                 let list =
@@ -86,6 +93,13 @@ impl Api {
         };
         let cursor = self.storage().events().cursor(&what.resource.storage_name(), since)?;
         Ok(Watch { what: what.clone(), selectors, cursor, first })
+    }
+}
+
+impl Api {
+    /// The revision of the last commit, which may be a moment ahead of the events.
+    fn committed(&self, what: &ResourceRef) -> Result<u64, ApiError> {
+        Ok(self.storage().list(&what.resource.storage_name(), None, None, 1)?.revision)
     }
 }
 

@@ -37,7 +37,7 @@ impl Api {
         options: &WriteOptions,
     ) -> Result<Value, ApiError> {
         if !what.subresource.is_empty() {
-            return self.create_sub(user, what, object, options).await;
+            return self.create_sub(what, object, options).await;
         }
         if !what.resource.verbs.iter().any(|verb| verb == "get") {
             return self.review(user, what, object);
@@ -263,8 +263,8 @@ impl Api {
     }
 }
 
-/// Kind and version fit the path; unknown fields are refused when the client wishes so, and dropped otherwise.
-fn check_shape(resource: &Resource, object: &mut Value, options: &WriteOptions) -> Result<(), ApiError> {
+/// Kind and version fit the path, every value fits its field; unknown fields are refused when the client wishes so, and dropped otherwise.
+pub(super) fn check_shape(resource: &Resource, object: &mut Value, options: &WriteOptions) -> Result<(), ApiError> {
     if !object.is_object() {
         return Err(ApiError::bad_request("the body of the request must be a JSON object"));
     }
@@ -279,20 +279,31 @@ fn check_shape(resource: &Resource, object: &mut Value, options: &WriteOptions) 
             }
         }
     }
-    let unknown = match (&resource.custom, types::of_kind(&resource.api_version(), &resource.kind)) {
+    let cannot = |why: &str| {
+        let kind = &resource.kind;
+        let version = &resource.version;
+        ApiError::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
+    };
+    let known = types::of_kind(&resource.api_version(), &resource.kind);
+    let misfit = match known {
+        Some(kind) => types::misfit(kind, object),
+        None => types::of_metadata().and_then(|kind| types::misfit(kind, &object["metadata"])),
+    };
+    if let Some(why) = misfit {
+        return Err(cannot(&why));
+    }
+    let unknown = match (&resource.custom, known) {
         (Some(custom), _) => schema::unknown_fields(&custom.schema, object),
         (None, Some(kind)) => types::unknown_fields(kind, object),
         (None, None) => Vec::new(),
     };
     if options.strict && !unknown.is_empty() {
         let list: Vec<String> = unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
-        return Err(ApiError::bad_request(format!(
-            "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
-            resource.kind,
-            resource.version,
-            resource.kind,
-            list.join(", ")
-        )));
+        return Err(cannot(&format!("strict decoding error: {}", list.join(", "))));
+    }
+    // Those of custom resources are dropped when the schema sets its defaults.
+    if let Some(kind) = known.filter(|_| !unknown.is_empty()) {
+        types::prune(kind, object);
     }
     Ok(())
 }

@@ -21,8 +21,11 @@ const VERSION: &str = "v1.32.0";
 
 /// Finds out who asks: by certificate or token.
 pub trait Identity: Clone + Send + Sync + 'static {
-    /// The user, `None` when he cannot be believed.
-    fn identify(&self, api: &Api, peer: &Peer, headers: &HeaderMap) -> Option<User>;
+    /// The user.
+    ///
+    /// # Errors
+    /// 401 when he cannot be believed, 403 when he may not act as the one he wishes to be.
+    fn identify(&self, api: &Api, peer: &Peer, headers: &HeaderMap) -> Result<User, ApiError>;
 }
 
 /// Answers requests to an API.
@@ -63,7 +66,7 @@ impl<I: Identity> Server<I> {
         if matches!(path.as_str(), "/healthz" | "/livez" | "/readyz") {
             return Ok(answer::text(StatusCode::OK, "text/plain; charset=utf-8", Bytes::from_static(b"ok"), false));
         }
-        let user = self.identity.identify(&self.api, peer, &head.headers).ok_or_else(ApiError::unauthorized)?;
+        let user = self.identity.identify(&self.api, peer, &head.headers)?;
         let gzip = answer::wants_gzip(&head.headers);
         let asked = Asked { user, method: head.method, headers: head.headers, query, gzip };
         let target = Target::parse(&self.api, &path)?;
@@ -125,7 +128,11 @@ impl<I: Identity> Server<I> {
                 json(&discovery::resources(&self.api, &group, &version).ok_or_else(ApiError::no_such_path)?)
             }
             Target::OpenApi => Ok(cached(asked, &openapi::index(&self.api), false)),
-            Target::OpenApiGroup(path) => Ok(cached(asked, &openapi::document(&self.api, &path), true)),
+            Target::OpenApiGroup(path) => {
+                let document = openapi::document(&self.api, &path);
+                let is_served = document["paths"].as_object().is_some_and(|paths| !paths.is_empty());
+                if is_served { Ok(cached(asked, &document, true)) } else { Err(ApiError::no_such_path()) }
+            }
             Target::Version => json(&json!({
                 "major": "1", "minor": "32", "gitVersion": format!("{VERSION}+ferroedge"), "gitCommit": "", "gitTreeState": "clean",
                 "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
