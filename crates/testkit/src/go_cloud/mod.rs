@@ -21,7 +21,7 @@ use link::ca::CertificateAuthority;
 use link::identity::Identity;
 use link::tls::Certificate;
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,8 @@ pub use recorded::Recorded;
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Messages that wait for one connection.
 const QUEUE: usize = 1024;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 128;
 /// How long a token of [`GoCloud::token`] is valid, in seconds.
 const TOKEN_LIFE: u64 = 24 * 3600;
 /// How long certificates of the endpoint are valid.
@@ -41,8 +43,8 @@ const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A cloud that lives until it is dropped.
 pub struct GoCloud {
     authority: Arc<CertificateAuthority>,
-    https: SocketAddr,
-    websocket: SocketAddr,
+    https: Port,
+    websocket: Port,
     recorded: Arc<Recorded>,
     shared: Arc<Shared>,
     serving: Option<Serving>,
@@ -149,11 +151,10 @@ impl GoCloud {
         link::tls::install_provider();
         let authority = Arc::new(CertificateAuthority::generate()?);
         let (changed, _) = watch::channel(0);
-        let none = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut cloud = Self {
             authority,
-            https: none,
-            websocket: none,
+            https: Port::reserve()?,
+            websocket: Port::reserve()?,
             recorded: Arc::new(Recorded::load()?),
             shared: Arc::new(Shared { state: Mutex::default(), changed }),
             serving: None,
@@ -165,11 +166,9 @@ impl GoCloud {
     /// Serves again after [`GoCloud::kill`], on the same ports and with the same CA.
     ///
     /// # Errors
-    /// Somebody else has taken a port.
+    /// The system has no sockets left.
     pub async fn serve(&mut self) -> Result<()> {
-        let https = TcpListener::bind(self.https).await.context("the port of the certificate endpoint")?;
-        let websocket = TcpListener::bind(self.websocket).await.context("the port of the message channel")?;
-        (self.https, self.websocket) = (https.local_addr()?, websocket.local_addr()?);
+        let (https, websocket) = (self.https.listen()?, self.websocket.listen()?);
         let issued = self.authority.issue_server("KubeEdge", "KubeEdge", &["127.0.0.1".to_owned()])?;
         let own = Certificate { certificate: issued.certificate, key: issued.key };
         let stop = CancellationToken::new();
@@ -197,12 +196,12 @@ impl GoCloud {
 
     /// `https://127.0.0.1:port` of the certificate endpoint.
     pub fn http_server(&self) -> String {
-        format!("https://{}", self.https)
+        format!("https://{}", self.https.address)
     }
 
     /// `127.0.0.1:port` of the message channel.
     pub fn server(&self) -> String {
-        self.websocket.to_string()
+        self.websocket.address.to_string()
     }
 
     /// The CA, for certificates that the endpoint would not issue.
@@ -347,6 +346,31 @@ impl GoCloud {
         let state = self.shared.state();
         let line = |received: &Received| format!("{} {}", received.route("operation"), received.route("resource"));
         state.received.iter().map(line).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A port of 127.0.0.1 that stays ours while nobody listens on it: connections are refused then.
+struct Port {
+    address: SocketAddr,
+    _reserved: TcpSocket,
+}
+
+impl Port {
+    fn reserve() -> Result<Self> {
+        let reserved = Self::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        Ok(Self { address: reserved.local_addr()?, _reserved: reserved })
+    }
+
+    fn listen(&self) -> Result<TcpListener> {
+        Ok(Self::bind(self.address)?.listen(BACKLOG)?)
+    }
+
+    fn bind(address: SocketAddr) -> Result<TcpSocket> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(true)?;
+        socket.bind(address).with_context(|| format!("port {}", address.port()))?;
+        Ok(socket)
     }
 }
 
