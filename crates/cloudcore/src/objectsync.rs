@@ -185,6 +185,11 @@ impl Records {
         let _ = self.shared.listed.subscribe().wait_for(|listed| *listed == [true, true]).await;
     }
 
+    /// Whether that has been read already.
+    pub fn are_listed(&self) -> bool {
+        *self.shared.listed.borrow() == [true, true]
+    }
+
     /// Nodes that have something.
     pub fn nodes(&self) -> Vec<String> {
         self.state().records.keys().cloned().collect()

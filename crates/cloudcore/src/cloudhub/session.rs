@@ -1,5 +1,6 @@
 //! One node's session: what is to be sent to it, and what it says.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ pub struct SessionHandle {
 
 struct Shared {
     node: String,
+    has_nothing: AtomicBool,
     lane: Mutex<Lane>,
     wake: Notify,
     end: CancellationToken,
@@ -35,10 +37,12 @@ struct Shared {
 }
 
 impl SessionHandle {
-    /// A session of this node that has not begun.
-    pub fn new(node: &str) -> Self {
+    /// A session of this node that has not begun. `has_nothing` when the node's database is empty, whatever it acknowledged
+    /// before.
+    pub fn new(node: &str, has_nothing: bool) -> Self {
         let shared = Shared {
             node: node.to_owned(),
+            has_nothing: AtomicBool::new(has_nothing),
             lane: Mutex::default(),
             wake: Notify::new(),
             end: CancellationToken::new(),
@@ -50,6 +54,11 @@ impl SessionHandle {
     /// The node.
     pub fn node(&self) -> &str {
         &self.shared.node
+    }
+
+    /// Whether the node has said that its database is empty; `true` once at most, for the one who forgets what it had.
+    pub fn take_has_nothing(&self) -> bool {
+        self.shared.has_nothing.swap(false, Ordering::Relaxed)
     }
 
     /// Whether both are the same session.

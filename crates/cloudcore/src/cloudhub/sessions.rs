@@ -29,6 +29,9 @@ const MAX_HANDSHAKES: usize = 256;
 /// The wait after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Our edge says in this header of the upgrade when its database is empty; a Go edge does not know it.
+const STORE: &str = "x-ferroedge-store";
+
 /// All sessions.
 #[derive(Clone)]
 pub(super) struct Sessions {
@@ -93,15 +96,18 @@ impl Sessions {
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let identity = certificate.and_then(|certificate| Identity::read(certificate).ok());
-        let mut node = String::new();
+        let (mut node, mut has_nothing) = (String::new(), false);
         let decide = |headers: &HeaderMap| {
             node = self.admit(headers, identity.as_ref())?;
+            has_nothing = headers.get(STORE).is_some_and(|state| state == "empty");
             Ok(HeaderMap::new())
         };
         let halves = ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await;
         drop(place);
         match halves {
-            Ok((reader, writer)) => self.session(&node, &peer, reader, writer, stopping).await,
+            Ok((reader, writer)) => {
+                self.session(SessionHandle::new(&node, has_nothing), &peer, reader, writer, stopping).await;
+            }
             Err(error) => warn!(peer, node, %error, "a node was refused"),
         }
     }
@@ -137,13 +143,18 @@ impl Sessions {
 
     async fn session(
         &self,
-        node: &str,
+        handle: SessionHandle,
         peer: &str,
         reader: ws::Reader,
         writer: ws::Writer,
         stopping: CancellationToken,
     ) {
-        let handle = SessionHandle::new(node);
+        let node = handle.node();
+        let records = &self.shared.services.records;
+        if records.are_listed() && handle.take_has_nothing() {
+            info!(node, "the node has lost its database or is new: it gets everything again");
+            records.forget_node(node);
+        }
         if let Some(old) = self.current().insert(node.to_owned(), handle.clone()) {
             old.close("another connection of this node took over");
         }

@@ -63,6 +63,10 @@ impl CatchUp {
                 "the records of what nodes have cannot be read; the node gets everything, and may keep what is gone"
             );
         }
+        if self.session.take_has_nothing() {
+            // It connected before the records were read. What it once acknowledged counts no more.
+            self.records.forget_node(node);
+        }
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
         // Deletions first: a new object may have the name of one that is gone.

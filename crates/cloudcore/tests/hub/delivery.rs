@@ -141,6 +141,48 @@ async fn away(restart: bool) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_database_gets_everything_again() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, credentials) = cloud.edge("n1").await?;
+    cloud.create(PODS, &pod("web", "n1")).await?;
+    row(&edge, "default/pod/web").await?;
+    cloud.wait_for(SYNCS, "the record", |list| recorded(list) == 1).await?;
+    edge.stop().await;
+
+    // As our own edge connects when its database holds no pod.
+    let header = |name, value: &str| (name, value.to_owned());
+    let target = link::ws::Target {
+        url: format!("wss://{}/p/n1/events", cloud.addresses().websocket),
+        headers: vec![header("node_id", "n1"), header("connectionuse", "msg"), header("x-ferroedge-store", "empty")],
+        tls: link::tls::client(&credentials.ca, Some(&credentials.own))?,
+        connect_deadline: SOON,
+        write_deadline: SOON,
+    };
+    let (mut reader, mut writer, _) = link::ws::connect(&target).await?;
+    let pushed = async {
+        loop {
+            let link::ws::Incoming::Message(frame) = reader.next().await? else { continue };
+            let message: Value = serde_json::from_slice(&frame)?;
+            let parent = &message["header"]["msg_id"];
+            let ack = json!({
+                "header": {"msg_id": format!("ack-{parent}"), "parent_msg_id": parent, "timestamp": 1},
+                "route": {"source": "edgecontroller", "group": "resource", "operation": "response",
+                    "resource": message["route"]["resource"]},
+                "content": "OK",
+            });
+            writer.send(ack.to_string().into_bytes()).await?;
+            if message["route"]["resource"] == "default/pod/web" {
+                return anyhow::Ok(message);
+            }
+        }
+    };
+    let pushed = tokio::time::timeout(SOON, pushed).await.context("the pod does not come again")??;
+    assert_eq!(pushed["content"]["metadata"]["name"], "web");
+    cloud.wait_for(SYNCS, "the record again", |list| recorded(list) == 1).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_namesake_made_meanwhile_replaces_its_predecessor() -> Result<()> {
     let cloud = Cloud::start().await?;
     let (edge, credentials) = cloud.edge("n1").await?;
