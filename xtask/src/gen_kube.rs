@@ -29,17 +29,14 @@ const SERVED: &[(&str, &[&str])] = &[
     (
         "",
         &[
-            "bindings",
             "configmaps",
             "endpoints",
             "events",
-            "limitranges",
             "namespaces",
             "nodes",
             "persistentvolumeclaims",
             "persistentvolumes",
             "pods",
-            "resourcequotas",
             "secrets",
             "serviceaccounts",
             "services",
@@ -62,6 +59,7 @@ const SUBRESOURCES: &[&str] =
     &["status", "scale", "binding", "eviction", "ephemeralcontainers", "token", "approval", "finalize"];
 /// Types of request bodies that are no resources.
 const EXTRA_TYPES: &[&str] = &[
+    "io.k8s.api.core.v1.Binding",
     "io.k8s.api.policy.v1.Eviction",
     "io.k8s.api.autoscaling.v1.Scale",
     "io.k8s.api.authentication.v1.TokenRequest",

@@ -163,6 +163,7 @@ fn samples() -> Vec<(&'static str, &'static str, Value)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_body_is_too_odd() {
     let world = World::start().await;
+    world.eventually("the account is there", |w| w.get("serviceaccounts", "default", "default").is_some()).await;
     let api = world.api();
     let user = User::system("test");
     let dry = WriteOptions { dry_run: true, strict: false };

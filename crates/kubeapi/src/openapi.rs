@@ -40,7 +40,13 @@ pub fn document(api: &Api, group_path: &str) -> Value {
         let list = format!("/{group_path}/{scope}{}", resource.plural);
         paths.insert(list, json!({"post": operation("post")}));
     }
-    json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1"}, "paths": paths})
+    // The empty list is for `kubectl explain`, which stumbles over none at all.
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": "v1"},
+        "paths": paths,
+        "components": {"schemas": {}},
+    })
 }
 
 /// `api/v1` or `apis/GROUP/VERSION`.

@@ -210,7 +210,6 @@ impl Api {
                 };
                 self.access(&other, spec)
             }
-            "bindings" => return Err(ApiError::not_implemented("creating bindings: create pods/NAME/binding")),
             other => return Err(ApiError::not_implemented(other)),
         };
         body["status"] = status;

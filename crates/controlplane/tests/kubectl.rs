@@ -1,0 +1,131 @@
+//! The real kubectl against the API. Where there is none the test says so and passes.
+
+#![allow(clippy::panic, clippy::expect_used)]
+
+mod support;
+
+use std::path::Path;
+use std::process::Stdio;
+
+use support::World;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+const KUBECTL: &str = "/usr/bin/kubectl";
+
+const DEPLOYMENT: &str = r#"{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 1,
+    "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
+    "spec": {"containers": [{"name": "one", "image": "one:1", "env": [{"name": "A", "value": "old"}]}, {"name": "two", "image": "two:1"}]}}}}"#;
+const DEFINITION: &str = r#"{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "widgets.example.org"},
+    "spec": {"group": "example.org", "scope": "Namespaced", "names": {"kind": "Widget", "plural": "widgets", "shortNames": ["wg"]},
+    "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+    "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}],
+    "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer", "minimum": 1}}}}}}}]}}"#;
+const WIDGET: &str =
+    r#"{"apiVersion": "example.org/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": 3}}"#;
+
+struct Kubectl<'a> {
+    world: &'a World,
+}
+
+impl Kubectl<'_> {
+    /// Whether it worked, and what it wrote to both outputs.
+    async fn run(&self, line: &str, input: &str) -> (bool, String) {
+        let mut command = Command::new(KUBECTL);
+        command.args(line.split_whitespace()).kill_on_drop(true);
+        // Its cache of discovery must be this server's.
+        command
+            .env("HOME", self.world.dir.path())
+            .env("KUBECONFIG", self.world.plane.as_ref().expect("running").kubeconfig_path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("kubectl");
+        child.stdin.take().expect("stdin").write_all(input.as_bytes()).await.expect("written");
+        let output = child.wait_with_output().await.expect("kubectl ends");
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        (output.status.success(), text)
+    }
+
+    async fn works(&self, line: &str, input: &str) -> String {
+        let (worked, text) = self.run(line, input).await;
+        assert!(worked, "kubectl {line}: {text}");
+        text
+    }
+
+    async fn fails(&self, line: &str, input: &str, because: &str) {
+        let (worked, text) = self.run(line, input).await;
+        assert!(!worked && text.contains(because), "kubectl {line}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_afternoon_with_kubectl() {
+    if !Path::new(KUBECTL).exists() {
+        eprintln!("not tested: there is no {KUBECTL}");
+        return;
+    }
+    let mut world = World::start().await;
+    world.node("edge-1", serde_json::json!({})).await;
+    let kubectl = Kubectl { world: &world };
+    assert!(kubectl.works("version", "").await.contains("Server Version: v1.32"));
+
+    // Apply, change, roll out; no warnings on the way.
+    assert_eq!(kubectl.works("apply -f -", DEPLOYMENT).await, "deployment.apps/web created\n");
+    assert_eq!(kubectl.works("apply -f -", DEPLOYMENT).await, "deployment.apps/web unchanged\n");
+    let changed = DEPLOYMENT.replace("old", "new");
+    assert_eq!(kubectl.works("apply -f -", &changed).await, "deployment.apps/web configured\n");
+    assert_eq!(kubectl.works("diff -f -", &changed).await, "");
+    assert!(kubectl.works("rollout status deploy/web --timeout=20s", "").await.contains("successfully rolled out"));
+    let names = kubectl.works("get deploy web -o jsonpath={.spec.template.spec.containers[*].name}", "").await;
+    assert_eq!(names, "one two", "merged by name");
+    kubectl.works("scale deploy web --replicas=2", "").await;
+    kubectl.works("set image deploy/web one=one:2", "").await;
+    assert!(kubectl.works("rollout status deploy/web --timeout=20s", "").await.contains("successfully rolled out"));
+    let table = kubectl.works("get deploy", "").await;
+    assert!(table.contains("READY   UP-TO-DATE   AVAILABLE") && table.contains("2/2     2            2"), "{table}");
+    assert!(kubectl.works("get pods -o wide", "").await.contains("edge-1"));
+    assert!(kubectl.works("describe deploy web", "").await.contains("ScalingReplicaSet"));
+    kubectl.works("label deploy web tier=front", "").await;
+    assert!(kubectl.works("get deploy -l tier=front -o name", "").await.contains("deployment.apps/web"));
+    kubectl.works("rollout undo deploy/web", "").await;
+
+    // A resource of one's own.
+    kubectl.works("apply -f -", DEFINITION).await;
+    kubectl.works("wait --for=condition=Established crd/widgets.example.org --timeout=5s", "").await;
+    assert_eq!(kubectl.works("apply -f -", WIDGET).await, "widget.example.org/w created\n");
+    kubectl.fails("apply -f -", &WIDGET.replace('3', "0"), "spec.size: Invalid value: 0").await;
+    kubectl.fails("apply -f -", &WIDGET.replace("size", "sise"), "unknown field \"spec.sise\"").await;
+    assert_eq!(kubectl.works("get wg", "").await, "NAME   SIZE\nw      3\n");
+
+    // Bodies in protobuf.
+    kubectl.works("create configmap c --from-literal=a=b", "").await;
+    assert_eq!(kubectl.works("get cm c -o jsonpath={.data.a}", "").await, "b");
+    kubectl.works("create sa bob", "").await;
+    kubectl.works("create role r --verb=get,list --resource=pods", "").await;
+    kubectl.works("create rolebinding b --role=r --serviceaccount=default:bob", "").await;
+    let as_bob = "--as=system:serviceaccount:default:bob";
+    assert_eq!(kubectl.works(&format!("auth can-i list pods {as_bob}"), "").await, "yes\n");
+    kubectl.fails(&format!("auth can-i delete pods {as_bob}"), "", "no").await;
+    kubectl.fails(&format!("get cm {as_bob}"), "", "cannot list resource \"configmaps\"").await;
+    assert!(kubectl.works("create token bob", "").await.starts_with("ey"));
+    assert!(kubectl.works("auth whoami", "").await.contains("kubernetes-admin"));
+
+    // What is not there is refused in words.
+    kubectl.fails("apply --server-side -f -", WIDGET, "server-side apply is not supported").await;
+    kubectl.fails("create job j --image=j", "", "could not find the requested resource").await;
+    kubectl.fails("create quota q --hard=pods=1", "", "could not find the requested resource").await;
+    kubectl.fails("top pod", "", "Metrics API not available").await;
+    kubectl.fails("explain pod", "", "not found").await;
+
+    assert!(kubectl.works("describe ns default", "").await.contains("Active"));
+
+    // Clean up: drain, delete, wait until all is gone.
+    kubectl.works("cordon edge-1", "").await;
+    assert!(kubectl.works("get nodes", "").await.contains("SchedulingDisabled"));
+    kubectl.works("uncordon edge-1", "").await;
+    kubectl.works("delete deploy web --cascade=foreground --timeout=20s", "").await;
+    assert_eq!(kubectl.works("get pods", "").await, "No resources found in default namespace.\n");
+    kubectl.works("create ns shop", "").await;
+    kubectl.works("delete ns shop --timeout=20s", "").await;
+    kubectl.works("delete crd widgets.example.org --timeout=20s", "").await;
+    kubectl.fails("get wg", "", "could not find the requested resource").await;
+}
