@@ -123,3 +123,26 @@ fn a_folder_that_is_missing_is_told() {
         Database::open(Path::new("/nonexistent/edge.db"), SCHEMA, Durability::Full).map(|_| ()).expect_err("no");
     assert!(matches!(error, OpenError::Open(..)), "{error:?}");
 }
+
+#[tokio::test]
+async fn what_is_reported_is_what_is_stored_when_a_transaction_breaks() {
+    let (_dir, path) = file();
+    let db = open(&path);
+    let jobs = (0..300).map(|n| {
+        let db = db.clone();
+        async move {
+            if n % 7 == 3 {
+                // As SQLite itself does when the disk is full.
+                db.write(|c| c.execute_batch("ROLLBACK").and(Err(store::rusqlite::Error::InvalidQuery)))
+                    .await
+                    .map(|()| 0)
+            } else {
+                put(&db, n.to_string(), n).await
+            }
+        }
+    });
+    let results = futures_util::future::join_all(jobs).await;
+    let stored = results.iter().filter(|result| result.is_ok()).count();
+    assert_eq!(count(&db), i64::try_from(stored).expect("few"));
+    put(&db, "after".into(), 1).await.expect("the next transaction is sound");
+}
