@@ -57,9 +57,8 @@ impl Instance {
             let _ = (&mut file).take(20).read_to_string(&mut pid);
             return Err(InstanceError::Taken { path: claimed.to_path_buf(), pid: pid.trim().to_owned() });
         }
-        let written =
-            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(fail)?;
+        // Only for the message above; a full disk is no reason not to run.
+        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
 }

@@ -91,8 +91,11 @@ impl Database {
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
+        // The file that readers and writers share could not grow.
+        let no_room = error.sqlite_error().is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
         match error.sqlite_error_code() {
             Some(DiskFull) => Self::DiskFull(error),
+            _ if no_room => Self::DiskFull(error),
             Some(DatabaseCorrupt | NotADatabase) => Self::Corrupt(error),
             _ => Self::Sqlite(error),
         }

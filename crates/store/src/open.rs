@@ -32,6 +32,9 @@ pub enum OpenError {
         "database {} is damaged: move it away to start with an empty one (the cloud sends its content again)", .0.display()
     )]
     Corrupt(PathBuf, #[source] rusqlite::Error),
+    /// There is no room for what every start needs.
+    #[error("database {} cannot be opened, for its disk is full: free some space", .0.display())]
+    DiskFull(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
     /// A newer program wrote it.
     #[error("database {path} has schema {found}, this program knows {known}: use the newer program", path = .path.display())]
     Newer {
@@ -47,7 +50,7 @@ pub enum OpenError {
     Open(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
     /// A step of the schema failed.
     #[error("the schema of database {} cannot be brought up to date", .0.display())]
-    Migrate(PathBuf, #[source] rusqlite::Error),
+    Migrate(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
     /// The writer thread cannot start.
     #[error("no thread can be started for database {}", .0.display())]
     Thread(PathBuf, #[source] std::io::Error),
@@ -56,12 +59,12 @@ pub enum OpenError {
 pub(crate) fn open(path: &Path, migrations: Migrations, durability: Durability) -> Result<Connection, OpenError> {
     let cannot = |error: Box<dyn std::error::Error + Send + Sync>| OpenError::Open(path.to_path_buf(), error);
     // Created by ourselves first, so that nobody else can read it at any time.
-    std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| cannot(error.into()))?;
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull => OpenError::DiskFull(path.to_path_buf(), error.into()),
+            _ => cannot(error.into()),
+        }
+    })?;
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|error| cannot(error.into()))?;
@@ -80,6 +83,7 @@ pub(crate) fn open(path: &Path, migrations: Migrations, durability: Durability) 
         Err(error) => {
             return Err(match crate::StoreError::from(error) {
                 crate::StoreError::Corrupt(error) => OpenError::Corrupt(path.to_path_buf(), error),
+                crate::StoreError::DiskFull(error) => OpenError::DiskFull(path.to_path_buf(), error.into()),
                 error => cannot(error.into()),
             });
         }
@@ -97,13 +101,20 @@ pub(crate) fn reader(path: &Path) -> Result<Connection, OpenError> {
             connection.pragma_update(None, "cache_size", -512)?;
             Ok(connection)
         })
-        .map_err(|error| OpenError::Open(path.to_path_buf(), error.into()))?;
+        .map_err(|error| match crate::StoreError::from(error) {
+            crate::StoreError::DiskFull(error) => OpenError::DiskFull(path.to_path_buf(), error.into()),
+            error => OpenError::Open(path.to_path_buf(), error.into()),
+        })?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
 }
 
 fn migrate(connection: &Connection, path: &Path, migrations: Migrations) -> Result<(), OpenError> {
-    let fail = |error| OpenError::Migrate(path.to_path_buf(), error);
+    let fail = |error| match crate::StoreError::from(error) {
+        crate::StoreError::DiskFull(error) => OpenError::DiskFull(path.to_path_buf(), error.into()),
+        crate::StoreError::Corrupt(error) => OpenError::Corrupt(path.to_path_buf(), error),
+        error => OpenError::Migrate(path.to_path_buf(), error.into()),
+    };
     let found: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
     let found = found as usize;
     let known = migrations.0.len();

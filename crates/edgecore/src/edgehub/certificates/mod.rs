@@ -72,15 +72,21 @@ pub enum CertificateError {
         node: String,
     },
     /// The token cannot be used.
-    #[error("the token cannot be used")]
-    Token(#[source] TokenError),
+    #[error("the token cannot be used: run `keadm gettoken` in the cloud and write the new token to {}", bootstrap.display())]
+    Token {
+        /// Where a token is looked for.
+        bootstrap: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: TokenError,
+    },
     /// The CA is another than the token names.
-    #[error(
-        "the CA of {url} is not the one that the token names: either the token is of another cloud, or somebody stands between; get a new token with `keadm gettoken`"
-    )]
+    #[error("the CA of {url} is not the one that the token names: either the token is of another cloud, or somebody stands between; run `keadm gettoken` in the node's cloud and write the new token to {}", bootstrap.display())]
     WrongCa {
         /// Who answered.
         url: String,
+        /// Where a token is looked for.
+        bootstrap: PathBuf,
     },
     /// The hub does not accept the token, or the certificate that shall be renewed.
     #[error("the cloud does not accept the token of this node ({reason}): run `keadm gettoken` in the cloud and write the new token to {}", bootstrap.display())]
@@ -246,7 +252,8 @@ impl Certificates {
 
     /// First issue: the CA, checked against the token's hash, then the certificate.
     async fn join(&mut self, text: &str) -> Result<(), CertificateError> {
-        let (hash, jwt) = token::split(text).map_err(CertificateError::Token)?;
+        let (hash, jwt) = token::split(text)
+            .map_err(|source| CertificateError::Token { bootstrap: self.bootstrap.clone(), source })?;
         let url = format!("{}/ca.crt", self.settings.http_server);
         let tls = client_without_verification().map_err(CertificateError::Tls)?;
         let (status, ca) = call(&url, &[], Vec::new(), tls).await?;
@@ -254,7 +261,7 @@ impl Certificates {
             return Err(self.no(status, &ca));
         }
         if certificate_hash(&ca) != hash.to_ascii_lowercase() {
-            return Err(CertificateError::WrongCa { url });
+            return Err(CertificateError::WrongCa { url, bootstrap: self.bootstrap.clone() });
         }
         let ca = CertificateDer::from(ca);
         let tls = client(&ca, None).map_err(CertificateError::Tls)?;
