@@ -162,7 +162,7 @@ impl Site {
 
     /// Lets time pass in which something must not happen.
     pub fn pass(&self, time: Duration) {
-        self.runtime.block_on(tokio::time::sleep(time));
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 
     /// Creates an object; it must succeed.
