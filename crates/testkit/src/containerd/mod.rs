@@ -50,11 +50,13 @@ impl ContainerdOptions {
     /// tells instances within a process apart.
     pub fn for_test(dir: &Path, number: u8) -> Self {
         let process = std::process::id();
+        // Tests of one machine run side by side: neighbouring processes must not share a subnet.
+        let block = process.wrapping_mul(64).wrapping_add(u32::from(number));
         Self {
             dir: dir.join("containerd"),
             sockets: PathBuf::from(format!("/tmp/fe-{process}-{number}")),
             bridge: format!("fet{process}n{number}"),
-            subnet: format!("10.{}.{}.0/24", 100 + process % 100, number),
+            subnet: format!("10.{}.{}.0/24", 100 + block / 250 % 100, block % 250),
         }
     }
 
@@ -164,6 +166,23 @@ impl Containerd {
     /// `unix:///…/containerd.sock`.
     pub fn endpoint(&self) -> String {
         format!("unix://{}", self.socket.display())
+    }
+
+    /// A CRI client of its own.
+    ///
+    /// # Errors
+    /// containerd does not answer.
+    pub async fn client(&self) -> Result<RuntimeServiceClient<Channel>> {
+        runtime_client(&self.socket).await
+    }
+
+    /// The OCI configuration that a running container was started with.
+    ///
+    /// # Errors
+    /// There is no such container at work.
+    pub fn oci_config(&self, container_id: &str) -> Result<serde_json::Value> {
+        let bundle = self.options.sockets.join("state/io.containerd.runtime.v2.task/k8s.io").join(container_id);
+        Ok(serde_json::from_slice(&std::fs::read(bundle.join("config.json"))?)?)
     }
 
     /// Its process id.

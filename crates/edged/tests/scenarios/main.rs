@@ -1,0 +1,14 @@
+//! Black-box scenarios of a node agent: edged on a private containerd, with a MetaManager in memory, seen from outside
+//! through CRI, files and the messages that leave. Each test is named by its number; `docs/node-agent.md` has the list.
+//!
+//! Needs root, containerd, runc, CNI plugins and a static busybox, as `cargo xtask test` installs them. What takes over a
+//! minute is ignored as slow and run by `cargo xtask e2e --slow`.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests may panic and speak for themselves")]
+
+#[path = "../pods/cloud.rs"]
+#[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
+mod cloud;
+mod sandbox;
+mod site;
+
+pub use site::{Site, pod, pod_with};
