@@ -168,7 +168,7 @@ impl Site {
     /// Id of the newest container with this name.
     pub async fn container_id(&self, pod: &str, container: &str) -> String {
         let named = |c: &cri::Container| c.metadata.as_ref().is_some_and(|m| m.name == container);
-        self.containers(pod).await.into_iter().find(named).unwrap_or_else(|| panic!("no {container} in {pod}")).id
+        self.containers(pod).await.into_iter().find(named).expect("a container of that name").id
     }
 
     /// What CRI says of a container.
