@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask up | down | test | tidy | bench | gen-kube`.
+//! The project's own commands: `cargo xtask up | down | test | e2e | tidy | bench | gen-kube`.
 #![allow(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
 mod bench;
@@ -34,6 +34,14 @@ enum Command {
         /// Passed on to the test runner, for example a test's name
         filter: Vec<String>,
     },
+    /// Run the node agent's scenarios on real containers
+    E2e {
+        /// Also those that take over a minute each, which `test` leaves out
+        #[arg(long)]
+        slow: bool,
+        /// Passed on to the test runner, for example a test's name
+        filter: Vec<String>,
+    },
     /// Check formatting, lints, file lengths and dependencies
     Tidy,
 }
@@ -55,6 +63,7 @@ fn run() -> Result<()> {
         Command::Down(options) => runtime.block_on(up::down(options)),
         Command::Bench(options) => runtime.block_on(bench::run(options)),
         Command::Test { filter } => test::all(&filter),
+        Command::E2e { slow, filter } => test::end_to_end(slow, &filter),
         Command::GenKube(options) => gen_kube::generate(&options),
         Command::Tidy => tidy::all(),
     }

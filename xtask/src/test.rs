@@ -1,18 +1,47 @@
-//! `cargo xtask test`: every test, with all that they need.
+//! `cargo xtask test`: every test, with all that they need; `cargo xtask e2e`: those against real containers alone.
 
 use anyhow::Result;
 
 use crate::packages;
 use crate::workspace::{cargo, has_program, run};
 
+/// Tests that run real programs and containers: packages and what to choose of them.
+const END_TO_END: &[&str] = &["--package", "edged", "--test", "scenarios"];
+/// Slow scenarios wait most of the time: more of them than processors run side by side.
+const SLOW_THREADS: &str = "6";
+
 /// Installs what real containers need, builds the programs that the end-to-end tests start, and runs all
 /// tests. `filter` goes to the test runner.
 pub fn all(filter: &[String]) -> Result<()> {
-    packages::ensure()?;
-    run(cargo().args(["build", "--quiet", "--package", "cloudcore", "--package", "edgecore", "--package", "keadm"]))?;
+    prepare()?;
+    let mut command = cargo();
+    match has_program("cargo-nextest") {
+        true => command.args(["nextest", "run", "--workspace", "--no-fail-fast"]),
+        false => command.args(["test", "--workspace", "--no-fail-fast"]),
+    };
+    run(command.args(filter))
+}
+
+/// Runs the scenarios of the node agent on real containers; with `slow` also those that take over a minute, which
+/// `cargo xtask test` leaves out.
+pub fn end_to_end(slow: bool, filter: &[String]) -> Result<()> {
+    prepare()?;
+    let mut command = cargo();
     if has_program("cargo-nextest") {
-        run(cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]).args(filter))
-    } else {
-        run(cargo().args(["test", "--workspace", "--no-fail-fast"]).args(filter))
+        command.args(["nextest", "run", "--no-fail-fast"]).args(END_TO_END);
+        if slow {
+            command.args(["--run-ignored", "all", "--test-threads", SLOW_THREADS]);
+        }
+        return run(command.args(filter));
     }
+    command.args(["test", "--no-fail-fast"]).args(END_TO_END).args(filter).arg("--");
+    if slow {
+        command.args(["--include-ignored", "--test-threads", SLOW_THREADS]);
+    }
+    run(&mut command)
+}
+
+fn prepare() -> Result<()> {
+    packages::ensure()?;
+    run(cargo().args(["build", "--quiet", "--package", "cloudcore", "--package", "edgecore", "--package", "keadm"]))
 }
