@@ -11,6 +11,7 @@ pub mod node;
 pub mod pods;
 pub mod runtime;
 pub mod settings;
+pub mod stats;
 
 mod cgroups;
 mod container;

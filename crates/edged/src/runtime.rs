@@ -315,7 +315,18 @@ impl Runtime {
         self.busy.send_if_modified(|old| std::mem::replace(old, busy) != busy);
     }
 
-    async fn driver(&self) -> CgroupDriver {
+    /// The client behind this runtime, for who only looks.
+    pub(crate) fn cri(&self) -> &CriClient {
+        &self.cri
+    }
+
+    /// Where the files of pods are.
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Who makes cgroups.
+    pub(crate) async fn driver(&self) -> CgroupDriver {
         let ask = async {
             let reported = self.cri.cgroup_driver().await.map_err(drop)?;
             Ok::<_, ()>(match reported {

@@ -11,7 +11,7 @@ use super::proto::{self, ContainerConfig, ImageSpec, PodSandboxConfig};
 use super::{CALL_LIMIT, CriClient, CriError, STATUS_LIMIT};
 
 impl CriClient {
-    async fn call<T>(
+    pub(super) async fn call<T>(
         &self,
         call: &'static str,
         limit: Duration,

@@ -5,6 +5,7 @@
 
 mod calls;
 mod error;
+mod usage;
 
 /// Messages and clients made from `proto/cri.proto`.
 #[allow(missing_docs, clippy::all)]

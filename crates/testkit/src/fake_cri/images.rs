@@ -72,4 +72,12 @@ impl ImageService for Service {
         self.shared.world().images.remove(&name);
         Ok(Response::new(proto::RemoveImageResponse {}))
     }
+
+    async fn image_fs_info(
+        &self,
+        _: Request<proto::ImageFsInfoRequest>,
+    ) -> Result<Response<proto::ImageFsInfoResponse>, Status> {
+        self.enter("ImageFsInfo").await?;
+        Ok(Response::new(proto::ImageFsInfoResponse::default()))
+    }
 }

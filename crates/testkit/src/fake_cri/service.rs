@@ -20,7 +20,7 @@ pub(super) struct Service {
 }
 
 /// Calls that say nothing about what the agent does.
-const QUIET: [&str; 8] = [
+const QUIET: [&str; 11] = [
     "Version",
     "Status",
     "RuntimeConfig",
@@ -29,6 +29,9 @@ const QUIET: [&str; 8] = [
     "PodSandboxStatus",
     "ContainerStatus",
     "GetContainerEvents",
+    "ListContainerStats",
+    "ListImages",
+    "ImageFsInfo",
 ];
 
 impl Service {
@@ -263,6 +266,21 @@ impl RuntimeService for Service {
         let container = world.containers.get(&id).ok_or_else(|| not_found("container", &id))?;
         let (exit_code, stdout) = world.exec.get(container.name()).cloned().unwrap_or_default();
         Ok(Response::new(proto::ExecSyncResponse { stdout: stdout.into_bytes(), stderr: Vec::new(), exit_code }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<proto::ListContainerStatsRequest>,
+    ) -> Result<Response<proto::ListContainerStatsResponse>, Status> {
+        self.enter("ListContainerStats").await?;
+        Ok(Response::new(proto::ListContainerStatsResponse::default()))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<proto::ListPodSandboxStatsRequest>,
+    ) -> Result<Response<proto::ListPodSandboxStatsResponse>, Status> {
+        Err(Status::unimplemented("unknown method ListPodSandboxStats"))
     }
 
     async fn get_container_events(
