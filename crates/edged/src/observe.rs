@@ -119,6 +119,8 @@ fn container(sandbox_id: String, status: proto::ContainerStatus) -> Option<Obser
         hash: annotation(labels::CONTAINER_HASH).and_then(|text| u32::from_str_radix(text, 16).ok()),
         restart_count: annotation(labels::RESTART_COUNT).and_then(|text| text.parse().ok()).unwrap_or_default(),
         termination_grace: annotation(labels::TERMINATION_GRACE).and_then(|text| text.parse().ok()),
+        pre_stop: annotation(labels::PRE_STOP_HANDLER).map(str::to_owned),
+        ports: annotation(labels::CONTAINER_PORTS).map(str::to_owned),
         image: image_name(status.image.as_ref()),
         image_ref: status.image_ref,
         reason: status.reason,

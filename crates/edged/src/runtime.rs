@@ -3,6 +3,7 @@
 //! Every method is safe to repeat. Identity lives in labels and annotations, so that a restarted
 //! edged finds everything again with [`Runtime::list_pods`].
 
+mod hooks;
 mod rotation;
 mod start;
 mod watch;

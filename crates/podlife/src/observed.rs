@@ -90,6 +90,10 @@ pub struct ObservedContainer {
     pub restart_count: u32,
     /// Annotation `io.kubernetes.pod.terminationGracePeriod`, seconds.
     pub termination_grace: Option<i64>,
+    /// Annotation `io.kubernetes.container.preStopHandler`, JSON.
+    pub pre_stop: Option<String>,
+    /// Annotation `io.kubernetes.container.ports`, JSON.
+    pub ports: Option<String>,
 }
 
 impl ObservedPod {

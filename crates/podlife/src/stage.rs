@@ -153,10 +153,7 @@ pub fn deadline_left(pod: &Pod, start: Option<Timestamp>, now: Timestamp) -> Opt
 
 /// The verdict on a pod that was active for too long.
 pub fn deadline_exceeded() -> EndVerdict {
-    EndVerdict {
-        reason: "DeadlineExceeded".into(),
-        message: "Pod was active on the node longer than the specified deadline".into(),
-    }
+    EndVerdict::new("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ use crate::{
     spec::RestartPolicy,
 };
 
+/// Reason of the condition `DisruptionTarget` when it is the agent's.
+const BY_KUBELET: &str = "TerminationByKubelet";
+
 /// What a status is computed from.
 pub struct StatusInput<'a> {
     /// The pod; its own `status` is not looked at.
@@ -58,11 +61,36 @@ pub struct EndVerdict {
     pub reason: String,
     /// Free text.
     pub message: String,
+    /// Message of the condition `DisruptionTarget`, when trouble of the node ends the pod.
+    pub disruption: Option<String>,
+    /// The pod was refused: what the runtime has of it is from an earlier life, or nothing.
+    pub rejected: bool,
+}
+
+impl EndVerdict {
+    /// A verdict on the pod itself.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason: reason.into(), message: message.into(), disruption: None, rejected: false }
+    }
+
+    /// A verdict for the sake of the node (`Evicted`, `Preempting`, `Terminated`): the pod gets the condition
+    /// `DisruptionTarget`, reason `TerminationByKubelet`.
+    pub fn disruption(reason: impl Into<String>, message: impl Into<String>, condition: impl Into<String>) -> Self {
+        Self { disruption: Some(condition.into()), ..Self::new(reason, message) }
+    }
+
+    /// The node does not take the pod.
+    pub fn rejected(reason: impl Into<String>, message: &str) -> Self {
+        Self { rejected: true, ..Self::new(reason, format!("Pod was rejected: {message}")) }
+    }
 }
 
 /// Computes the status to report.
 pub fn compute(input: &StatusInput<'_>) -> PodStatus {
     let before = input.previous.unwrap_or(input.api);
+    if let Some(verdict) = input.verdict.filter(|verdict| verdict.rejected && input.observed.is_absent()) {
+        return rejected(input, verdict, before);
+    }
     let containers = ContainerInput {
         pod: input.pod,
         observed: input.observed,
@@ -111,6 +139,18 @@ pub fn compute(input: &StatusInput<'_>) -> PodStatus {
     };
     delay_terminal_phase(input, &mut status);
     status
+}
+
+/// A pod of which nothing was started: nothing but the refusal is told.
+fn rejected(input: &StatusInput<'_>, verdict: &EndVerdict, before: &PodStatus) -> PodStatus {
+    PodStatus {
+        phase: Some(Phase::Failed.as_str().into()),
+        reason: Some(verdict.reason.clone()),
+        message: Some(verdict.message.clone()),
+        qos_class: Some(input.api.qos_class.clone().unwrap_or_else(|| qos::qos_class(input.pod).into())),
+        start_time: before.start_time.clone().or_else(|| Some(seconds(input.now))),
+        ..input.api.clone()
+    }
 }
 
 /// Whether the computed end is real yet: the phase before any delay of its publication.
@@ -204,9 +244,8 @@ fn merge_conditions(
     let old = before.conditions.as_deref().unwrap_or_default();
     let mut merged: Vec<PodCondition> =
         api.iter().filter(|c| !conditions::OWNED.contains(&c.type_.as_str())).cloned().collect();
-    let known = merged.iter().any(|c| c.type_ == DISRUPTION_TARGET);
-    if input.verdict.is_some() && phase.is_terminal() && !known {
-        merged.extend(old.iter().find(|c| c.type_ == DISRUPTION_TARGET).cloned());
+    if phase.is_terminal() && !is_delayed(input) {
+        set_disruption(input, old, &mut merged);
     }
     for condition in &mut owned {
         let same = old
@@ -223,13 +262,32 @@ fn merge_conditions(
     merged
 }
 
+/// Containers may still run: the end is not told yet.
+fn is_delayed(input: &StatusInput<'_>) -> bool {
+    let api_terminal = spec::is_terminal_phase(input.api.phase.as_deref());
+    input.ending == Ending::No && !api_terminal && input.observed.has_live_containers()
+}
+
+/// `DisruptionTarget` comes together with the end that it explains, in the place that the API has for it.
+fn set_disruption(input: &StatusInput<'_>, old: &[PodCondition], merged: &mut Vec<PodCondition>) {
+    let Some(message) = input.verdict.and_then(|verdict| verdict.disruption.as_deref()) else { return };
+    let mut target = conditions::condition(DISRUPTION_TARGET, true, BY_KUBELET, message);
+    let known = merged.iter().position(|c| c.type_ == DISRUPTION_TARGET);
+    let since = old.iter().chain(&*merged).find(|c| c.type_ == DISRUPTION_TARGET && c.status == "True");
+    target.last_transition_time =
+        since.and_then(|c| c.last_transition_time.clone()).or_else(|| Some(seconds(input.now)));
+    match known.and_then(|index| merged.get_mut(index)) {
+        Some(place) => *place = target,
+        None => merged.push(target),
+    }
+}
+
 /// A terminal phase is told only once no container can run any more; then Ready is false too.
 fn delay_terminal_phase(input: &StatusInput<'_>, status: &mut PodStatus) {
     if !spec::is_terminal_phase(status.phase.as_deref()) {
         return;
     }
-    let api_terminal = spec::is_terminal_phase(input.api.phase.as_deref());
-    if input.ending == Ending::No && !api_terminal && input.observed.has_live_containers() {
+    if is_delayed(input) {
         status.phase = Some(input.api.phase.clone().unwrap_or_else(|| "Pending".into()));
         status.reason = input.api.reason.clone();
         status.message = input.api.message.clone();
@@ -251,9 +309,12 @@ pub fn rebase(mut status: PodStatus, api: &PodStatus) -> PodStatus {
     let theirs = api.conditions.iter().flatten().filter(|c| !conditions::OWNED.contains(&c.type_.as_str())).cloned();
     let mut merged: Vec<PodCondition> = theirs.collect();
     for condition in status.conditions.take().into_iter().flatten() {
-        let ours = conditions::OWNED.contains(&condition.type_.as_str());
-        let new_target = condition.type_ == DISRUPTION_TARGET && !merged.iter().any(|c| c.type_ == DISRUPTION_TARGET);
-        if ours || new_target {
+        if condition.type_ == DISRUPTION_TARGET && condition.reason.as_deref() == Some(BY_KUBELET) {
+            match merged.iter_mut().find(|c| c.type_ == DISRUPTION_TARGET) {
+                Some(place) => *place = condition,
+                None => merged.push(condition),
+            }
+        } else if conditions::OWNED.contains(&condition.type_.as_str()) {
             merged.push(condition);
         }
     }

@@ -53,9 +53,6 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
                 let text = reason.map(|r| format!("{r}; the container runs as if it had no such probe"));
                 add(text.is_some(), path(kind.field()), text.as_deref().unwrap_or_default(), false);
             }
-            let hook = container.lifecycle.as_ref();
-            add(hook.is_some_and(|h| h.post_start.is_some()), path("lifecycle.postStart"), HOOKS, false);
-            add(hook.is_some_and(|h| h.pre_stop.is_some()), path("lifecycle.preStop"), HOOKS, false);
             add(
                 container.volume_devices.as_ref().is_some_and(|list| !list.is_empty()),
                 path("volumeDevices"),
@@ -66,5 +63,3 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     }
     found
 }
-
-const HOOKS: &str = "life cycle hooks are not carried out by this version of the agent; the container runs without it";

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::Pod;
 use podlife::{
     observed::{ObservedPod, PodIdentity},
     spec,
@@ -20,12 +21,14 @@ use wire::Content;
 
 use super::{
     PodChange, Tools,
+    evict::Eviction,
     mailbox::Mailbox,
     reporter::{self, Report, Reporter},
     source::{PodVersion, read_list},
     worker::PodWorker,
 };
 use crate::{
+    events::Recorder,
     meta::MetaError,
     runtime::{RuntimeError, RuntimeEvent},
 };
@@ -48,12 +51,15 @@ pub enum News {
     Runtime(RuntimeEvent),
     /// The link to the cloud is back.
     Online,
+    /// The node ends a pod: see [`Desk::evict`].
+    Evict(Eviction),
 }
 
 /// Handle of the desk.
 #[derive(Clone)]
 pub struct Desk {
     news: mpsc::Sender<News>,
+    pub(super) recorder: Recorder,
 }
 
 impl Desk {
@@ -67,6 +73,7 @@ impl Desk {
 /// A desk and the task that owns all workers.
 pub fn desk(tools: Tools) -> (Desk, DeskTask) {
     let (sender, receiver) = mpsc::channel(NEWS_QUEUE);
+    let recorder = tools.recorder.clone();
     let (reporter, reporter_task) = reporter::reporter(tools.meta.clone());
     let task = DeskTask {
         tools,
@@ -81,7 +88,7 @@ pub fn desk(tools: Tools) -> (Desk, DeskTask) {
         lists: JoinSet::new(),
         touched: BTreeSet::new(),
     };
-    (Desk { news: sender }, task)
+    (Desk { news: sender, recorder }, task)
 }
 
 /// The owner of all workers.
@@ -110,6 +117,7 @@ enum List {
 
 struct Entry {
     identity: PodIdentity,
+    pod: Arc<Pod>,
     mailbox: Arc<Mailbox>,
     /// The source dropped it.
     removed: bool,
@@ -176,6 +184,11 @@ impl DeskTask {
                 self.scan_soon(ORPHAN_DELAY);
             }
             News::Online => self.reporter.send(Report::Online).await,
+            News::Evict(eviction) => {
+                if let Some(entry) = self.pods.get(&eviction.uid) {
+                    eviction.begin(&entry.pod, &entry.mailbox);
+                }
+            }
         }
     }
 
@@ -192,6 +205,7 @@ impl DeskTask {
                 return;
             }
             let (reporter, mailbox) = (self.reporter.clone(), Arc::clone(&entry.mailbox));
+            entry.pod = Arc::clone(&version.pod);
             reporter.send(api_report(&version, &mailbox)).await;
             mailbox.version(version);
             return;
@@ -200,13 +214,14 @@ impl DeskTask {
         self.reporter.send(api_report(&version, &mailbox)).await;
         let identity = version.identity.clone();
         tracing::info!(pod = identity.name, namespace = identity.namespace, uid, "pod taken over");
+        let pod = Arc::clone(&version.pod);
         let worker = PodWorker::new(*version, Arc::clone(&mailbox), self.reporter.clone(), self.tools.clone());
-        self.spawn(identity, mailbox, worker, stopping);
+        self.spawn(Entry { identity, pod, mailbox, removed: false, successor: None }, worker, stopping);
     }
 
-    fn spawn(&mut self, identity: PodIdentity, mailbox: Arc<Mailbox>, worker: PodWorker, stopping: &CancellationToken) {
-        let uid = identity.uid.clone();
-        self.pods.insert(uid.clone(), Entry { identity, mailbox, removed: false, successor: None });
+    fn spawn(&mut self, entry: Entry, worker: PodWorker, stopping: &CancellationToken) {
+        let uid = entry.identity.uid.clone();
+        self.pods.insert(uid.clone(), entry);
         let stopping = stopping.clone();
         self.workers.spawn(async move {
             worker.run(stopping).await;
@@ -311,10 +326,8 @@ impl DeskTask {
             );
             let mailbox = Arc::new(Mailbox::default());
             let worker = PodWorker::orphan(orphan, Arc::clone(&mailbox), self.reporter.clone(), self.tools.clone());
-            self.spawn(identity.clone(), mailbox, worker, stopping);
-            if let Some(entry) = self.pods.get_mut(&identity.uid) {
-                entry.removed = true;
-            }
+            let pod = Arc::clone(&worker.pod);
+            self.spawn(Entry { identity, pod, mailbox, removed: true, successor: None }, worker, stopping);
         }
     }
 }

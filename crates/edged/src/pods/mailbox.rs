@@ -9,18 +9,25 @@ use k8s_openapi::api::core::v1::PodStatus;
 use podlife::{
     probe::{ProbeKind, Verdict},
     spec,
-    stage::End,
+    stage::{End, Stage},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::source::PodVersion;
 
 /// Mail of one pod. Shared between the desk and the worker.
-#[derive(Default)]
 pub(super) struct Mailbox {
     slot: Mutex<Slot>,
     arrived: Notify,
+    /// Where the worker stands, for those who wait for the pod's end.
+    stage: watch::Sender<Stage>,
+}
+
+impl Default for Mailbox {
+    fn default() -> Self {
+        Self { slot: Mutex::default(), arrived: Notify::new(), stage: watch::Sender::new(Stage::Syncing) }
+    }
 }
 
 #[derive(Default)]
@@ -96,6 +103,16 @@ impl Mailbox {
     /// No reason to look at the pod: the worker reads it with its next mail.
     pub fn acknowledged(&self, status: Box<PodStatus>) {
         self.lock().mail.acknowledged = Some(status);
+    }
+
+    /// The worker tells where it stands.
+    pub fn set_stage(&self, stage: Stage) {
+        self.stage.send_if_modified(|old| std::mem::replace(old, stage) != stage);
+    }
+
+    /// Where the worker stands.
+    pub fn stage(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
     }
 
     /// Waits for mail.

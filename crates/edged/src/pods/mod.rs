@@ -6,10 +6,13 @@
 //! keeps trying while the cloud is away, and asks for the deletion of pods that have ended. Read `worker` first.
 
 mod desk;
+mod evict;
+mod hooks;
 mod mailbox;
 mod probes;
 mod reporter;
 mod source;
+mod stop;
 mod sync;
 mod teardown;
 mod worker;
@@ -20,6 +23,7 @@ use std::sync::{
 };
 
 pub use desk::{Desk, DeskTask, News, desk};
+pub use evict::EvictError;
 pub use source::{PodChange, PodVersion, SourceError, read_change};
 
 use crate::{events::Recorder, meta::MetaClient, runtime::Runtime, settings::Settings};

@@ -11,7 +11,6 @@ use podlife::{
     actions::{self, PodActions},
     backoff::go_duration,
     containers::{StartFailure, next_restart_count},
-    grace,
     observed::{ObservedPod, RuntimeState},
     spec,
     stage::{End, deadline_exceeded},
@@ -31,7 +30,7 @@ use crate::{
 const VOLUME_REFRESH: Duration = Duration::from_secs(60);
 
 /// How a container start went.
-enum Started {
+pub(super) enum Started {
     Yes,
     /// It waits for its back-off.
     Waits(Duration),
@@ -81,17 +80,16 @@ impl PodWorker {
                 let text = "Pod sandbox changed, it will be killed and re-created.";
                 self.tools.recorder.pod(&self.pod, EventType::Normal, "SandboxChanged", text);
             }
-            self.stop_everything(observed).await?;
+            if !self.stop_everything(observed, cancel).await? {
+                return Ok(Next::Now);
+            }
             if actions.create_sandbox.is_none() {
                 self.life.end(&self.pod, End::Completed);
                 return Ok(Next::Now);
             }
         }
-        for kill in &actions.kill {
-            self.tools.recorder.container(&self.pod, &kill.name, EventType::Normal, "Killing", kill.message.clone());
-            let grace = spec::container(&self.pod, &kill.name)
-                .map_or(grace::MIN_CONTAINER_GRACE, |c| grace::restart_grace(&self.pod, c, kill.probe));
-            self.tools.runtime.stop_container(&kill.id, grace).await?;
+        if !self.stop_some(&actions.kill, observed, cancel).await? {
+            return Ok(Next::Now);
         }
         if let Some(next) = self.prepare(actions, cancel).await {
             return Ok(next);
@@ -251,7 +249,7 @@ impl PodWorker {
             Ok(id) => {
                 tracing::info!(pod = self.identity.name, container = container.name, id, "container started");
                 self.failures.remove(&container.name);
-                Ok(Started::Yes)
+                self.post_start(container, &id, observed, cancel).await
             }
             Err(_) if cancel.is_cancelled() => Ok(Started::Failed),
             Err(StartError { reason, message }) => {

@@ -1,22 +1,13 @@
 //! The end of a pod: stop its containers, release what it holds, wait for the API to forget it.
 
-use std::time::Duration;
-
-use futures_util::future::join_all;
-use podlife::{
-    grace,
-    observed::{ObservedContainer, ObservedPod, RuntimeState},
-    spec,
-    status::Ending,
-};
-use tokio::time::Instant;
+use podlife::{observed::ObservedPod, status::Ending};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     reporter::Report,
     worker::{Next, PodWorker},
 };
-use crate::{events::EventType, runtime::RuntimeError};
+use crate::runtime::RuntimeError;
 
 impl PodWorker {
     /// Stops all containers, then all sandboxes; left only when a fresh look shows nothing alive.
@@ -82,47 +73,20 @@ impl PodWorker {
         Ok(())
     }
 
-    /// Stops and releases the runtime's part of a pod that goes on, because its sandbox is replaced.
-    pub(super) async fn stop_everything(&mut self, observed: &ObservedPod) -> Result<(), RuntimeError> {
-        self.stop_containers(observed).await?;
+    /// Stops and releases the runtime's part of a pod that goes on, because its sandbox is replaced. False when the pod's
+    /// end cut it short.
+    pub(super) async fn stop_everything(
+        &mut self,
+        observed: &ObservedPod,
+        cancel: &CancellationToken,
+    ) -> Result<bool, RuntimeError> {
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(false),
+            stopped = self.stop_containers(observed) => stopped?,
+        }
         for sandbox in &observed.sandboxes {
             self.tools.runtime.stop_sandbox(&sandbox.id).await?;
         }
-        Ok(())
-    }
-
-    /// Main containers stop all at once; each sidecar after them and after the sidecars declared behind it.
-    async fn stop_containers(&self, observed: &ObservedPod) -> Result<(), RuntimeError> {
-        let pod_grace = self.life.grace().unwrap_or_else(|| grace::pod_grace(&self.pod, None, None));
-        let began = self.stopping_since.unwrap_or_else(Instant::now);
-        let live = |c: &&ObservedContainer| matches!(c.state, RuntimeState::Running | RuntimeState::Unknown);
-        let order = |name: &str| {
-            let mut sidecars = spec::init_containers(&self.pod).iter().filter(|c| spec::is_sidecar(c));
-            sidecars.position(|c| c.name == name)
-        };
-        let first: Vec<_> = observed.containers.iter().filter(live).filter(|c| order(&c.name).is_none()).collect();
-        let stops = first.iter().map(|c| self.stop_one(c, grace::container_grace(pod_grace, began.elapsed())));
-        for result in join_all(stops).await {
-            result?;
-        }
-        let mut sidecars: Vec<_> =
-            observed.containers.iter().filter(live).filter_map(|c| Some((order(&c.name)?, c))).collect();
-        sidecars.sort_by_key(|(position, _)| std::cmp::Reverse(*position));
-        for (_, container) in sidecars {
-            self.stop_one(container, grace::container_grace(pod_grace, began.elapsed())).await?;
-        }
-        Ok(())
-    }
-
-    async fn stop_one(&self, container: &ObservedContainer, grace: Duration) -> Result<(), RuntimeError> {
-        let text = format!("Stopping container {}", container.name);
-        self.tools.recorder.container(&self.pod, &container.name, EventType::Normal, "Killing", text);
-        tracing::info!(
-            pod = self.identity.name,
-            container = container.name,
-            grace_s = grace.as_secs(),
-            "stopping container"
-        );
-        self.tools.runtime.stop_container(&container.id, grace).await
+        Ok(true)
     }
 }

@@ -9,7 +9,7 @@ use podlife::{
     containers::StartFailures,
     observed::{ObservedPod, PodIdentity},
     probe::{ProbeKind, ProbeResults, Verdict},
-    spec,
+    recover, spec,
     stage::{self, End, Lifecycle, Stage},
     status::{self, Ending, StatusInput},
 };
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Tools,
+    hooks::PreStops,
     mailbox::{Mail, Mailbox},
     probes::Prober,
     reporter::{Report, Reporter},
@@ -103,6 +104,7 @@ pub(super) struct PodWorker {
     pub(super) failures: StartFailures,
     pub(super) probes: ProbeResults,
     pub(super) prober: Prober,
+    pub(super) pre_stops: PreStops,
     /// When the volumes were last written.
     pub(super) prepared: Option<Instant>,
     /// Unsupported fields have been told.
@@ -134,6 +136,7 @@ impl PodWorker {
             failures: StartFailures::new(),
             probes: ProbeResults::enforced(),
             prober: Prober::default(),
+            pre_stops: PreStops::default(),
             prepared: None,
             warned: false,
             stopping_since: None,
@@ -145,11 +148,7 @@ impl PodWorker {
     /// A worker that ends a pod which only the runtime knows.
     pub fn orphan(observed: &ObservedPod, mailbox: Arc<Mailbox>, reporter: Reporter, tools: Tools) -> Self {
         let identity = observed.identity.clone();
-        let mut pod = Pod::default();
-        pod.metadata.name = Some(identity.name.clone());
-        pod.metadata.namespace = Some(identity.namespace.clone());
-        pod.metadata.uid = Some(identity.uid.clone());
-        let version = PodVersion { identity, pod: Arc::new(pod), api: PodStatus::default() };
+        let version = PodVersion { identity, pod: Arc::new(recover::pod(observed)), api: PodStatus::default() };
         let mut worker = Self::new(version, mailbox, reporter, tools);
         worker.life.end(&worker.pod, End::Orphan);
         worker
@@ -166,13 +165,16 @@ impl PodWorker {
                 () = self.mailbox.arrived() => false,
             };
             let (mail, step) = self.mailbox.take();
-            if !self.read(mail) && !due {
+            let look = self.read(mail);
+            self.mailbox.set_stage(self.life.stage());
+            if !look && !due {
                 continue;
             }
             let next = tokio::select! {
                 () = stopping.cancelled() => return,
                 next = self.step(&step) => next,
             };
+            self.mailbox.set_stage(self.life.stage());
             busy = if next == Next::Now { busy + 1 } else { 0 };
             self.mark_busy(!next.is_rest());
             wake = match next {

@@ -8,7 +8,12 @@
 #[path = "../pods/cloud.rs"]
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
 mod cloud;
+mod hooks;
+mod init;
+mod restart;
 mod sandbox;
 mod site;
+mod termination;
+mod told;
 
 pub use site::{Site, pod, pod_with};

@@ -88,5 +88,7 @@ pub fn container(pod: &Pod, name: &str, count: u32, state: RuntimeState, code: i
         hash: spec::container(pod, name).map(spec::container_hash),
         restart_count: count,
         termination_grace: None,
+        pre_stop: None,
+        ports: None,
     }
 }
