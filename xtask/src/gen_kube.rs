@@ -42,7 +42,8 @@ const SERVED: &[(&str, &[&str])] = &[
             "services",
         ],
     ),
-    ("apps", &["controllerrevisions", "daemonsets", "deployments", "replicasets"]),
+    ("apps", &["controllerrevisions", "daemonsets", "deployments", "replicasets", "statefulsets"]),
+    ("batch", &["jobs"]),
     ("authentication.k8s.io", &["selfsubjectreviews", "tokenreviews"]),
     ("authorization.k8s.io", &["selfsubjectaccessreviews", "subjectaccessreviews"]),
     ("certificates.k8s.io", &["certificatesigningrequests"]),
@@ -56,7 +57,7 @@ const SERVED: &[(&str, &[&str])] = &[
 ];
 /// Subresources that the API server serves.
 const SUBRESOURCES: &[&str] =
-    &["status", "scale", "binding", "eviction", "ephemeralcontainers", "token", "approval", "finalize"];
+    &["status", "scale", "binding", "eviction", "ephemeralcontainers", "resize", "token", "approval", "finalize"];
 /// Types of request bodies that are no resources.
 const EXTRA_TYPES: &[&str] = &[
     "io.k8s.api.core.v1.Binding",

@@ -23,7 +23,6 @@ mod nodelifecycle;
 mod object;
 mod podgc;
 mod pods;
-mod quantity;
 mod queue;
 mod reconcile;
 mod replicaset;

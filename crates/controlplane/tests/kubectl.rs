@@ -111,7 +111,6 @@ async fn an_afternoon_with_kubectl() {
 
     // What is not there is refused in words.
     kubectl.fails("apply --server-side -f -", WIDGET, "server-side apply is not supported").await;
-    kubectl.fails("create job j --image=j", "", "could not find the requested resource").await;
     kubectl.fails("create quota q --hard=pods=1", "", "could not find the requested resource").await;
     kubectl.fails("top pod", "", "Metrics API not available").await;
     kubectl.fails("explain pod", "", "not found").await;

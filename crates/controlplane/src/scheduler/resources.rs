@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use kubeapi::quantity;
 use serde_json::{Map, Value};
-
-use crate::quantity;
 
 /// Amounts by resource name, in thousandths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -56,7 +56,10 @@ impl World {
 
     pub fn at(&self, plural: &str, namespace: &str, name: &str) -> ResourceRef {
         let group = match plural {
-            "deployments" | "replicasets" | "daemonsets" | "controllerrevisions" => "apps",
+            "deployments" | "replicasets" | "daemonsets" | "statefulsets" | "controllerrevisions" => "apps",
+            "jobs" => "batch",
+            "storageclasses" => "storage.k8s.io",
+            "runtimeclasses" => "node.k8s.io",
             "leases" => "coordination.k8s.io",
             "objectsyncs" => "reliablesyncs.kubeedge.io",
             "endpointslices" => "discovery.k8s.io",

@@ -50,6 +50,7 @@ impl Api {
             "approval" => keep_all_but(object, "/status/conditions"),
             "finalize" => keep_all_but(object, "/spec/finalizers"),
             "ephemeralcontainers" => keep_all_but(object, "/spec/ephemeralContainers"),
+            "resize" => *object = resized(current, object),
             other => return Err(ApiError::not_implemented(&format!("writing {}/{other}", resource.plural))),
         }
         Ok(())
@@ -245,6 +246,25 @@ impl Api {
         };
         json!({"allowed": self.authority().authorize(self, user, &action)})
     }
+}
+
+/// The pod with what a resize may change: what its containers may use, and how that is done.
+fn resized(current: &Value, object: &Value) -> Value {
+    let mut kept = current.clone();
+    for list in ["containers", "initContainers"] {
+        let containers = kept["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let same = |other: &&Value| other["name"] == container["name"];
+            let Some(new) = object["spec"][list].as_array().and_then(|list| list.iter().find(same)) else { continue };
+            for field in ["resources", "resizePolicy"] {
+                match &new[field] {
+                    Value::Null => container.as_object_mut().map(|fields| fields.remove(field)),
+                    value => container.as_object_mut().map(|fields| fields.insert(field.to_owned(), value.clone())),
+                };
+            }
+        }
+    }
+    kept
 }
 
 fn user_info(user: &User) -> Value {

@@ -86,7 +86,7 @@ impl Api {
             object.as_object_mut().map(|fields| fields.remove("status"));
         }
         defaults::for_create(self, user, resource, &mut object)?;
-        self.check(resource, &mut object, None)?;
+        self.check(&what, &mut object, None)?;
         if options.dry_run {
             return Ok(object);
         }
@@ -160,14 +160,15 @@ impl Api {
         }
         keep_system_fields(&current, &mut object);
         self.merge_sub(what, &current, &mut object)?;
-        if what.subresource.is_empty() {
+        let writes_spec = matches!(what.subresource.as_str(), "" | "ephemeralcontainers" | "resize");
+        if writes_spec {
             defaults::for_update(resource, &current, &mut object);
         }
-        if has_generation(resource, &object) && what.subresource.is_empty() && object["spec"] != current["spec"] {
+        if writes_spec && has_generation(resource, &object) && object["spec"] != current["spec"] {
             let generation = current["metadata"]["generation"].as_i64().unwrap_or(1);
             meta::metadata(&mut object).insert("generation".into(), json!(generation + 1));
         }
-        self.check(resource, &mut object, Some(&current))?;
+        self.check(what, &mut object, Some(&current))?;
         if options.dry_run || object == current {
             return Ok(object);
         }
@@ -236,7 +237,8 @@ impl Api {
         Ok(namespace.to_owned())
     }
 
-    fn check(&self, resource: &Resource, object: &mut Value, current: Option<&Value>) -> Result<(), ApiError> {
+    fn check(&self, what: &ResourceRef, object: &mut Value, current: Option<&Value>) -> Result<(), ApiError> {
+        let resource = &what.resource;
         let name = meta::name(object).to_owned();
         let mut causes = Vec::new();
         if let Some(custom) = &resource.custom {
@@ -244,7 +246,7 @@ impl Api {
             schema::set_defaults(&custom.schema, object);
             schema::validate(&custom.schema, object, &mut causes);
         }
-        validate::object(resource, object, current, &mut causes);
+        validate::object(what, object, current, &mut causes);
         if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(&resource.kind, &resource.group, &name, &causes)) }
     }
 

@@ -203,6 +203,6 @@ mod tests {
         assert_eq!(pods.columns[0].name, "Name");
         let deployments = catalog.find("apps", "v1", "deployments").expect("deployments");
         assert_eq!(deployments.storage_name(), "deployments.apps");
-        assert!(catalog.find("batch", "v1", "jobs").is_err(), "what has no controller is not served");
+        assert!(catalog.find("batch", "v1", "cronjobs").is_err(), "what has no controller is not served");
     }
 }

@@ -1,6 +1,9 @@
 //! What the API server fills in for users: field defaults and the admission steps that every cluster has.
 
+mod batch;
 mod pod;
+mod runtimeclass;
+mod volumes;
 
 use serde_json::{Value, json};
 
@@ -8,6 +11,7 @@ use crate::api::{Api, User};
 use crate::catalog::Resource;
 use crate::{ApiError, meta};
 
+pub(crate) use pod::qos as pod_qos;
 pub use pod::spec as pod_spec;
 
 /// Completes an object that is to be created.
@@ -27,7 +31,9 @@ pub(crate) fn for_create(api: &Api, user: &User, resource: &Resource, object: &m
             set(&mut object["spec"], "finalizers", json!(["kubernetes"]));
             object["status"] = json!({"phase": "Active"});
         }
-        ("", "persistentvolumeclaims") => object["status"] = json!({"phase": "Pending"}),
+        ("", "persistentvolumeclaims") => volumes::admit_claim(api, object)?,
+        ("", "persistentvolumes") => volumes::admit_volume(object),
+        ("batch", "jobs") => batch::admit(object),
         ("certificates.k8s.io", _) => {
             object["spec"]["username"] = json!(user.name);
             object["spec"]["groups"] = json!(user.groups);
@@ -67,6 +73,8 @@ fn kind(resource: &Resource, object: &mut Value) {
             template(&mut object["spec"]);
         }
         ("apps", "daemonsets") => daemon_set(&mut object["spec"]),
+        ("apps", "statefulsets") => stateful_set(&mut object["spec"]),
+        ("batch", "jobs") => batch::job(&mut object["spec"]),
         ("", "services") => service(&mut object["spec"]),
         ("", "secrets") => secret(object),
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => binding(object),
@@ -74,9 +82,8 @@ fn kind(resource: &Resource, object: &mut Value) {
             set(object, "reclaimPolicy", json!("Delete"));
             set(object, "volumeBindingMode", json!("Immediate"));
         }
-        ("", "persistentvolumeclaims" | "persistentvolumes") => {
-            set(&mut object["spec"], "volumeMode", json!("Filesystem"))
-        }
+        ("", "persistentvolumeclaims") => set(&mut object["spec"], "volumeMode", json!("Filesystem")),
+        ("", "persistentvolumes") => volumes::volume(&mut object["spec"]),
         _ => {}
     }
 }
@@ -101,6 +108,26 @@ fn daemon_set(spec: &mut Value) {
         let rolling = &mut spec["updateStrategy"]["rollingUpdate"];
         set(rolling, "maxUnavailable", json!(1));
         set(rolling, "maxSurge", json!(0));
+    }
+    template(spec);
+}
+
+fn stateful_set(spec: &mut Value) {
+    set(spec, "replicas", json!(1));
+    set(spec, "revisionHistoryLimit", json!(10));
+    set(spec, "podManagementPolicy", json!("OrderedReady"));
+    set(&mut spec["updateStrategy"], "type", json!("RollingUpdate"));
+    if spec["updateStrategy"]["type"] == "RollingUpdate" {
+        set(&mut spec["updateStrategy"]["rollingUpdate"], "partition", json!(0));
+    }
+    let retention = &mut spec["persistentVolumeClaimRetentionPolicy"];
+    set(retention, "whenDeleted", json!("Retain"));
+    set(retention, "whenScaled", json!("Retain"));
+    for claim in items_mut(spec, "volumeClaimTemplates") {
+        set(claim, "apiVersion", json!("v1"));
+        set(claim, "kind", json!("PersistentVolumeClaim"));
+        set(&mut claim["spec"], "volumeMode", json!("Filesystem"));
+        claim["status"] = json!({"phase": "Pending"});
     }
     template(spec);
 }

@@ -120,6 +120,7 @@ pub(super) fn admit(api: &Api, pod: &mut Value) -> Result<(), ApiError> {
     if !is_mirror {
         service_account(api, pod)?;
     }
+    super::runtimeclass::admit(api, pod)?;
     set(&mut pod["spec"], "preemptionPolicy", json!("PreemptLowerPriority"));
     priority(api, pod)?;
     let tolerations = &mut pod["spec"]["tolerations"];
@@ -216,7 +217,7 @@ fn mount_token(spec: &mut Value) {
 }
 
 /// The quality-of-service class of a pod.
-pub(super) fn qos(spec: &Value) -> &'static str {
+pub(crate) fn qos(spec: &Value) -> &'static str {
     let containers =
         || ["initContainers", "containers"].into_iter().flat_map(|list| spec[list].as_array().into_iter().flatten());
     let has =

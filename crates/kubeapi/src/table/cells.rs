@@ -25,21 +25,15 @@ pub(super) fn cell(plural: &str, column: &str, object: &Value, now: Timestamp) -
         ("daemonsets", "Ready") => number(&status["numberReady"]),
         ("daemonsets", "Up-to-date") => number(&status["updatedNumberScheduled"]),
         ("daemonsets", "Available") => number(&status["numberAvailable"]),
+        ("statefulsets", "Ready") => {
+            json!(format!("{}/{}", number(&status["readyReplicas"]), number(&spec["replicas"])))
+        }
+        ("jobs", _) if !matches!(column, "Containers" | "Images") => job(column, object, now),
         ("daemonsets", "Node Selector") => pairs(&spec["template"]["spec"]["nodeSelector"]),
         (_, "Containers") => each(&spec["template"]["spec"]["containers"], "name"),
         (_, "Images") => each(&spec["template"]["spec"]["containers"], "image"),
         ("deployments" | "replicasets" | "daemonsets", "Selector") => pairs(&spec["selector"]["matchLabels"]),
-        ("namespaces" | "persistentvolumes" | "persistentvolumeclaims", "Status") => status["phase"].clone(),
-        ("persistentvolumeclaims", "Volume") => text(&spec["volumeName"]),
-        ("persistentvolumeclaims", "Capacity") => text(&status["capacity"]["storage"]),
-        ("persistentvolumes", "Capacity") => text(&spec["capacity"]["storage"]),
-        ("persistentvolumes", "Claim") if spec["claimRef"].is_object() => {
-            json!(format!("{}/{}", plain(&spec["claimRef"]["namespace"]), plain(&spec["claimRef"]["name"])))
-        }
-        ("persistentvolumes", "Reclaim Policy") => text(&spec["persistentVolumeReclaimPolicy"]),
-        (_, "Access Modes") => list(&spec["accessModes"]),
-        (_, "StorageClass") => text(&spec["storageClassName"]),
-        (_, "VolumeMode") => text(&spec["volumeMode"]),
+        ("namespaces", "Status") => status["phase"].clone(),
         ("configmaps", "Data") => json!(count(&object["data"]) + count(&object["binaryData"])),
         ("secrets", "Data") => json!(count(&object["data"])),
         ("secrets", "Type") => object["type"].clone(),
@@ -47,10 +41,6 @@ pub(super) fn cell(plural: &str, column: &str, object: &Value, now: Timestamp) -
         ("leases", "Holder") => text(&spec["holderIdentity"]),
         ("certificatesigningrequests", _) => request(column, object),
         ("rolebindings" | "clusterrolebindings", _) => binding(column, object),
-        ("storageclasses", "Provisioner") => object["provisioner"].clone(),
-        ("storageclasses", "ReclaimPolicy") => object["reclaimPolicy"].clone(),
-        ("storageclasses", "VolumeBindingMode") => object["volumeBindingMode"].clone(),
-        ("storageclasses", "AllowVolumeExpansion") => json!(object["allowVolumeExpansion"] == true),
         ("priorityclasses", "Value") => number(&object["value"]),
         ("priorityclasses", "Global-Default") => json!(object["globalDefault"] == true),
         ("priorityclasses", "PreemptionPolicy") => text(&object["preemptionPolicy"]),
@@ -103,6 +93,37 @@ fn node(column: &str, node: &Value) -> Value {
         "Kernel-Version" => text(&info["kernelVersion"]),
         "Container-Runtime" => text(&info["containerRuntimeVersion"]),
         _ => Value::Null,
+    }
+}
+
+fn job(column: &str, job: &Value, now: Timestamp) -> Value {
+    let (spec, status) = (&job["spec"], &job["status"]);
+    let count = |value: &Value| value.as_i64().unwrap_or_default();
+    match column {
+        "Status" => {
+            let holds = |kind: &str| {
+                let conditions = status["conditions"].as_array();
+                conditions.into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True")
+            };
+            let ended = ["Complete", "Failed"].into_iter().find(|kind| holds(kind));
+            let deleted = crate::meta::is_terminating(job).then_some("Terminating");
+            let others = ["Suspended", "FailureTarget", "SuccessCriteriaMet"].into_iter().find(|kind| holds(kind));
+            json!(ended.or(deleted).or(others).unwrap_or("Running"))
+        }
+        "Completions" => json!(match (spec["completions"].as_i64(), count(&spec["parallelism"])) {
+            (Some(wanted), _) => format!("{}/{wanted}", count(&status["succeeded"])),
+            (None, parallel) if parallel > 1 => format!("{}/1 of {parallel}", count(&status["succeeded"])),
+            (None, _) => format!("{}/1", count(&status["succeeded"])),
+        }),
+        "Duration" => match status["startTime"].as_str() {
+            None => json!(""),
+            Some(start) => {
+                let end = status["completionTime"].as_str().and_then(|time| time.parse().ok()).unwrap_or(now);
+                json!(age(Some(start), end))
+            }
+        },
+        "Selector" => pairs(&spec["selector"]["matchLabels"]),
+        _ => json!("<unset>"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cells;
 mod pod;
+mod storage;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -57,11 +58,15 @@ fn cell(resource: &Resource, column: &Column, object: &Value, now: Timestamp) ->
         return custom(object, column, now);
     }
     match column.name.as_str() {
+        "Name" if resource.plural == "storageclasses" => {
+            storage::cell(&resource.plural, "Name", object).unwrap_or_default()
+        }
         "Name" => object["metadata"]["name"].clone(),
         "Age" => json!(age(object["metadata"]["creationTimestamp"].as_str(), now)),
         "Created At" => object["metadata"]["creationTimestamp"].clone(),
         name if resource.plural == "pods" => pod::cell(name, object, now),
-        name => cells::cell(&resource.plural, name, object, now),
+        name => storage::cell(&resource.plural, name, object)
+            .unwrap_or_else(|| cells::cell(&resource.plural, name, object, now)),
     }
 }
 

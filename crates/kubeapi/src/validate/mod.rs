@@ -1,9 +1,16 @@
 //! What the API server refuses, with the fields and messages of Kubernetes.
 
+mod batch;
 mod pod;
+mod running;
+#[cfg(test)]
+mod tests;
+mod volumes;
+mod workload;
 
 use serde_json::Value;
 
+use crate::api::ResourceRef;
 use crate::catalog::Resource;
 use crate::error::Cause;
 use crate::meta;
@@ -16,15 +23,24 @@ const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-',
 const MAX_ANNOTATIONS: usize = 256 << 10;
 
 /// Checks an object that is to be created, or to replace `current`.
-pub(crate) fn object(resource: &Resource, object: &Value, current: Option<&Value>, causes: &mut Vec<Cause>) {
+pub(crate) fn object(what: &ResourceRef, object: &Value, current: Option<&Value>, causes: &mut Vec<Cause>) {
+    let resource = what.resource.as_ref();
     metadata(resource, &object["metadata"], causes);
     let spec = &object["spec"];
     match (resource.group.as_str(), resource.plural.as_str()) {
-        ("", "pods") => match current {
-            None => pod::spec(spec, "spec", causes),
-            Some(current) => pod::update(spec, &current["spec"], causes),
+        ("", "pods") => match (what.subresource.as_str(), current) {
+            (_, None) => pod::create(spec, causes),
+            ("ephemeralcontainers", Some(current)) => running::ephemeral(object, current, causes),
+            ("resize", Some(current)) => running::resize(object, current, causes),
+            (_, Some(current)) => pod::update(spec, &current["spec"], causes),
         },
-        ("apps", "deployments" | "replicasets" | "daemonsets") => workload(resource, spec, current, causes),
+        ("apps", "deployments" | "replicasets" | "daemonsets") => workload::any(resource, spec, &[], current, causes),
+        ("apps", "statefulsets") => workload::stateful_set(resource, spec, current, causes),
+        ("batch", "jobs") => batch::job(spec, current, causes),
+        ("", "persistentvolumeclaims") => volumes::claim(spec, current, causes),
+        ("", "persistentvolumes") => volumes::volume(spec, current, causes),
+        ("storage.k8s.io", "storageclasses") => volumes::class(object, current, causes),
+        ("node.k8s.io", "runtimeclasses") => runtime_class(object, current, causes),
         ("", "configmaps" | "secrets") => config(resource, object, current, causes),
         ("", "services") => service(spec, causes),
         ("apiextensions.k8s.io", _) => crd(object, causes),
@@ -117,37 +133,17 @@ fn qualified_name(key: &str, field: &str, causes: &mut Vec<Cause>) {
     }
 }
 
-fn workload(resource: &Resource, spec: &Value, current: Option<&Value>, causes: &mut Vec<Cause>) {
-    non_negative("spec.replicas", &spec["replicas"], causes);
-    non_negative("spec.minReadySeconds", &spec["minReadySeconds"], causes);
-    non_negative("spec.revisionHistoryLimit", &spec["revisionHistoryLimit"], causes);
-    let selector = &spec["selector"];
-    let empty = selector["matchLabels"].as_object().is_none_or(|labels| labels.is_empty())
-        && selector["matchExpressions"].as_array().is_none_or(Vec::is_empty);
-    if selector.is_null() {
-        causes.push(Cause::required("spec.selector", ""));
-    } else if empty {
-        let why = format!("empty selector is invalid for {}", resource.kind.to_lowercase());
-        causes.push(Cause::invalid("spec.selector", selector, &why));
+fn runtime_class(object: &Value, current: Option<&Value>, causes: &mut Vec<Cause>) {
+    match object["handler"].as_str().unwrap_or_default() {
+        "" => causes.push(Cause::required("handler", "")),
+        handler if !is_label(handler) => causes.push(Cause::invalid("handler", &object["handler"], LABEL)),
+        _ => {}
     }
-    let labels = &spec["template"]["metadata"]["labels"];
-    let fits = selector["matchLabels"].as_object().into_iter().flatten().all(|(key, value)| labels[key] == *value);
-    if !selector.is_null() && !empty && !fits {
-        let why = "`selector` does not match template `labels`";
-        causes.push(Cause::invalid("spec.template.metadata.labels", labels, why));
+    for (name, amount) in object["overhead"]["podFixed"].as_object().into_iter().flatten() {
+        pod::quantity(&format!("overhead.podFixed[{name}]"), amount, causes);
     }
-    if current.is_some_and(|current| current["spec"]["selector"] != *selector) {
-        causes.push(Cause::invalid("spec.selector", selector, "field is immutable"));
-    }
-    self::labels(labels, "spec.template.metadata.labels", causes);
-    let template = &spec["template"]["spec"];
-    pod::spec(template, "spec.template.spec", causes);
-    if template["restartPolicy"].as_str().is_some_and(|policy| policy != "Always") {
-        causes.push(Cause::not_supported("spec.template.spec.restartPolicy", &template["restartPolicy"], &["Always"]));
-    }
-    if spec["strategy"]["type"] == "Recreate" && !spec["strategy"]["rollingUpdate"].is_null() {
-        let why = "may not be specified when strategy `type` is 'Recreate'";
-        causes.push(Cause::forbidden("spec.strategy.rollingUpdate", why));
+    if current.is_some_and(|current| current["handler"] != object["handler"]) {
+        causes.push(Cause::invalid("handler", &object["handler"], "field is immutable"));
     }
 }
 

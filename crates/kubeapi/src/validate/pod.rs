@@ -6,9 +6,18 @@ use serde_json::{Value, json};
 
 use super::is_label;
 use crate::error::Cause;
+use crate::quantity;
 
-/// Checks a pod spec that is to be created.
-pub(super) fn spec(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
+/// Checks the spec of a pod that is to be created.
+pub(super) fn create(spec: &Value, causes: &mut Vec<Cause>) {
+    self::spec(spec, &[], "spec", causes);
+    if spec["ephemeralContainers"].as_array().is_some_and(|list| !list.is_empty()) {
+        causes.push(Cause::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+    }
+}
+
+/// Checks a pod spec, of a pod or of a template. `claims` are volumes that it will have besides its own.
+pub(super) fn spec(spec: &Value, claims: &[&str], path: &str, causes: &mut Vec<Cause>) {
     if spec["containers"].as_array().is_none_or(Vec::is_empty) {
         causes.push(Cause::required(format!("{path}.containers"), ""));
     }
@@ -19,7 +28,8 @@ pub(super) fn spec(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
         &spec["terminationGracePeriodSeconds"],
         causes,
     );
-    let volumes = names(spec, "volumes", path, causes);
+    let mut volumes = names(spec, "volumes", path, causes);
+    volumes.extend(claims.iter().map(|name| (*name).to_owned()));
     let mut seen = HashSet::new();
     for list in ["initContainers", "containers"] {
         for (at, container) in spec[list].as_array().into_iter().flatten().enumerate() {
@@ -47,13 +57,7 @@ pub(super) fn update(new: &Value, old: &Value, causes: &mut Vec<Cause>) {
             container["image"] = image;
         }
     }
-    for field in [
-        "activeDeadlineSeconds",
-        "tolerations",
-        "terminationGracePeriodSeconds",
-        "ephemeralContainers",
-        "schedulingGates",
-    ] {
+    for field in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates"] {
         match (&old[field], reset.as_object_mut()) {
             (Value::Null, Some(fields)) => drop(fields.remove(field)),
             (value, Some(fields)) => drop(fields.insert(field.to_owned(), value.clone())),
@@ -76,7 +80,8 @@ pub(super) fn port_number(field: &str, value: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
-fn container(container: &Value, path: &str, volumes: &HashSet<String>, causes: &mut Vec<Cause>) {
+/// Checks a container of any kind.
+pub(super) fn container(container: &Value, path: &str, volumes: &HashSet<String>, causes: &mut Vec<Cause>) {
     match container["name"].as_str().unwrap_or_default() {
         "" => causes.push(Cause::required(format!("{path}.name"), "")),
         name if !is_label(name) => causes.push(Cause::invalid(format!("{path}.name"), &json!(name), super::LABEL)),
@@ -124,23 +129,37 @@ fn container(container: &Value, path: &str, volumes: &HashSet<String>, causes: &
 }
 
 fn resources(resources: &Value, path: &str, causes: &mut Vec<Cause>) {
-    const QUANTITY: &str =
-        "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
     for kind in ["limits", "requests"] {
-        for (name, quantity) in resources[kind].as_object().into_iter().flatten() {
-            let text = quantity.as_str().map_or_else(|| quantity.to_string(), str::to_owned);
-            let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-            let fits = number.parse::<f64>().is_ok_and(|number| number >= 0.0)
-                && ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]
-                    .contains(&&text[number.len()..]);
-            let exponent = text.parse::<f64>().is_ok_and(|number| number >= 0.0);
-            if !fits && !exponent {
-                causes.push(Cause::invalid(format!("{path}.resources.{kind}[{name}]"), quantity, QUANTITY));
-            }
+        for (name, amount) in resources[kind].as_object().into_iter().flatten() {
+            quantity(&format!("{path}.resources.{kind}[{name}]"), amount, causes);
+        }
+    }
+    for (name, request) in resources["requests"].as_object().into_iter().flatten() {
+        let limit = &resources["limits"][name];
+        if let (Some(wanted), Some(most)) = (quantity::milli(request), quantity::milli(limit))
+            && wanted > most
+        {
+            let limit = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
+            let why = format!("must be less than or equal to {name} limit of {limit}");
+            causes.push(Cause::invalid(format!("{path}.resources.requests"), request, &why));
         }
     }
 }
 
+/// An amount of a resource.
+pub(super) fn quantity(field: &str, amount: &Value, causes: &mut Vec<Cause>) {
+    const QUANTITY: &str =
+        "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+    match quantity::milli(amount) {
+        None => causes.push(Cause::invalid(field, amount, QUANTITY)),
+        Some(amount_in_milli) if amount_in_milli < 0 => {
+            causes.push(Cause::invalid(field, amount, "must be greater than or equal to 0"));
+        }
+        Some(_) => {}
+    }
+}
+
+/// The names of a list's items, which must be there, be labels and differ.
 fn names(spec: &Value, list: &str, path: &str, causes: &mut Vec<Cause>) -> HashSet<String> {
     let mut seen = HashSet::new();
     for (at, item) in spec[list].as_array().into_iter().flatten().enumerate() {
@@ -158,7 +177,7 @@ fn names(spec: &Value, list: &str, path: &str, causes: &mut Vec<Cause>) -> HashS
     seen
 }
 
-fn one_of(parent: &Value, field: &str, allowed: &[&str], path: &str, causes: &mut Vec<Cause>) {
+pub(super) fn one_of(parent: &Value, field: &str, allowed: &[&str], path: &str, causes: &mut Vec<Cause>) {
     let value = &parent[field];
     if !value.is_null() && value.as_str().is_none_or(|text| !allowed.contains(&text)) {
         causes.push(Cause::not_supported(format!("{path}.{field}"), value, allowed));
