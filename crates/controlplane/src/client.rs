@@ -60,12 +60,19 @@ pub const DEPLOYMENTS: Resource = Resource::new("apps", "deployments");
 pub const REPLICA_SETS: Resource = Resource::new("apps", "replicasets");
 /// DaemonSets.
 pub const DAEMON_SETS: Resource = Resource::new("apps", "daemonsets");
-/// Revisions of DaemonSets.
+/// Revisions of DaemonSets and StatefulSets.
 pub const CONTROLLER_REVISIONS: Resource = Resource::new("apps", "controllerrevisions");
 /// Leases: heartbeats of nodes.
 pub const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
 /// Definitions of custom resources.
 pub const CUSTOM_RESOURCES: Resource = Resource::new("apiextensions.k8s.io", "customresourcedefinitions");
+
+/// Volumes.
+pub const VOLUMES: Resource = Resource::new("", "persistentvolumes");
+/// Claims on volumes.
+pub const CLAIMS: Resource = Resource::new("", "persistentvolumeclaims");
+/// Classes of volumes.
+pub const STORAGE_CLASSES: Resource = Resource::new("storage.k8s.io", "storageclasses");
 
 /// How to delete.
 #[derive(Clone, Debug, Default)]

@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client::{
-    CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS,
-    SERVICE_ACCOUNTS, SERVICES,
+    CLAIMS, CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS,
+    SERVICE_ACCOUNTS, SERVICES, STORAGE_CLASSES, VOLUMES,
 };
 use crate::informer::Informer;
 use crate::queue::WorkQueue;
 use crate::reconcile::{self, Reconcile};
 use crate::{
     customresources, daemonset, deployment, endpoints, events, garbage, namespace, nodelifecycle, podgc, replicaset,
-    scheduler, serviceaccount,
+    scheduler, serviceaccount, volumes,
 };
 
 /// Starts all controllers on the tracker; they end when the token is cancelled.
@@ -32,6 +32,9 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     let mut sets = Informer::new(REPLICA_SETS);
     let mut daemons = Informer::new(DAEMON_SETS);
     let mut leases = Informer::new(LEASES);
+    let mut claims = Informer::new(CLAIMS);
+    let mut persistent = Informer::new(VOLUMES);
+    let mut classes = Informer::new(STORAGE_CLASSES);
     let mut definitions = Informer::new(CUSTOM_RESOURCES);
     let (events, writer) = events::recorder(client("events"));
 
@@ -41,7 +44,16 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     let sets_controller = replicaset::new(client("replicaset-controller"), &events, &mut sets, &mut pods);
     let daemons_controller =
         daemonset::new(client("daemonset-controller"), &events, &mut daemons, &mut nodes, &mut pods);
-    let scheduler = scheduler::new(client("kube-scheduler"), &events, &mut nodes, &mut pods);
+    let scheduler = scheduler::new(
+        client("kube-scheduler"),
+        &events,
+        &mut nodes,
+        &mut pods,
+        [&mut claims, &mut persistent, &mut classes],
+    );
+    let binder = volumes::new(client("persistentvolume-binder"), &events, &mut claims, &mut persistent, &mut classes);
+    let protection =
+        volumes::protection::new(client("pv-protection-controller"), &mut claims, &mut persistent, &mut pods);
     let nodes_controller =
         nodelifecycle::new(client("node-controller"), &events, &mut nodes, &mut pods, &mut leases, node_grace);
     let pod_collector = podgc::new(client("pod-garbage-collector"), &events, &mut nodes, &mut pods);
@@ -61,11 +73,28 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
             (&REPLICA_SETS, &mut sets),
             (&DAEMON_SETS, &mut daemons),
             (&LEASES, &mut leases),
+            (&CLAIMS, &mut claims),
+            (&VOLUMES, &mut persistent),
+            (&STORAGE_CLASSES, &mut classes),
         ];
         garbage::new(client("garbage-collector"), &mut shared, &mut definitions)
     };
 
-    for informer in [pods, nodes, namespaces, services, accounts, deployments, sets, daemons, leases, definitions] {
+    for informer in [
+        pods,
+        nodes,
+        namespaces,
+        services,
+        accounts,
+        deployments,
+        sets,
+        daemons,
+        leases,
+        claims,
+        persistent,
+        classes,
+        definitions,
+    ] {
         crew.synced.push(informer.synced());
         tasks.spawn(informer.run(client("informer"), token.clone()));
     }
@@ -75,6 +104,8 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     crew.hire(sets_controller);
     crew.hire(daemons_controller);
     crew.hire(scheduler);
+    crew.hire(binder);
+    crew.hire(protection);
     crew.hire(nodes_controller);
     crew.hire(pod_collector);
     crew.hire(namespaces_controller);

@@ -30,6 +30,7 @@ mod scheduler;
 mod selector;
 mod serviceaccount;
 mod storage;
+mod volumes;
 
 use std::io;
 use std::net::SocketAddr;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::node::NodeInfo;
+use super::volumes::{Demand, Promise, Refusal, Stock};
 use super::{affinity, resources, taints};
 use crate::object::Object;
 use crate::pods;
@@ -15,34 +16,49 @@ use crate::selector;
 pub enum Decision {
     /// Bind it to this node.
     Bind(String),
+    /// It will go to a node where these volumes are for its claims: they must be bound first.
+    Promise(Vec<Promise>),
+    /// Somebody is at work for it.
+    Wait,
     /// No node will have it; the message for the event and the condition.
     Unschedulable(String),
 }
 
 /// Decides for one pod.
-pub fn decide(pod: &Object, nodes: &[NodeInfo]) -> Decision {
+pub fn decide(pod: &Object, nodes: &[NodeInfo], stock: &Stock) -> Decision {
     if let Some(reason) = unsupported(pod) {
         return Decision::Unschedulable(reason);
     }
     if nodes.is_empty() {
         return Decision::Unschedulable("no nodes available to schedule pods".to_owned());
     }
-    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-    let mut best: Option<(i64, &NodeInfo)> = None;
-    for node in nodes {
-        let objections = objections(pod, node, nodes);
-        if objections.is_empty() {
-            let score = score(pod, node);
-            if best.is_none_or(|(high, _)| score > high) {
-                best = Some((score, node));
-            }
+    let demand = match stock.demand(pod) {
+        Ok(demand) => demand,
+        Err(Refusal::NotYet) => return Decision::Wait,
+        Err(Refusal::Because(why)) => {
+            return Decision::Unschedulable(format!("0/{} nodes are available: {why}.", nodes.len()));
         }
-        for reason in objections {
-            *reasons.entry(reason).or_default() += 1;
+    };
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    let mut best: Option<(i64, &NodeInfo, Vec<Promise>)> = None;
+    for node in nodes {
+        match suits(pod, node, nodes, stock, &demand) {
+            Ok(promises) => {
+                let score = score(pod, node);
+                if best.as_ref().is_none_or(|(high, ..)| score > *high) {
+                    best = Some((score, node, promises));
+                }
+            }
+            Err(objections) => {
+                for reason in objections {
+                    *reasons.entry(reason).or_default() += 1;
+                }
+            }
         }
     }
     match best {
-        Some((_, node)) => Decision::Bind(node.node.name().to_owned()),
+        Some((_, node, promises)) if promises.is_empty() => Decision::Bind(node.node.name().to_owned()),
+        Some((.., promises)) => Decision::Promise(promises),
         None => {
             let mut parts: Vec<String> = reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
             parts.sort();
@@ -53,12 +69,10 @@ pub fn decide(pod: &Object, nodes: &[NodeInfo]) -> Decision {
 
 /// What this scheduler cannot do and therefore must not ignore.
 fn unsupported(pod: &Object) -> Option<String> {
-    let claims = |v: &&Value| !v["persistentVolumeClaim"].is_null() || !v["ephemeral"].is_null();
-    if let Some(volume) = pod.list("/spec/volumes").iter().find(claims) {
-        let claim =
-            volume["persistentVolumeClaim"]["claimName"].as_str().or(volume["name"].as_str()).unwrap_or_default();
+    if let Some(volume) = pod.list("/spec/volumes").iter().find(|volume| !volume["ephemeral"].is_null()) {
         return Some(format!(
-            "persistentvolumeclaim \"{claim}\" cannot be bound: the embedded control plane has no volume binder; use hostPath, emptyDir, configMap or secret volumes"
+            "volume \"{}\" cannot be had: the embedded control plane makes no claims for ephemeral volumes; use emptyDir or a persistentVolumeClaim",
+            volume["name"].as_str().unwrap_or_default()
         ));
     }
     (!pod.list("/spec/resourceClaims").is_empty()).then(|| {
@@ -66,8 +80,30 @@ fn unsupported(pod: &Object) -> Option<String> {
     })
 }
 
+/// The promises that go with the node.
+///
+/// # Errors
+/// Why it does not do.
+fn suits(
+    pod: &Object,
+    node: &NodeInfo,
+    nodes: &[NodeInfo],
+    stock: &Stock,
+    demand: &Demand,
+) -> Result<Vec<Promise>, Vec<String>> {
+    let objections = objections(pod, node);
+    if !objections.is_empty() {
+        return Err(objections);
+    }
+    let promises = stock.on_node(demand, pod, &node.node, &node.pods).map_err(|why| vec![why.to_owned()])?;
+    match affinity::objection(pod, node, nodes) {
+        Some(why) => Err(vec![why.to_owned()]),
+        None => Ok(promises),
+    }
+}
+
 /// All reasons of the first filter that refuses the node, in upstream's order of filters.
-fn objections(pod: &Object, info: &NodeInfo, nodes: &[NodeInfo]) -> Vec<String> {
+fn objections(pod: &Object, info: &NodeInfo) -> Vec<String> {
     let node = &info.node;
     let tolerations = pod.list("/spec/tolerations");
     let one = |text: &str| vec![text.to_owned()];
@@ -91,11 +127,7 @@ fn objections(pod: &Object, info: &NodeInfo, nodes: &[NodeInfo]) -> Vec<String> 
     }
     let wanted = resources::requests(pod.at("/spec"));
     let pods = i128::try_from(info.pods.len()).unwrap_or(i128::MAX);
-    let missing = resources::lacking(&wanted, &info.used, pods, &info.allocatable);
-    if !missing.is_empty() {
-        return missing;
-    }
-    affinity::objection(pod, info, nodes).map(one).unwrap_or_default()
+    resources::lacking(&wanted, &info.used, pods, &info.allocatable)
 }
 
 /// Higher is better: free resources, few pods of the same kind, soft taints and preferences.

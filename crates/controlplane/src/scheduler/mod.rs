@@ -9,6 +9,7 @@ pub mod resources;
 pub mod taints;
 #[cfg(test)]
 mod tests;
+pub mod volumes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use kubeapi::ApiError;
 use serde_json::json;
 use tracing::debug;
 
-use crate::client::{Client, PODS};
+use crate::client::{Client, PODS, VOLUMES};
 use crate::events::Recorder;
 use crate::informer::{Cache, Change, Informer};
 use crate::object::{Key, Object, time_text};
@@ -28,6 +29,7 @@ use crate::queue::WorkQueue;
 use crate::reconcile::Reconcile;
 use decide::{Decision, decide};
 use node::snapshot;
+use volumes::{Promise, Stock};
 
 const KIND: (&str, &str) = ("v1", "Pod");
 /// A pod that fits nowhere is looked at again after this time even if nothing is known to have changed (as upstream).
@@ -41,6 +43,9 @@ pub struct Scheduler {
     events: Recorder,
     nodes: Arc<Cache>,
     pods: Arc<Cache>,
+    claims: Arc<Cache>,
+    volumes: Arc<Cache>,
+    classes: Arc<Cache>,
     /// Pods that were bound but whose watch event has not come yet, by UID.
     assumed: HashMap<String, String>,
 }
@@ -51,6 +56,7 @@ pub fn new(
     events: &Recorder,
     nodes: &mut Informer,
     pods: &mut Informer,
+    [claims, volumes, classes]: [&mut Informer; 3],
 ) -> (Scheduler, Arc<WorkQueue>) {
     let queue = Arc::new(WorkQueue::default());
     let (for_pods, all) = (queue.clone(), pods.cache());
@@ -74,8 +80,20 @@ pub fn new(
         }
         wake_waiting(&for_nodes, &all);
     });
-    let events = events.component(NAME);
-    let scheduler = Scheduler { client, events, nodes: nodes.cache(), pods: pods.cache(), assumed: HashMap::new() };
+    for informer in [&mut *claims, &mut *volumes, &mut *classes] {
+        let (queue, all) = (queue.clone(), pods.cache());
+        informer.on_change(move |_| wake_waiting(&queue, &all));
+    }
+    let scheduler = Scheduler {
+        client,
+        events: events.component(NAME),
+        nodes: nodes.cache(),
+        pods: pods.cache(),
+        claims: claims.cache(),
+        volumes: volumes.cache(),
+        classes: classes.cache(),
+        assumed: HashMap::new(),
+    };
     (scheduler, queue)
 }
 
@@ -113,11 +131,19 @@ impl Reconcile for Scheduler {
             return Ok(None);
         }
         let nodes = snapshot(self.nodes.all(), self.pods.all(), |p| self.assumed.get(p.uid()).map(String::as_str));
-        match decide(&pod, &nodes) {
+        let stock = Stock::of(&pod, &self.claims, &self.volumes, &self.classes);
+        match decide(&pod, &nodes, &stock) {
             Decision::Bind(node) => {
                 self.bind(&pod, node).await?;
                 Ok(None)
             }
+            Decision::Promise(promises) => {
+                for promise in promises {
+                    self.promise(&promise).await?;
+                }
+                Ok(None)
+            }
+            Decision::Wait => Ok(None),
             Decision::Unschedulable(message) => {
                 debug!(pod = %key, message, "pod fits nowhere");
                 self.events.warning(&pod, KIND, "FailedScheduling", message.as_str());
@@ -141,6 +167,16 @@ impl Scheduler {
             Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Writes on a volume whose it becomes; the binder does the rest, and the bound claim brings the pod back here.
+    async fn promise(&self, promise: &Promise) -> Result<(), ApiError> {
+        let volume = self.volumes.get(&Key::new("", promise.volume.as_str()));
+        let (Some(volume), Some(claim)) = (volume, self.claims.get(&promise.claim)) else { return Ok(()) };
+        let patch = crate::volumes::plan::promise(&volume, &claim);
+        let volume = self.client.patch(&VOLUMES, &volume.key(), None, patch).await?;
+        self.volumes.learn(&volume);
+        Ok(())
     }
 
     /// Writes the `PodScheduled` condition unless it says so already.

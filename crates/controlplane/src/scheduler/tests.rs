@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::decide::{Decision, decide};
+use super::decide::{self, Decision};
 use super::node::{NodeInfo, snapshot};
 use super::resources::{Amounts, requests};
-use crate::object::Object;
+use super::volumes::{Promise, Stock};
+use crate::object::{Key, Object};
 
 fn node(name: &str, spec: Value) -> Object {
     json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "zone": "a"}}, "spec": spec,
@@ -25,10 +26,14 @@ fn on(nodes: Vec<Object>, pods: Vec<Object>) -> Vec<NodeInfo> {
     snapshot(nodes, pods, |_| None)
 }
 
+fn decide(pod: &Object, nodes: &[NodeInfo]) -> Decision {
+    decide::decide(pod, nodes, &Stock::default())
+}
+
 fn refusal(pod: &Object, nodes: &[NodeInfo]) -> String {
     match decide(pod, nodes) {
         Decision::Unschedulable(text) => text,
-        Decision::Bind(node) => format!("bound to {node}"),
+        other => format!("{other:?}"),
     }
 }
 
@@ -68,8 +73,8 @@ fn says_why_in_the_words_of_upstream() {
         assert_eq!(refusal(&pod("p", pod_spec), &nodes), format!("0/1 nodes are available: {expected}."));
     }
     assert_eq!(refusal(&pod("p", json!({})), &[]), "no nodes available to schedule pods");
-    let claim = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
-    assert!(refusal(&pod("p", claim), &on(vec![node("n1", json!({}))], vec![])).contains("\"data\" cannot be bound"));
+    let volume = json!({"volumes": [{"name": "v", "ephemeral": {}}]});
+    assert!(refusal(&pod("p", volume), &on(vec![node("n1", json!({}))], vec![])).contains("\"v\" cannot be had"));
 }
 
 #[test]
@@ -108,4 +113,86 @@ fn init_containers_count_by_their_peak() {
     let sidecar = json!({"restartPolicy": "Always", "resources": {"requests": {"cpu": "200m"}}});
     let spec = json!({"initContainers": [sidecar, c("900m")], "containers": [c("300m"), c("300m")], "overhead": {"cpu": "50m"}});
     assert_eq!(requests(&spec), Amounts::of(&json!({"cpu": "1150m"})));
+}
+
+fn volume(name: &str, node: &str, change: Value) -> Object {
+    let mut volume = json!({"metadata": {"name": name, "uid": name}, "spec": {"capacity": {"storage": "1Gi"}, "storageClassName": "local",
+        "accessModes": ["ReadWriteOnce"], "nodeAffinity": {"required": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}}});
+    for (key, value) in change.as_object().into_iter().flatten() {
+        volume["spec"][key] = value.clone();
+    }
+    volume.into()
+}
+
+fn claim(name: &str, class: &str, volume: &str) -> Object {
+    let mut claim = json!({"metadata": {"name": name, "namespace": "default", "uid": name}, "spec": {"storageClassName": class,
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    if !volume.is_empty() {
+        claim["spec"]["volumeName"] = json!(volume);
+        claim["metadata"]["annotations"] = json!({"pv.kubernetes.io/bind-completed": "yes"});
+    }
+    claim.into()
+}
+
+fn with_claims(names: &[&str]) -> Object {
+    let volumes: Vec<Value> =
+        names.iter().map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}})).collect();
+    pod("p", json!({"volumes": volumes}))
+}
+
+#[test]
+fn a_pod_goes_where_its_volumes_are() {
+    let nodes = on(vec![node("n1", json!({})), node("n2", json!({}))], vec![]);
+    let class = |name: &str, mode: &str| Object::from(json!({"metadata": {"name": name}, "volumeBindingMode": mode}));
+    let classes = vec![class("local", "WaitForFirstConsumer"), class("now", "Immediate")];
+    let for_other = json!({"claimRef": {"namespace": "default", "name": "other", "uid": "other"}});
+    let for_data = json!({"claimRef": {"namespace": "default", "name": "data", "uid": "data"}});
+    let promise = |volume: &str, claim: &str| Promise { volume: volume.to_owned(), claim: Key::new("default", claim) };
+    let nowhere = |why: &str| Decision::Unschedulable(format!("0/2 nodes are available: {why}."));
+    let (data, logs) = (|volume: &str| claim("data", "local", volume), claim("logs", "local", ""));
+    for (wanted, claims, volumes, expected) in [
+        (vec!["data"], vec![], vec![], nowhere("persistentvolumeclaim \"data\" not found")),
+        (
+            vec!["data"],
+            vec![claim("data", "now", "")],
+            vec![],
+            nowhere("pod has unbound immediate PersistentVolumeClaims"),
+        ),
+        (
+            vec!["data"],
+            vec![data("")],
+            vec![volume("v", "n2", for_other)],
+            nowhere("2 node(s) didn't find available persistent volumes to bind"),
+        ),
+        (
+            vec!["data"],
+            vec![data("")],
+            vec![volume("v", "n2", json!({}))],
+            Decision::Promise(vec![promise("v", "data")]),
+        ),
+        (
+            vec!["data", "logs"],
+            vec![data(""), logs.clone()],
+            vec![volume("a", "n1", json!({})), volume("b", "n2", json!({})), volume("c", "n2", json!({}))],
+            Decision::Promise(vec![promise("b", "data"), promise("c", "logs")]),
+        ),
+        (vec!["data"], vec![data("")], vec![volume("v", "n2", for_data.clone())], Decision::Wait),
+        (vec!["data"], vec![data("v")], vec![volume("v", "n2", for_data.clone())], Decision::Bind("n2".to_owned())),
+        (
+            vec!["data"],
+            vec![data("v")],
+            vec![volume("v", "n3", for_data)],
+            nowhere("2 node(s) had volume node affinity conflict"),
+        ),
+        (
+            vec!["data"],
+            vec![data("v")],
+            vec![],
+            nowhere("2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+        ),
+    ] {
+        let stock = Stock { claims, volumes, classes: classes.clone() };
+        assert_eq!(decide::decide(&with_claims(&wanted), &nodes, &stock), expected, "{stock:?}");
+    }
 }
