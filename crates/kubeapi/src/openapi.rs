@@ -8,6 +8,11 @@ use serde_json::{Map, Value, json};
 use crate::api::Api;
 use crate::catalog::Resource;
 
+/// The one form in which kubectl asks for `/openapi/v2`.
+pub const V2_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// That document, in protobuf: version 2.0, title, no paths and no definitions. kubectl looks into it before it takes a `v1.List`.
+pub const V2: &[u8] = b"\x0a\x032.0\x12\x10\x0a\x0aKubernetes\x12\x02v1\x42\x00";
+
 /// `GET /openapi/v3`.
 pub fn index(api: &Api) -> Value {
     let mut paths = Map::new();

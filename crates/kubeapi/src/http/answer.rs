@@ -48,6 +48,12 @@ impl Form {
     }
 }
 
+/// Whether the client asks for OpenAPI v2 in the only form that there is.
+pub(super) fn wants_openapi_v2(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accept.contains("com.github.proto-openapi.spec.v2")
+}
+
 /// Whether the client reads the aggregated form of discovery.
 pub(super) fn wants_aggregated(headers: &HeaderMap) -> bool {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();

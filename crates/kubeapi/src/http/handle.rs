@@ -127,6 +127,9 @@ impl<I: Identity> Server<I> {
             Target::Resources(group, version) => {
                 json(&discovery::resources(&self.api, &group, &version).ok_or_else(ApiError::no_such_path)?)
             }
+            Target::OpenApiV2 if answer::wants_openapi_v2(&asked.headers) => {
+                Ok(answer::text(StatusCode::OK, openapi::V2_TYPE, Bytes::from_static(openapi::V2), asked.gzip))
+            }
             Target::OpenApi => Ok(cached(asked, &openapi::index(&self.api), false)),
             Target::OpenApiGroup(path) => {
                 let document = openapi::document(&self.api, &path);
@@ -137,7 +140,7 @@ impl<I: Identity> Server<I> {
                 "major": "1", "minor": "32", "gitVersion": format!("{VERSION}+ferroedge"), "gitCommit": "", "gitTreeState": "clean",
                 "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
             })),
-            Target::Health | Target::Objects(_) => Err(ApiError::no_such_path()),
+            Target::OpenApiV2 | Target::Health | Target::Objects(_) => Err(ApiError::no_such_path()),
         }
     }
 

@@ -21,6 +21,8 @@ pub(super) enum Target {
     Group(String),
     /// `/api/v1`, `/apis/GROUP/VERSION`.
     Resources(String, String),
+    /// `/openapi/v2`.
+    OpenApiV2,
     /// `/openapi/v3`.
     OpenApi,
     /// `/openapi/v3/…`.
@@ -52,6 +54,7 @@ impl Target {
             ["apis", group] => Self::Group((*group).to_owned()),
             ["api", version] => Self::Resources(String::new(), (*version).to_owned()),
             ["apis", group, version] => Self::Resources((*group).to_owned(), (*version).to_owned()),
+            ["openapi", "v2"] => Self::OpenApiV2,
             ["openapi", "v3"] => Self::OpenApi,
             ["openapi", "v3", rest @ ..] => Self::OpenApiGroup(rest.join("/")),
             ["version"] => Self::Version,
