@@ -67,6 +67,10 @@ pub const LEASES: Resource = Resource::new("coordination.k8s.io", "leases");
 /// Definitions of custom resources.
 pub const CUSTOM_RESOURCES: Resource = Resource::new("apiextensions.k8s.io", "customresourcedefinitions");
 
+/// StatefulSets.
+pub const STATEFUL_SETS: Resource = Resource::new("apps", "statefulsets");
+/// Jobs.
+pub const JOBS: Resource = Resource::new("batch", "jobs");
 /// Volumes.
 pub const VOLUMES: Resource = Resource::new("", "persistentvolumes");
 /// Claims on volumes.

@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client::{
-    CLAIMS, CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS,
-    SERVICE_ACCOUNTS, SERVICES, STORAGE_CLASSES, VOLUMES,
+    CLAIMS, CUSTOM_RESOURCES, Client, DAEMON_SETS, DEPLOYMENTS, JOBS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS,
+    SERVICE_ACCOUNTS, SERVICES, STATEFUL_SETS, STORAGE_CLASSES, VOLUMES,
 };
 use crate::informer::Informer;
 use crate::queue::WorkQueue;
 use crate::reconcile::{self, Reconcile};
 use crate::{
-    customresources, daemonset, deployment, endpoints, events, garbage, namespace, nodelifecycle, podgc, replicaset,
-    scheduler, serviceaccount, volumes,
+    customresources, daemonset, deployment, endpoints, events, garbage, job, namespace, nodelifecycle, podgc,
+    replicaset, scheduler, serviceaccount, statefulset, volumes,
 };
 
 /// Starts all controllers on the tracker; they end when the token is cancelled.
@@ -32,6 +32,8 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     let mut sets = Informer::new(REPLICA_SETS);
     let mut daemons = Informer::new(DAEMON_SETS);
     let mut leases = Informer::new(LEASES);
+    let mut stateful = Informer::new(STATEFUL_SETS);
+    let mut jobs = Informer::new(JOBS);
     let mut claims = Informer::new(CLAIMS);
     let mut persistent = Informer::new(VOLUMES);
     let mut classes = Informer::new(STORAGE_CLASSES);
@@ -44,6 +46,9 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     let sets_controller = replicaset::new(client("replicaset-controller"), &events, &mut sets, &mut pods);
     let daemons_controller =
         daemonset::new(client("daemonset-controller"), &events, &mut daemons, &mut nodes, &mut pods);
+    let stateful_controller =
+        statefulset::new(client("statefulset-controller"), &events, &mut stateful, &mut pods, &claims);
+    let jobs_controller = job::new(client("job-controller"), &events, &mut jobs, &mut pods);
     let scheduler = scheduler::new(
         client("kube-scheduler"),
         &events,
@@ -73,6 +78,8 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
             (&REPLICA_SETS, &mut sets),
             (&DAEMON_SETS, &mut daemons),
             (&LEASES, &mut leases),
+            (&STATEFUL_SETS, &mut stateful),
+            (&JOBS, &mut jobs),
             (&CLAIMS, &mut claims),
             (&VOLUMES, &mut persistent),
             (&STORAGE_CLASSES, &mut classes),
@@ -90,6 +97,8 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
         sets,
         daemons,
         leases,
+        stateful,
+        jobs,
         claims,
         persistent,
         classes,
@@ -103,6 +112,8 @@ pub fn start(api: &Api, ca_certificate: String, node_grace: Duration, tasks: &Ta
     crew.hire(deployments_controller);
     crew.hire(sets_controller);
     crew.hire(daemons_controller);
+    crew.hire(stateful_controller);
+    crew.hire(jobs_controller);
     crew.hire(scheduler);
     crew.hire(binder);
     crew.hire(protection);

@@ -1,5 +1,5 @@
-//! The embedded Kubernetes: the API of `kubeapi` over SQLite, the scheduler, and the controllers that Deployments, ReplicaSets
-//! and DaemonSets of an edge site need.
+//! The embedded Kubernetes: the API of `kubeapi` over SQLite, the scheduler, and the controllers that the workloads of an edge
+//! site need: Deployments, ReplicaSets, DaemonSets, StatefulSets with volumes made by hand, and Jobs.
 //!
 //! It is for evaluation, tests and single sites; whoever talks to it cannot tell it from a larger one. `storage` keeps the
 //! objects, `auth` says who may do what, `bootstrap` makes what a new cluster begins with, `controllers` lists who is at work.
@@ -18,6 +18,7 @@ mod endpoints;
 mod events;
 mod garbage;
 mod informer;
+mod job;
 mod namespace;
 mod nodelifecycle;
 mod object;
@@ -26,9 +27,11 @@ mod pods;
 mod queue;
 mod reconcile;
 mod replicaset;
+mod revisions;
 mod scheduler;
 mod selector;
 mod serviceaccount;
+mod statefulset;
 mod storage;
 mod volumes;
 

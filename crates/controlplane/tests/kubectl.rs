@@ -24,6 +24,21 @@ const DEFINITION: &str = r#"{"apiVersion": "apiextensions.k8s.io/v1", "kind": "C
 const WIDGET: &str =
     r#"{"apiVersion": "example.org/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": 3}}"#;
 
+const STORAGE: &str = r#"{"apiVersion": "v1", "kind": "List", "items": [
+    {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "local"},
+        "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"},
+    {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "db-a"}, "spec": {"capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "local", "local": {"path": "/a"}, "nodeAffinity": {"required":
+        {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["edge-1"]}]}]}}}},
+    {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "db-b"}, "spec": {"capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "local", "local": {"path": "/b"}, "nodeAffinity": {"required":
+        {"nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["edge-1"]}]}]}}}}]}"#;
+const SET: &str = r#"{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"}, "spec": {"replicas": 2, "serviceName": "db",
+    "selector": {"matchLabels": {"app": "db"}}, "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [
+        {"name": "c", "image": "c:1", "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}},
+    "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}}]}}"#;
+
 struct Kubectl<'a> {
     world: &'a World,
 }
@@ -108,6 +123,33 @@ async fn an_afternoon_with_kubectl() {
     kubectl.fails(&format!("get cm {as_bob}"), "", "cannot list resource \"configmaps\"").await;
     assert!(kubectl.works("create token bob", "").await.starts_with("ey"));
     assert!(kubectl.works("auth whoami", "").await.contains("kubernetes-admin"));
+
+    // A job from protobuf; a set with names and volumes of its own.
+    kubectl.works("create job j --image=j -- true", "").await;
+    kubectl.works("wait --for=condition=complete job/j --timeout=20s", "").await;
+    kubectl.works("wait --for=jsonpath={.status.succeeded}=1 job/j --timeout=20s", "").await;
+    let table = kubectl.works("get job", "").await;
+    assert!(table.contains("STATUS     COMPLETIONS   DURATION") && table.contains("Complete   1/1"), "{table}");
+    assert!(kubectl.works("describe job j", "").await.contains("Job completed"));
+    kubectl.works("apply -f -", STORAGE).await;
+    kubectl.works("apply -f -", SET).await;
+    let status = kubectl.works("rollout status sts/db --timeout=20s", "").await;
+    assert!(status.contains("partitioned roll out complete") || status.contains("rolling update complete"), "{status}");
+    for (line, expected) in [
+        ("get sts", "db     2/2"),
+        ("get pv", "RWO            Retain           Bound"),
+        ("get pvc", "data-db-1   Bound    "),
+        ("get sc", "kubernetes.io/no-provisioner   Delete          WaitForFirstConsumer   false"),
+        ("describe sts db", "create Pod db-1 in StatefulSet db successful"),
+        ("describe pvc data-db-0", "Used By:       db-0"),
+        ("describe pv db-a", "Term 0:        kubernetes.io/hostname in [edge-1]"),
+    ] {
+        let text = kubectl.works(line, "").await;
+        assert!(text.contains(expected), "kubectl {line}: {text}");
+    }
+    kubectl.works("scale sts db --replicas=1", "").await;
+    kubectl.works("wait --for=delete pod/db-1 --timeout=20s", "").await;
+    kubectl.works("delete sts/db job/j --cascade=foreground --timeout=20s", "").await;
 
     // What is not there is refused in words.
     kubectl.fails("apply --server-side -f -", WIDGET, "server-side apply is not supported").await;

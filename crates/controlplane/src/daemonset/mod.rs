@@ -12,22 +12,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kubeapi::ApiError;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::claim::{adopt, release};
-use crate::client::{CONTROLLER_REVISIONS, Client, DAEMON_SETS, DeleteOptions, PODS};
-use crate::deployment::view::template_hash;
+use crate::client::{Client, DAEMON_SETS, DeleteOptions, PODS};
 use crate::events::Recorder;
 use crate::informer::{Cache, Change, Informer};
-use crate::object::{Key, Object, controller_reference, normalised};
+use crate::object::{Key, Object};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconcile;
 use crate::replicaset::plan::{Claim, claim};
+use crate::revisions;
 use plan::REVISION_HASH;
 
 const KIND: (&str, &str) = ("apps/v1", "DaemonSet");
-/// Revisions kept without `revisionHistoryLimit`.
-const DEFAULT_HISTORY: i64 = 10;
 
 /// The controller.
 pub struct DaemonSets {
@@ -169,56 +167,17 @@ impl DaemonSets {
         Ok(())
     }
 
-    /// The hash of the current revision; its ControllerRevision is made, or made the newest again, if need be.
+    /// The hash of the current revision.
     async fn revision(&self, set: &Object) -> Result<String, ApiError> {
-        let mut template = set.at("/spec/template").clone();
-        template["$patch"] = json!("replace");
-        let data = json!({"spec": {"template": template}});
-        let all = self.client.list_in(&CONTROLLER_REVISIONS, set.namespace()).await?;
-        let mut own: Vec<Object> = all.into_iter().filter(|r| r.is_controlled_by(set.uid())).collect();
-        own.sort_by_key(|r| r.int("/revision").unwrap_or(0));
-        let newest = own.last().and_then(|r| r.int("/revision")).unwrap_or(0);
-        let same = own.iter().find(|r| normalised(r.at("/data")) == normalised(&data));
-        let hash = match same {
-            Some(found) => {
-                if found.int("/revision") != Some(newest) {
-                    let patch = json!({"revision": newest + 1});
-                    self.client.patch(&CONTROLLER_REVISIONS, &found.key(), None, patch).await?;
-                }
-                found.label(REVISION_HASH).unwrap_or_default().to_owned()
-            }
-            None => {
-                let hash = template_hash(set.at("/spec/template"), set.int("/status/collisionCount").unwrap_or(0));
-                let mut labels = set.at("/spec/template/metadata/labels").clone();
-                labels[REVISION_HASH] = json!(hash);
-                let revision = json!({
-                    "apiVersion": "apps/v1", "kind": "ControllerRevision",
-                    "metadata": {
-                        "name": format!("{}-{hash}", set.name()), "namespace": set.namespace(), "labels": labels,
-                        "annotations": crate::deployment::view::inherited_annotations(set),
-                        "ownerReferences": [controller_reference(set, KIND.0, KIND.1)],
-                    },
-                    "data": data, "revision": newest + 1,
-                });
-                self.client.create(&CONTROLLER_REVISIONS, revision).await?;
-                hash
-            }
-        };
-        let limit = set.int("/spec/revisionHistoryLimit").unwrap_or(DEFAULT_HISTORY).max(0);
-        let in_use = |r: &Object| {
+        let history = revisions::ensure(&self.client, set, KIND, REVISION_HASH).await?;
+        let hash = history.last().and_then(|r| r.label(REVISION_HASH)).unwrap_or_default().to_owned();
+        let pods = self.pods.in_namespace(set.namespace());
+        let used = |r: &Object| {
             let own = r.label(REVISION_HASH);
             own == Some(hash.as_str())
-                || self
-                    .pods
-                    .in_namespace(set.namespace())
-                    .iter()
-                    .any(|p| p.is_controlled_by(set.uid()) && p.label(REVISION_HASH) == own)
+                || pods.iter().any(|p| p.is_controlled_by(set.uid()) && p.label(REVISION_HASH) == own)
         };
-        let idle: Vec<&Object> = own.iter().filter(|r| !in_use(r)).collect();
-        let surplus = idle.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
-        for old in idle.into_iter().take(surplus) {
-            self.client.delete(&CONTROLLER_REVISIONS, &old.key(), DeleteOptions::only(old)).await?;
-        }
+        revisions::prune(&self.client, set, &history, used).await?;
         Ok(hash)
     }
 }

@@ -136,7 +136,8 @@ impl World {
         }
     }
 
-    /// A node that is ready, with a kubelet that runs its pods at once and ends them when asked.
+    /// A node that is ready, with a kubelet that runs its pods at once and ends them when asked. Those with the command `true`
+    /// or `false` end by themselves.
     pub async fn node(&mut self, name: &str, labels: Value) {
         self.create("nodes", "", node(name, labels)).await;
         self.kubelet(name);
@@ -220,8 +221,16 @@ async fn run(api: &Api, pods: &ResourceRef, pod: &Value) {
             ..DeleteOptions::default()
         };
         api.delete(&what, &now).await.map(drop)
-    } else if pod["status"]["phase"] != "Running" {
+    } else if matches!(pod["status"]["phase"].as_str(), None | Some("Pending")) {
         let time = "2026-11-24T12:00:00Z";
+        let command = pod["spec"]["containers"][0]["command"][0].as_str();
+        if let Some(phase) = [("true", "Succeeded"), ("false", "Failed")].iter().find(|(c, _)| command == Some(*c)) {
+            let ended = json!([{"state": {"terminated": {"finishedAt": time}}}]);
+            let status = json!({"status": {"phase": phase.1, "startTime": time, "containerStatuses": ended}});
+            return written(
+                api.patch(&what.sub("status"), &status, PatchType::Merge, &WriteOptions::default()).await.map(drop),
+            );
+        }
         let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.push(json!({"type": "Ready", "status": "True", "lastTransitionTime": time}));
         let status =
@@ -230,6 +239,10 @@ async fn run(api: &Api, pods: &ResourceRef, pod: &Value) {
     } else {
         Ok(())
     };
+    written(result);
+}
+
+fn written(result: Result<(), ApiError>) {
     if let Err(error) = result {
         assert!(error.is_not_found() || error.is_conflict(), "{error}");
     }
