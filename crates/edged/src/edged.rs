@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 use wire::{Message, kind, operation};
 
 use crate::{
-    events::Recorder,
+    events::{EventType, Recorder},
     meta::MetaClient,
     node::{NodeAgent, NodeOnline},
-    pods::{self, Busy, Desk, News, Tools},
+    pods::{self, Busy, Desk, News, SourceError, Tools},
     runtime::{RUNTIME_EVENT_QUEUE, Runtime},
     settings::Settings,
 };
@@ -44,10 +44,11 @@ impl Edged {
             recorder: recorder.clone(),
             meta: meta.clone(),
             busy: Busy::default(),
+            probe_counters: Arc::default(),
         };
         let (desk, desk_task) = pods::desk(tools);
         let mut parts = JoinSet::new();
-        let node = NodeAgent::new(Arc::clone(&self.settings), meta, Arc::clone(&runtime), recorder);
+        let node = NodeAgent::new(Arc::clone(&self.settings), meta, Arc::clone(&runtime), recorder.clone());
         let online = node.online();
         parts.spawn(events.run(stopping.clone()));
         parts.spawn(node.run(stopping.clone()));
@@ -63,7 +64,7 @@ impl Edged {
                     Some(message) if operation::VOLUME.contains(&message.route.operation.as_str()) => {
                         refuse_volume(&answers, &message);
                     }
-                    Some(message) => hand_over(&desk, &online, &message).await,
+                    Some(message) => hand_over(&desk, &online, &recorder, &message).await,
                     None => break,
                 },
                 ended = parts.join_next() => {
@@ -92,7 +93,7 @@ impl Module for Edged {
     }
 }
 
-async fn hand_over(desk: &Desk, online: &NodeOnline, message: &Message) {
+async fn hand_over(desk: &Desk, online: &NodeOnline, recorder: &Recorder, message: &Message) {
     if message.route.resource == kind::NODE_CONNECTION {
         if message.content.payload().as_ref() == b"cloud_connected" {
             online.tell();
@@ -105,6 +106,10 @@ async fn hand_over(desk: &Desk, online: &NodeOnline, message: &Message) {
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             tracing::warn!(resource = message.route.resource, error = %error, cause, "message left out");
+            if let SourceError::Pod { reason, about: Some(pod), .. } = error {
+                let text = format!("the pod is not started, since this field cannot be read: {reason}");
+                recorder.pod(&pod, EventType::Warning, "InvalidPod", text);
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod stats;
 mod cgroups;
 mod container;
 mod dns;
+mod http;
 mod images;
 mod labels;
 mod logs;

@@ -54,6 +54,9 @@ pub enum RuntimeError {
         /// The runtime's own words.
         message: String,
     },
+    /// A command in a container ran longer than it was given.
+    #[error("the command did not end in time")]
+    ExecTimeout,
     /// A call took longer than its limit.
     #[error("{call} did not answer within {limit:?}")]
     Timeout {
@@ -149,9 +152,10 @@ impl Runtime {
     pub fn connect(settings: Arc<Settings>, meta: MetaClient, recorder: Recorder) -> Self {
         let paths = Paths::new(&settings);
         Self {
-            cri: CriClient::new(&settings.runtime_endpoint, &settings.image_endpoint),
+            cri: CriClient::new(&settings.runtime_endpoint, &settings.image_endpoint)
+                .with_limit(settings.runtime_request_timeout),
             volumes: Volumes::new(meta.clone(), paths.clone()),
-            images: Images::default(),
+            images: Images::new(&settings),
             version: OnceLock::new(),
             driver: tokio::sync::OnceCell::new(),
             resources: OnceLock::new(),
@@ -278,7 +282,10 @@ impl Runtime {
     /// The runtime failed, or the command took longer than the limit.
     pub async fn exec(&self, id: &str, command: Vec<String>, limit: Duration) -> Result<(i32, String), RuntimeError> {
         const MAX_OUTPUT: usize = 10 << 10;
-        let answer = self.cri.exec(id, command, limit).await?;
+        let answer = self.cri.exec(id, command, limit).await;
+        let answer = answer.map_err(|error| {
+            if error.is_deadline_exceeded() { RuntimeError::ExecTimeout } else { RuntimeError::from(error) }
+        })?;
         let mut output = answer.stdout;
         output.extend(answer.stderr);
         output.truncate(MAX_OUTPUT);
@@ -303,6 +310,11 @@ impl Runtime {
             Ok(())
         });
         removed.await.unwrap_or_else(|error| Err(refused(error.to_string())))
+    }
+
+    /// The highest restart count of which a log of this container is left.
+    pub fn last_log(&self, pod: &PodIdentity, container: &str) -> Option<u32> {
+        logs::last_restart(&self.paths.pod_logs(pod).join(container))
     }
 
     /// UIDs of pods that have a directory here.

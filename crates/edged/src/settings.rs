@@ -29,6 +29,8 @@ pub struct Settings {
     pub runtime_endpoint: String,
     /// CRI endpoint for images; the runtime endpoint when empty.
     pub image_endpoint: String,
+    /// How long a usual call to the runtime may take (`runtimeRequestTimeout`).
+    pub runtime_request_timeout: Duration,
     /// `clusterDNS`.
     pub cluster_dns: Vec<String>,
     /// `clusterDomain`.
@@ -41,6 +43,12 @@ pub struct Settings {
     pub container_log_max_size: u64,
     /// Files kept of a container's log, the current one included (`containerLogMaxFiles`).
     pub container_log_max_files: usize,
+    /// Pulls a second, 0 for no limit (`registryPullQPS`).
+    pub registry_pull_qps: u32,
+    /// Pulls at once within that limit (`registryBurst`).
+    pub registry_burst: u32,
+    /// Images pulled at the same time; `None` for any number (`serializeImagePulls`, `maxParallelImagePulls`).
+    pub parallel_image_pulls: Option<usize>,
     /// Pods that fit on the node (`maxPods`).
     pub max_pods: i32,
     /// How often the node status is computed (`nodeStatusUpdateFrequency`).
@@ -75,12 +83,16 @@ impl Settings {
             pod_logs_dir: "/var/log/pods".into(),
             runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
             image_endpoint: String::new(),
+            runtime_request_timeout: Duration::from_secs(120),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
             cgroup_driver: "cgroupfs".into(),
             cgroups_per_qos: true,
             container_log_max_size: 10 << 20,
             container_log_max_files: 5,
+            registry_pull_qps: 5,
+            registry_burst: 10,
+            parallel_image_pulls: Some(1),
             max_pods: 110,
             node_status_update_frequency: Duration::from_secs(10),
             node_status_report_frequency: Duration::from_secs(300),

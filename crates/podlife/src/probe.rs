@@ -1,11 +1,13 @@
-//! Verdicts of probes as the decisions need them.
+//! Probes as the decisions need them: when they run ([`ProbePlan`]), what they do ([`ProbeAction`]), how results become a
+//! verdict ([`Streak`]), and what the verdicts mean for a container ([`ProbeResults`]).
+
+mod action;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::{
-    api::core::v1::{Container, HTTPHeader, Probe},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
+use k8s_openapi::api::core::v1::{Container, Probe};
+
+pub use action::{HttpGet, ProbeAction, action, http_get};
 
 /// Kinds of probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,15 +39,6 @@ impl ProbeKind {
             ProbeKind::Readiness => "Readiness",
             ProbeKind::Liveness => "Liveness",
             ProbeKind::Startup => "Startup",
-        }
-    }
-
-    /// The field in a container.
-    pub fn field(self) -> &'static str {
-        match self {
-            ProbeKind::Readiness => "readinessProbe",
-            ProbeKind::Liveness => "livenessProbe",
-            ProbeKind::Startup => "startupProbe",
         }
     }
 }
@@ -106,76 +99,6 @@ impl Streak {
     }
 }
 
-/// What a probe does, ports resolved.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ProbeAction {
-    /// A command in the container; exit code 0 is success.
-    Exec(Vec<String>),
-    /// An HTTP GET; 200 to 399 is success.
-    Http {
-        /// Host to connect to; the pod's address when absent.
-        host: Option<String>,
-        /// Port.
-        port: u16,
-        /// Path with query, beginning with `/`.
-        path: String,
-        /// Extra headers.
-        headers: Vec<HTTPHeader>,
-    },
-    /// A TCP connection.
-    Tcp {
-        /// Host to connect to; the pod's address when absent.
-        host: Option<String>,
-        /// Port.
-        port: u16,
-    },
-}
-
-/// Reads what a probe does; the error says why this agent cannot do it.
-pub fn action(probe: &Probe, container: &Container) -> Result<ProbeAction, String> {
-    if let Some(exec) = &probe.exec {
-        return Ok(ProbeAction::Exec(exec.command.clone().unwrap_or_default()));
-    }
-    if let Some(http) = &probe.http_get {
-        if http.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https")) {
-            return Err("probes over HTTPS are not supported by this agent".into());
-        }
-        let path = http.path.clone().unwrap_or_default();
-        return Ok(ProbeAction::Http {
-            host: http.host.clone().filter(|h| !h.is_empty()),
-            port: port(&http.port, container)?,
-            path: if path.starts_with('/') { path } else { format!("/{path}") },
-            headers: http.http_headers.clone().unwrap_or_default(),
-        });
-    }
-    if let Some(tcp) = &probe.tcp_socket {
-        return Ok(ProbeAction::Tcp {
-            host: tcp.host.clone().filter(|h| !h.is_empty()),
-            port: port(&tcp.port, container)?,
-        });
-    }
-    Err("probes over gRPC are not supported by this agent".into())
-}
-
-fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
-    let number = match port {
-        IntOrString::Int(number) => Some(*number),
-        IntOrString::String(name) => {
-            let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
-            named.map(|p| p.container_port).or_else(|| name.parse().ok())
-        }
-    };
-    number
-        .and_then(|n| u16::try_from(n).ok())
-        .filter(|n| *n > 0)
-        .ok_or_else(|| format!("the container has no port {port:?}"))
-}
-
-/// A probe that this agent carries out.
-pub fn is_supported(probe: &Probe, container: &Container) -> bool {
-    action(probe, container).is_ok()
-}
-
 /// Verdict after thresholds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -224,9 +147,9 @@ impl ProbeResults {
         !self.applies(container, ProbeKind::Readiness) || self.get(id, ProbeKind::Readiness) == Some(Verdict::Success)
     }
 
-    /// A probe that is carried out; any other counts as absent.
+    /// The container has such a probe. One that cannot be carried out never succeeds.
     fn applies(&self, container: &Container, kind: ProbeKind) -> bool {
-        self.enforced && kind.of(container).is_some_and(|probe| is_supported(probe, container))
+        self.enforced && kind.of(container).is_some()
     }
 
     /// The probe whose failure asks for a restart, if any.
@@ -269,30 +192,5 @@ mod tests {
             .collect();
         let (good, bad) = (Some(Verdict::Success), Some(Verdict::Failure));
         assert_eq!(verdicts, [None, None, None, None, None, bad, None, good, good]);
-    }
-
-    #[test]
-    fn actions_resolve_ports_and_refuse_what_cannot_be_done() {
-        let container: Container =
-            serde_json::from_value(json!({"name": "a", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
-        for (value, expected) in [
-            (
-                json!({"httpGet": {"port": "web", "path": "healthz"}}),
-                Ok(ProbeAction::Http { host: None, port: 8080, path: "/healthz".into(), headers: vec![] }),
-            ),
-            (
-                json!({"tcpSocket": {"port": 53, "host": "127.0.0.1"}}),
-                Ok(ProbeAction::Tcp { host: Some("127.0.0.1".into()), port: 53 }),
-            ),
-            (json!({"exec": {"command": ["true"]}}), Ok(ProbeAction::Exec(vec!["true".into()]))),
-            (
-                json!({"httpGet": {"port": 1, "scheme": "HTTPS"}}),
-                Err("probes over HTTPS are not supported by this agent"),
-            ),
-            (json!({"grpc": {"port": 1}}), Err("probes over gRPC are not supported by this agent")),
-        ] {
-            assert_eq!(action(&probe(value.clone()), &container), expected.map_err(str::to_owned), "{value}");
-        }
-        assert!(action(&probe(json!({"tcpSocket": {"port": "none"}})), &container).is_err());
     }
 }

@@ -2,10 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::{
-    probe::{self, ProbeKind},
-    spec,
-};
+use crate::spec;
 
 /// A field that is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +45,6 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     for (list, containers) in [("initContainers", spec::init_containers(pod)), ("containers", spec::containers(pod))] {
         for container in containers {
             let path = |field: &str| format!("spec.{list}[{}].{field}", container.name);
-            for kind in ProbeKind::ALL {
-                let reason = kind.of(container).and_then(|p| probe::action(p, container).err());
-                let text = reason.map(|r| format!("{r}; the container runs as if it had no such probe"));
-                add(text.is_some(), path(kind.field()), text.as_deref().unwrap_or_default(), false);
-            }
             add(
                 container.volume_devices.as_ref().is_some_and(|list| !list.is_empty()),
                 path("volumeDevices"),

@@ -8,7 +8,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::error::ignore_missing;
 use super::proto::{self, ContainerConfig, ImageSpec, PodSandboxConfig};
-use super::{CALL_LIMIT, CriClient, CriError, STATUS_LIMIT};
+use super::{CriClient, CriError, STATUS_LIMIT};
 
 impl CriClient {
     pub(super) async fn call<T>(
@@ -52,28 +52,28 @@ impl CriClient {
     pub async fn run_sandbox(&self, config: PodSandboxConfig) -> Result<String, CriError> {
         let mut client = self.runtime.clone();
         let request = proto::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
-        Ok(self.call("RunPodSandbox", 2 * CALL_LIMIT, client.run_pod_sandbox(request)).await?.pod_sandbox_id)
+        Ok(self.call("RunPodSandbox", 2 * self.limit, client.run_pod_sandbox(request)).await?.pod_sandbox_id)
     }
 
     /// Stops a sandbox with all its containers by force and releases its network. One that is gone is fine.
     pub async fn stop_sandbox(&self, id: &str) -> Result<(), CriError> {
         let mut client = self.runtime.clone();
         let request = proto::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        ignore_missing(self.call("StopPodSandbox", CALL_LIMIT, client.stop_pod_sandbox(request)).await)
+        ignore_missing(self.call("StopPodSandbox", self.limit, client.stop_pod_sandbox(request)).await)
     }
 
     /// Removes a sandbox with all its containers. One that is gone is fine.
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), CriError> {
         let mut client = self.runtime.clone();
         let request = proto::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        ignore_missing(self.call("RemovePodSandbox", CALL_LIMIT, client.remove_pod_sandbox(request)).await)
+        ignore_missing(self.call("RemovePodSandbox", self.limit, client.remove_pod_sandbox(request)).await)
     }
 
     /// Status of a sandbox; `None` when it is gone.
     pub async fn sandbox_status(&self, id: &str) -> Result<Option<proto::PodSandboxStatus>, CriError> {
         let mut client = self.runtime.clone();
         let request = proto::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        match self.call("PodSandboxStatus", CALL_LIMIT, client.pod_sandbox_status(request)).await {
+        match self.call("PodSandboxStatus", self.limit, client.pod_sandbox_status(request)).await {
             Ok(answer) => Ok(answer.status),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -85,7 +85,7 @@ impl CriClient {
         let mut client = self.runtime.clone();
         let filter = proto::PodSandboxFilter { id: String::new(), label_selector: labels };
         let request = proto::ListPodSandboxRequest { filter: Some(filter) };
-        Ok(self.call("ListPodSandbox", CALL_LIMIT, client.list_pod_sandbox(request)).await?.items)
+        Ok(self.call("ListPodSandbox", self.limit, client.list_pod_sandbox(request)).await?.items)
     }
 
     /// Creates a container. Returns its id.
@@ -101,14 +101,14 @@ impl CriClient {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        Ok(self.call("CreateContainer", CALL_LIMIT, client.create_container(request)).await?.container_id)
+        Ok(self.call("CreateContainer", self.limit, client.create_container(request)).await?.container_id)
     }
 
     /// Starts a created container.
     pub async fn start_container(&self, id: &str) -> Result<(), CriError> {
         let mut client = self.runtime.clone();
         let request = proto::StartContainerRequest { container_id: id.to_owned() };
-        self.call("StartContainer", CALL_LIMIT, client.start_container(request)).await.map(drop)
+        self.call("StartContainer", self.limit, client.start_container(request)).await.map(drop)
     }
 
     /// Stops a container: SIGTERM, after the grace period SIGKILL. One that is gone is fine.
@@ -116,7 +116,7 @@ impl CriClient {
         let mut client = self.runtime.clone();
         let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
         let request = proto::StopContainerRequest { container_id: id.to_owned(), timeout };
-        let limit = CALL_LIMIT.saturating_add(grace);
+        let limit = self.limit.saturating_add(grace);
         ignore_missing(self.call("StopContainer", limit, client.stop_container(request)).await)
     }
 
@@ -124,7 +124,7 @@ impl CriClient {
     pub async fn remove_container(&self, id: &str) -> Result<(), CriError> {
         let mut client = self.runtime.clone();
         let request = proto::RemoveContainerRequest { container_id: id.to_owned() };
-        ignore_missing(self.call("RemoveContainer", CALL_LIMIT, client.remove_container(request)).await)
+        ignore_missing(self.call("RemoveContainer", self.limit, client.remove_container(request)).await)
     }
 
     /// Containers that carry all these labels.
@@ -132,14 +132,14 @@ impl CriClient {
         let mut client = self.runtime.clone();
         let filter = proto::ContainerFilter { label_selector: labels, ..Default::default() };
         let request = proto::ListContainersRequest { filter: Some(filter) };
-        Ok(self.call("ListContainers", CALL_LIMIT, client.list_containers(request)).await?.containers)
+        Ok(self.call("ListContainers", self.limit, client.list_containers(request)).await?.containers)
     }
 
     /// Status of a container; `None` when it is gone.
     pub async fn container_status(&self, id: &str) -> Result<Option<proto::ContainerStatus>, CriError> {
         let mut client = self.runtime.clone();
         let request = proto::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        match self.call("ContainerStatus", CALL_LIMIT, client.container_status(request)).await {
+        match self.call("ContainerStatus", self.limit, client.container_status(request)).await {
             Ok(answer) => Ok(answer.status),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -150,7 +150,7 @@ impl CriClient {
     pub async fn reopen_log(&self, id: &str) -> Result<(), CriError> {
         let mut client = self.runtime.clone();
         let request = proto::ReopenContainerLogRequest { container_id: id.to_owned() };
-        self.call("ReopenContainerLog", CALL_LIMIT, client.reopen_container_log(request)).await.map(drop)
+        self.call("ReopenContainerLog", self.limit, client.reopen_container_log(request)).await.map(drop)
     }
 
     /// Runs a command in a container and waits for its end.
@@ -163,7 +163,7 @@ impl CriClient {
         let mut client = self.runtime.clone();
         let timeout = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
         let request = proto::ExecSyncRequest { container_id: id.to_owned(), cmd: command, timeout };
-        self.call("ExecSync", CALL_LIMIT.saturating_add(limit), client.exec_sync(request)).await
+        self.call("ExecSync", self.limit.saturating_add(limit), client.exec_sync(request)).await
     }
 
     /// Events of containers; unimplemented in containerd before 1.7.
@@ -186,18 +186,20 @@ impl CriClient {
     pub async fn image(&self, image: &str) -> Result<Option<proto::Image>, CriError> {
         let mut client = self.images.clone();
         let request = proto::ImageStatusRequest { image: Some(spec(image)), verbose: false };
-        Ok(self.call("ImageStatus", CALL_LIMIT, client.image_status(request)).await?.image)
+        Ok(self.call("ImageStatus", self.limit, client.image_status(request)).await?.image)
     }
 
     /// Pulls an image; takes as long as it takes. Returns the reference to run it by.
     pub async fn pull_image(
         &self,
         image: &str,
+        annotations: BTreeMap<String, String>,
         auth: Option<proto::AuthConfig>,
         sandbox_config: PodSandboxConfig,
     ) -> Result<String, CriError> {
         let mut client = self.images.clone();
-        let request = proto::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: Some(sandbox_config) };
+        let image = ImageSpec { annotations, ..spec(image) };
+        let request = proto::PullImageRequest { image: Some(image), auth, sandbox_config: Some(sandbox_config) };
         let answer = client.pull_image(request).await;
         answer
             .map(|answer| answer.into_inner().image_ref)

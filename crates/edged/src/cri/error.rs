@@ -60,9 +60,22 @@ impl CriError {
         self.code() == Some(Code::NotFound)
     }
 
+    /// What the runtime was asked to do took longer than it was given.
+    pub fn is_deadline_exceeded(&self) -> bool {
+        self.code() == Some(Code::DeadlineExceeded)
+    }
+
     /// This runtime does not know the call.
     pub fn is_unimplemented(&self) -> bool {
         self.code() == Some(Code::Unimplemented)
+    }
+
+    /// The runtime's words for a failure that has no code of its own.
+    pub fn unknown_message(&self) -> Option<String> {
+        match self {
+            CriError::Refused { status, .. } if status.code() == Code::Unknown => Some(status.message().to_owned()),
+            _ => None,
+        }
     }
 
     /// The text for a user: the runtime's own words where there are any.

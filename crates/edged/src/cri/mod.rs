@@ -1,7 +1,7 @@
 //! The client of the container runtime: CRI v1 over a unix socket.
 //!
-//! It connects at the first call and reconnects by itself. Each call has a deadline of its own ([`CALL_LIMIT`] unless the
-//! call may take longer); an error tells an unreachable runtime from one that refuses. Generated code is in [`proto`].
+//! It connects at the first call and reconnects by itself. Each call has a deadline of its own (`runtimeRequestTimeout`
+//! unless the call may take longer); an error tells an unreachable runtime from one that refuses. Generated code is in [`proto`].
 
 mod calls;
 mod error;
@@ -29,8 +29,8 @@ pub use error::CriError;
 use proto::image_service_client::ImageServiceClient;
 use proto::runtime_service_client::RuntimeServiceClient;
 
-/// Deadline of a usual call (`runtimeRequestTimeout` of the kubelet).
-pub const CALL_LIMIT: Duration = Duration::from_secs(120);
+/// Deadline of a usual call, unless another one is configured.
+const CALL_LIMIT: Duration = Duration::from_secs(120);
 /// Deadline of calls that only ask how the runtime is: a runtime that hangs must be noticed before the node's lease ends.
 pub const STATUS_LIMIT: Duration = Duration::from_secs(10);
 /// How long connecting may take; a unix socket answers at once or never.
@@ -42,6 +42,8 @@ const MAX_ANSWER: usize = 16 << 20;
 #[derive(Clone)]
 pub struct CriClient {
     endpoint: Arc<str>,
+    /// Deadline of a usual call.
+    limit: Duration,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     containerd: EventsClient<Channel>,
@@ -59,10 +61,16 @@ impl CriClient {
         };
         Self {
             endpoint: runtime_endpoint.into(),
+            limit: CALL_LIMIT,
             containerd: EventsClient::new(runtime.clone()),
             runtime: RuntimeServiceClient::new(runtime).max_decoding_message_size(MAX_ANSWER),
             images: ImageServiceClient::new(images).max_decoding_message_size(MAX_ANSWER),
         }
+    }
+
+    /// The same with another deadline for usual calls.
+    pub fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// The runtime endpoint as configured.

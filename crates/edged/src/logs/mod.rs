@@ -41,6 +41,13 @@ pub fn link(paths: &Paths, pod: &PodIdentity, container: &str, restart_count: u3
     }
 }
 
+/// The highest restart count of the logs in a container's directory, rotated ones included (`3.log.20240501-100000.gz`).
+pub fn last_restart(dir: &Path) -> Option<u32> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| name.split_once(".log")?.0.parse().ok()).max()
+}
+
 /// Removes the log of a container, its rotated parts and its link.
 pub fn remove_container_log(paths: &Paths, status: &proto::ContainerStatus, pod: &PodIdentity, container: &str) {
     let log = Path::new(&status.log_path);

@@ -7,6 +7,7 @@
 
 mod desk;
 mod evict;
+mod field_path;
 mod hooks;
 mod mailbox;
 mod probes;
@@ -24,6 +25,7 @@ use std::sync::{
 
 pub use desk::{Desk, DeskTask, News, desk};
 pub use evict::EvictError;
+pub use probes::{ProbeCount, ProbeCounters, ProbeLabels};
 pub use source::{PodChange, PodVersion, SourceError, read_change};
 
 use crate::{events::Recorder, meta::MetaClient, runtime::Runtime, settings::Settings};
@@ -41,6 +43,8 @@ pub struct Tools {
     pub meta: MetaClient,
     /// Workers that are starting or stopping something.
     pub busy: Busy,
+    /// How often probes ended how.
+    pub probe_counters: Arc<ProbeCounters>,
 }
 
 /// Counts workers at work; the runtime is watched more closely while there are any.

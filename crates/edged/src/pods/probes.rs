@@ -1,31 +1,35 @@
 //! Carries out probes: one task per container instance and kind, verdicts go into the worker's mailbox.
 //!
 //! The startup probe goes first; readiness and liveness begin once it has succeeded. After a failed liveness probe or any
-//! verdict of a startup probe the task ends: the next instance of the container gets a new one.
+//! verdict of a startup probe the task ends: the next instance of the container gets a new one. What one attempt does is in
+//! `attempt`. Times are monotonic: a clock that is set does not make a probe early or late.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+mod attempt;
+mod counters;
+mod grpc;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, HTTPHeader, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use podlife::{
     observed::{ObservedContainer, ObservedPod, RuntimeState},
     probe::{self, ProbeAction, ProbeKind, ProbePlan, ProbeResults, Streak, Verdict},
     spec,
 };
+use rand::RngExt;
 use tokio::{
-    net::TcpStream,
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{Tools, mailbox::Mailbox};
 use crate::events::EventType;
+use attempt::{Attempt, attempt};
+pub use counters::{ProbeCount, ProbeCounters, ProbeLabels};
 
-/// Longest part of an answer that is read.
-const MAX_BODY: usize = 10 * 1024;
+/// How probes name themselves.
+const USER_AGENT: &str = "kube-probe/1.32";
 /// Longest output in an event.
 const MAX_OUTPUT: usize = 1024;
 
@@ -34,24 +38,21 @@ const MAX_OUTPUT: usize = 1024;
 pub(super) struct Prober {
     tasks: JoinSet<()>,
     running: BTreeMap<(String, ProbeKind), AbortHandle>,
-}
-
-/// How one attempt went.
-enum Attempt {
-    Success,
-    Failure(String),
-    /// It could not be made; it does not count.
-    Error(String),
+    /// Since when each instance has been running.
+    started: BTreeMap<String, Instant>,
+    /// When the containers were looked at last.
+    looked: Option<Instant>,
+    /// The pod is ending: only readiness is still probed.
+    ending: bool,
 }
 
 /// One probe of one container instance.
 struct Probing {
     pod: Arc<Pod>,
-    container: String,
     id: String,
-    kind: ProbeKind,
+    labels: ProbeLabels,
     plan: ProbePlan,
-    action: ProbeAction,
+    action: Result<ProbeAction, String>,
     address: String,
     tools: Tools,
     mailbox: Arc<Mailbox>,
@@ -68,9 +69,11 @@ impl Prober {
         mailbox: &Arc<Mailbox>,
     ) {
         while self.tasks.try_join_next().is_some() {}
-        let alive = |id: &str| observed.containers.iter().any(|c| c.id == id && c.state == RuntimeState::Running);
+        let adopts = self.looked.is_none();
+        self.note_starts(observed);
+        let started = &self.started;
         self.running.retain(|(id, _), task| {
-            let keep = alive(id);
+            let keep = started.contains_key(id);
             if !keep {
                 task.abort();
             }
@@ -78,29 +81,65 @@ impl Prober {
         });
         let host_ips = if spec::host_network(pod) { tools.runtime.host_ips() } else { Vec::new() };
         let Some(address) = observed.ips().first().or(host_ips.first()) else { return };
-        for container in
-            spec::containers(pod).iter().chain(spec::init_containers(pod).iter().filter(|c| spec::is_sidecar(c)))
-        {
-            let newest = observed.newest(&container.name).filter(|c| c.state == RuntimeState::Running);
-            let Some(instance) = newest else { continue };
+        let sidecars = spec::init_containers(pod).iter().filter(|c| spec::is_sidecar(c));
+        for container in spec::containers(pod).iter().chain(sidecars) {
+            let newest = observed.newest(&container.name);
+            let Some((id, &since)) = newest.and_then(|instance| self.started.get_key_value(&instance.id)) else {
+                continue;
+            };
             for kind in ProbeKind::ALL {
-                let due = (kind == ProbeKind::Startup) != results.is_started(container, &instance.id);
-                let key = (instance.id.clone(), kind);
-                if !due || self.running.contains_key(&key) {
+                let due = (kind == ProbeKind::Startup) != results.is_started(container, id);
+                let key = (id.clone(), kind);
+                if !due || self.ending && kind != ProbeKind::Readiness || self.running.contains_key(&key) {
                     continue;
                 }
-                if let Some(probing) = Probing::new(pod, container, instance, kind, address, tools, mailbox) {
-                    let since = instance
-                        .started_at
-                        .map_or(Duration::ZERO, |t| Timestamp::now().duration_since(t).unsigned_abs());
-                    self.running.insert(key, self.tasks.spawn(probing.run(since)));
+                if let Some(probe) = kind.of(container) {
+                    let probing = Probing::new(pod, container, id, (kind, probe), address, tools, mailbox);
+                    let mut begin = since + probing.plan.initial_delay;
+                    if adopts {
+                        // All that a restarted agent finds would be probed at once.
+                        let spread = probing.plan.period.mul_f64(rand::rng().random_range(0.0..1.0));
+                        begin = begin.max(Instant::now() + spread);
+                    }
+                    self.running.insert(key, self.tasks.spawn(probing.run(begin)));
                 }
             }
         }
     }
 
+    /// An instance that was not there at the last look cannot have been running for longer than since then, whatever the
+    /// clock says.
+    fn note_starts(&mut self, observed: &ObservedPod) {
+        let now = Instant::now();
+        let newest_age = self.looked.map(|looked| now.duration_since(looked));
+        let runs = |c: &&ObservedContainer| c.state == RuntimeState::Running;
+        self.started.retain(|id, _| observed.containers.iter().filter(runs).any(|c| c.id == *id));
+        for container in observed.containers.iter().filter(runs) {
+            self.started.entry(container.id.clone()).or_insert_with(|| {
+                let by_clock = container.started_at.map(|at| Timestamp::now().duration_since(at));
+                let by_clock = by_clock.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+                let age = newest_age.map_or(by_clock, |newest| by_clock.min(newest));
+                now.checked_sub(age).unwrap_or(now)
+            });
+        }
+        self.looked = Some(now);
+    }
+
+    /// The pod is ending: nothing is restarted any more, but whether it serves is still asked.
+    pub fn keep_readiness(&mut self) {
+        self.ending = true;
+        self.running.retain(|(_, kind), task| {
+            let keep = *kind == ProbeKind::Readiness;
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+    }
+
     /// Ends all probes.
     pub fn stop(&mut self) {
+        self.ending = true;
         self.tasks.abort_all();
         self.running.clear();
     }
@@ -110,58 +149,47 @@ impl Probing {
     fn new(
         pod: &Arc<Pod>,
         container: &Container,
-        instance: &ObservedContainer,
-        kind: ProbeKind,
+        id: &str,
+        (kind, probe): (ProbeKind, &Probe),
         address: &str,
         tools: &Tools,
         mailbox: &Arc<Mailbox>,
-    ) -> Option<Self> {
-        let probe = kind.of(container)?;
-        Some(Self {
+    ) -> Self {
+        let meta = &pod.metadata;
+        Self {
             pod: Arc::clone(pod),
-            container: container.name.clone(),
-            id: instance.id.clone(),
-            kind,
+            id: id.to_owned(),
+            labels: ProbeLabels {
+                pod_uid: meta.uid.clone().unwrap_or_default(),
+                namespace: meta.namespace.clone().unwrap_or_default(),
+                pod: meta.name.clone().unwrap_or_default(),
+                container: container.name.clone(),
+                kind,
+            },
             plan: ProbePlan::new(probe),
-            action: probe::action(probe, container).ok()?,
+            action: probe::action(probe, container),
             address: address.to_owned(),
             tools: tools.clone(),
             mailbox: Arc::clone(mailbox),
-        })
+        }
     }
 
     /// Probes until the verdict that ends it.
-    async fn run(self, since_start: Duration) {
-        sleep(self.plan.initial_delay.saturating_sub(since_start)).await;
+    async fn run(self, begin: Instant) {
+        sleep_until(begin).await;
+        let kind = self.labels.kind;
         let mut streak = Streak::default();
         let mut told = None;
         loop {
             let began = Instant::now();
-            let success = match self.attempt().await {
-                Attempt::Success => Some(true),
-                Attempt::Failure(output) => {
-                    let text = format!("{} probe failed: {}", self.kind.word(), cut(&output));
-                    self.tools.recorder.container(&self.pod, &self.container, EventType::Warning, "Unhealthy", text);
-                    Some(false)
-                }
-                Attempt::Error(cause) => {
-                    tracing::debug!(
-                        container = self.container,
-                        kind = self.kind.word(),
-                        cause,
-                        "probe could not be made"
-                    );
-                    None
-                }
-            };
-            let verdict = success.and_then(|success| streak.add(success, &self.plan));
+            let verdict = self.once().await.and_then(|success| streak.add(success, &self.plan));
             if verdict.is_some() && verdict != told {
                 told = verdict;
                 if let Some(verdict) = verdict {
-                    self.mailbox.probed(&self.id, self.kind, verdict);
+                    self.mailbox.probed(&self.id, kind, verdict);
                 }
             }
-            let over = match self.kind {
+            let over = match kind {
                 ProbeKind::Startup => verdict.is_some(),
                 ProbeKind::Liveness => verdict == Some(Verdict::Failure),
                 ProbeKind::Readiness => false,
@@ -173,90 +201,31 @@ impl Probing {
         }
     }
 
-    async fn attempt(&self) -> Attempt {
-        if let ProbeAction::Exec(command) = &self.action {
-            return self.exec(command).await;
-        }
-        match tokio::time::timeout(self.plan.timeout, self.connect()).await {
-            Ok(attempt) => attempt,
-            Err(_) => Attempt::Failure(format!("no answer within {} s", self.plan.timeout.as_secs())),
-        }
-    }
-
-    async fn exec(&self, command: &[String]) -> Attempt {
-        match self.tools.runtime.exec(&self.id, command.to_vec(), self.plan.timeout).await {
-            Ok((0, _)) => Attempt::Success,
-            Ok((_, output)) => Attempt::Failure(output),
-            Err(crate::runtime::RuntimeError::Timeout { limit, .. }) => {
-                Attempt::Failure(format!("command {command:?} timed out after {limit:?}"))
+    /// One attempt: counted, its failure told. `None` when it could not be made.
+    async fn once(&self) -> Option<bool> {
+        let word = self.labels.kind.word();
+        let outcome = attempt(&self.tools.runtime, &self.id, &self.address, &self.action, self.plan.timeout).await;
+        let (success, event) = match outcome {
+            Attempt::Success => (Some(true), None),
+            Attempt::Warning(text) => {
+                (Some(true), Some(("ProbeWarning", format!("{word} probe warning: {}", cut(&text)))))
             }
-            Err(error) => Attempt::Error(error.to_string()),
-        }
-    }
-
-    async fn connect(&self) -> Attempt {
-        let (host, port) = match &self.action {
-            ProbeAction::Http { host, port, .. } | ProbeAction::Tcp { host, port } => (host, *port),
-            ProbeAction::Exec(_) => return Attempt::Error("not a network probe".into()),
-        };
-        let host = host.as_deref().unwrap_or(&self.address);
-        let stream = match TcpStream::connect((host, port)).await {
-            Ok(stream) => stream,
-            Err(error) => return Attempt::Failure(dial_error(host, port, &error)),
-        };
-        match &self.action {
-            ProbeAction::Http { path, headers, .. } => get(stream, host, port, path, headers).await,
-            _ => Attempt::Success,
-        }
-    }
-}
-
-/// One GET without following redirects: one within the range of success counts as such, as the kubelet has it for other hosts.
-async fn get(stream: TcpStream, host: &str, port: u16, path: &str, headers: &[HTTPHeader]) -> Attempt {
-    let exchange = async {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let mut request = hyper::Request::get(path).header("Connection", "close");
-        let given = |name: &str| headers.iter().any(|h| h.name.eq_ignore_ascii_case(name));
-        for (name, value) in [("User-Agent", "kube-probe/1.32"), ("Accept", "*/*"), ("Host", &format!("{host}:{port}"))]
-        {
-            if !given(name) {
-                request = request.header(name, value);
+            Attempt::Failure(output) => {
+                (Some(false), Some(("Unhealthy", format!("{word} probe failed: {}", cut(&output)))))
             }
-        }
-        for header in headers.iter().filter(|h| !h.value.is_empty()) {
-            request = request.header(&header.name, &header.value);
-        }
-        let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            // What comes beyond the limit is not needed.
-            let _ = Limited::new(response.into_body(), MAX_BODY).collect().await;
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(status)
+            Attempt::Error(cause) => {
+                let text = format!("{word} probe errored and resulted in unknown state: {}", cut(&cause));
+                (None, Some(("Unhealthy", text)))
+            }
         };
-        // The answer fails by itself when the connection breaks, and may be there after the connection has ended.
-        let drive = async {
-            let _ = connection.await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            status = answer => status,
-            () = drive => Err("the connection ended before the answer".into()),
+        if let Some((reason, text)) = event {
+            self.tools.recorder.container(&self.pod, &self.labels.container, EventType::Warning, reason, text);
         }
-    };
-    match exchange.await {
-        Ok(status) if (200..400).contains(&status.as_u16()) => Attempt::Success,
-        Ok(status) => Attempt::Failure(format!("HTTP probe failed with statuscode: {}", status.as_u16())),
-        Err(error) => Attempt::Failure(format!("Get \"http://{host}:{port}{path}\": {error}")),
+        if let Some(success) = success {
+            self.tools.probe_counters.add(&self.labels, success);
+        }
+        success
     }
-}
-
-fn dial_error(host: &str, port: u16, error: &io::Error) -> String {
-    let cause = match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-        _ => error.to_string(),
-    };
-    format!("dial tcp {host}:{port}: {cause}")
 }
 
 fn cut(output: &str) -> &str {

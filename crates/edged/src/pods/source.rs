@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodStatus},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use podlife::{observed::PodIdentity, spec};
 use serde::Deserialize;
 use wire::{Content, EdgeResource, Message, kind, operation};
 
+use super::field_path;
 use crate::meta::{self, MetaError};
 
 /// One version of a pod: the object without its status, and its status.
@@ -47,13 +51,14 @@ pub enum PodChange {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The JSON has not the shape of a Pod.
-    #[error("pod {resource} cannot be read and is left out")]
+    #[error("pod {resource} cannot be read and is left out: {reason}")]
     Pod {
         /// `<namespace>/pod/<name>`, or its namespace and name.
         resource: String,
-        /// Cause.
-        #[source]
-        source: wire::ContentError,
+        /// Which field, and what is wrong with it.
+        reason: String,
+        /// The pod, of which only the metadata could be read; for an event about it.
+        about: Option<Box<Pod>>,
     },
     /// Namespace, name or UID is missing.
     #[error("pod {resource} has no namespace, name or uid and is left out")]
@@ -87,11 +92,31 @@ pub fn read_change(message: &Message) -> Result<PodChange, SourceError> {
 
 /// Reads one pod.
 pub fn read_pod(resource: &str, content: &Content) -> Result<PodVersion, SourceError> {
-    let mut pod: Pod = content.parse().map_err(|source| SourceError::Pod { resource: resource.to_owned(), source })?;
+    let mut pod: Pod = content.parse().map_err(|error| unreadable(resource, content, &error))?;
     let identity = spec::identity(&pod).ok_or_else(|| SourceError::Identity { resource: resource.to_owned() })?;
     let api = pod.status.take().unwrap_or_default();
     pod.metadata.managed_fields = None;
     Ok(PodVersion { identity, pod: Arc::new(pod), api })
+}
+
+fn unreadable(resource: &str, content: &Content, error: &wire::ContentError) -> SourceError {
+    #[derive(Deserialize)]
+    struct Object {
+        metadata: ObjectMeta,
+    }
+    let reason = match error {
+        wire::ContentError::Shape(error) => {
+            let path = field_path::at(&content.payload(), error.line(), error.column());
+            let text = error.to_string();
+            // A place in a text that nobody sees helps nobody.
+            let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+            format!("{path}: {text}")
+        }
+        other => other.to_string(),
+    };
+    let object = content.parse::<Object>().ok();
+    let about = object.map(|object| Box::new(Pod { metadata: object.metadata, ..Pod::default() }));
+    SourceError::Pod { resource: resource.to_owned(), reason, about }
 }
 
 /// Reads a list of pods; one that cannot be read does not stop the others.

@@ -12,8 +12,9 @@ use crate::runtime::RuntimeError;
 impl PodWorker {
     /// Stops all containers, then all sandboxes; left only when a fresh look shows nothing alive.
     pub(super) async fn terminate(&mut self, cancel: &CancellationToken) -> Result<Next, RuntimeError> {
-        self.prober.stop();
+        self.prober.keep_readiness();
         let observed = self.tools.runtime.observe(&self.identity).await?;
+        self.supervise_probes(&observed);
         self.report(&observed, Ending::No).await;
         let stopped = tokio::select! {
             // A shorter grace period: ask again with it.
@@ -28,6 +29,7 @@ impl PodWorker {
         if observed.has_live_containers() || observed.sandboxes.iter().any(|s| s.ready) {
             return Ok(Next::network());
         }
+        self.prober.stop();
         self.report(&observed, Ending::Stopped).await;
         self.life.containers_stopped();
         Ok(Next::Now)

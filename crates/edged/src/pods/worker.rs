@@ -1,6 +1,6 @@
 //! The owner task of one pod: takes its mail, does one step of the stage it is in, sleeps until there is a reason to look again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -101,6 +101,10 @@ pub(super) struct PodWorker {
     pub(super) status: Option<PodStatus>,
     pub(super) life: Lifecycle,
     pub(super) backoff: Backoff,
+    /// When the worker began: times of the back-off count from here.
+    pub(super) began: Instant,
+    /// Names of containers that could be made here and not started.
+    pub(super) start_failed: BTreeSet<String>,
     pub(super) failures: StartFailures,
     pub(super) probes: ProbeResults,
     pub(super) prober: Prober,
@@ -113,8 +117,18 @@ pub(super) struct PodWorker {
     pub(super) stopping_since: Option<Instant>,
     /// Something is being started or stopped.
     busy: bool,
+    /// The active deadline, once looked at.
+    deadline: Option<Deadline>,
     /// Everything on the node is released; only the API has still to delete it.
     pub(super) cleaned: bool,
+}
+
+/// An active deadline: what was left of it when it was first looked at.
+#[derive(Clone, Copy)]
+struct Deadline {
+    of: (Timestamp, i64),
+    left: Duration,
+    since: Instant,
 }
 
 impl PodWorker {
@@ -133,6 +147,8 @@ impl PodWorker {
             status: None,
             life,
             backoff: Backoff::default(),
+            began: Instant::now(),
+            start_failed: BTreeSet::new(),
             failures: StartFailures::new(),
             probes: ProbeResults::enforced(),
             prober: Prober::default(),
@@ -141,6 +157,7 @@ impl PodWorker {
             warned: false,
             stopping_since: None,
             busy: false,
+            deadline: None,
             cleaned: false,
         }
     }
@@ -306,11 +323,21 @@ impl PodWorker {
         self.prober.supervise(&self.pod, observed, &self.probes, &self.tools, &self.mailbox);
     }
 
-    /// What is left of the pod's active deadline.
-    pub(super) fn deadline_left(&self) -> Option<Duration> {
-        let start = self.status.as_ref().unwrap_or(&self.api).start_time.as_ref().map(|t| t.0);
-        let left = stage::deadline_left(&self.pod, start, Timestamp::now())?;
-        Some(left.unsigned_abs())
+    /// What is left of the pod's active deadline. The clock is read once for each deadline: one that is set later neither ends
+    /// the pod nor lets it run on.
+    pub(super) fn deadline_left(&mut self) -> Option<Duration> {
+        let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
+        let start = self.status.as_ref().unwrap_or(&self.api).start_time.as_ref()?.0;
+        let (left, since) = match self.deadline {
+            Some(deadline) if deadline.of == (start, seconds) => (deadline.left, deadline.since),
+            _ => {
+                let left = stage::deadline_left(&self.pod, Some(start), Timestamp::now())?.unsigned_abs();
+                let since = Instant::now();
+                self.deadline = Some(Deadline { of: (start, seconds), left, since });
+                (left, since)
+            }
+        };
+        Some(left.saturating_sub(since.elapsed()))
     }
 
     /// Whether the pod has volumes that follow their ConfigMap, Secret or token.
@@ -326,6 +353,7 @@ impl PodWorker {
 impl Drop for PodWorker {
     fn drop(&mut self) {
         self.mark_busy(false);
+        self.tools.probe_counters.forget(&self.identity.uid);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use podlife::{observed::PodIdentity, qos::qos_class, spec};
@@ -26,6 +27,9 @@ use crate::{
     paths::{check_identity, check_pod},
     sandbox::{self, SandboxInput},
 };
+
+/// A runtime may notice a little later than its containers that a sandbox has ended.
+const SANDBOX_SETTLES: Duration = Duration::from_millis(500);
 
 impl StartError {
     fn new(reason: &'static str, message: impl Into<String>) -> Self {
@@ -136,6 +140,7 @@ impl Runtime {
             pod: start.pod,
             container: start.container,
             sandbox_config: sandbox_config.clone(),
+            ran_before: start.restart_count > 0,
             cancel: start.cancel,
         };
         let image = self.images.ensure(&tools, &request).await?;
@@ -149,11 +154,28 @@ impl Runtime {
         let event = |reason, text| self.recorder.container(start.pod, name, EventType::Normal, reason, text);
         event("Created", format!("Created container: {name}"));
         if let Err(error) = self.cri.start_container(&id).await {
+            self.forget_stillborn(&start, &id).await;
             return Err(self.failed(&start, "RunContainerError", error.message()));
         }
         event("Started", format!("Started container {name}"));
         logs::link(&self.paths, &identity, name, start.restart_count, &id);
         Ok(id)
+    }
+
+    /// A container whose sandbox was ending while it was started has not failed: it leaves no trace, and the next one in a new
+    /// sandbox has its number.
+    async fn forget_stillborn(&self, start: &ContainerStart<'_>, id: &str) {
+        tokio::time::sleep(SANDBOX_SETTLES).await;
+        let ready = self
+            .cri
+            .sandbox_status(start.sandbox_id)
+            .await
+            .map(|status| status.is_some_and(|status| status.state() == proto::PodSandboxState::SandboxReady));
+        if matches!(ready, Ok(false))
+            && let Err(error) = self.remove_container(id).await
+        {
+            tracing::debug!(id, error = %error, "container that could not be started is left");
+        }
     }
 
     fn failed(&self, start: &ContainerStart<'_>, reason: &'static str, message: String) -> StartError {

@@ -72,7 +72,7 @@ async fn http_and_tcp_probes_reach_the_port() {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = vec![0; 1024];
             let read = stream.read(&mut request).await.unwrap_or(0);
-            let good = String::from_utf8_lossy(&request[..read]).contains("user-agent: kube-probe/1.32");
+            let good = String::from_utf8_lossy(&request[..read]).contains("User-Agent: kube-probe/1.32");
             let line = if good { *wanted.borrow() } else { "400 Bad Request" };
             let _ = stream.write_all(format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await;
         }
