@@ -19,6 +19,10 @@ pub fn edged(config: &Config) -> Settings {
     settings.pod_logs_dir = document.text(&kubelet("podLogsDir")).into();
     settings.runtime_endpoint = document.text(&kubelet("containerRuntimeEndpoint"));
     settings.image_endpoint = document.text(&kubelet("imageServiceEndpoint"));
+    let timeout = config.duration(&kubelet("runtimeRequestTimeout"));
+    if !timeout.is_zero() {
+        settings.runtime_request_timeout = timeout;
+    }
     settings.cluster_dns = document.texts(&kubelet("clusterDNS"));
     settings.cluster_domain = document.text(&kubelet("clusterDomain"));
     settings.cgroup_driver = document.text(&kubelet("cgroupDriver"));
@@ -28,6 +32,11 @@ pub fn edged(config: &Config) -> Settings {
     }
     settings.container_log_max_files =
         usize::try_from(document.number(&kubelet("containerLogMaxFiles"))).unwrap_or(settings.container_log_max_files);
+    let count = |key: &str| u32::try_from(document.number(&kubelet(key))).unwrap_or_default();
+    settings.registry_pull_qps = count("registryPullQPS");
+    settings.registry_burst = count("registryBurst");
+    let parallel = usize::try_from(document.number(&kubelet("maxParallelImagePulls"))).ok().filter(|count| *count > 0);
+    settings.parallel_image_pulls = if document.flag(&kubelet("serializeImagePulls")) { Some(1) } else { parallel };
     settings.max_pods = i32::try_from(document.number(&kubelet("maxPods"))).unwrap_or(settings.max_pods);
     settings.node_status_update_frequency = config.duration(&kubelet("nodeStatusUpdateFrequency"));
     settings.node_status_report_frequency = config.duration(&kubelet("nodeStatusReportFrequency"));

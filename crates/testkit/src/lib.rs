@@ -7,6 +7,7 @@ pub mod fake_cri;
 pub mod go_cloud;
 pub mod go_edge;
 pub mod golden;
+pub mod registry;
 pub mod site;
 
 /// The CRI messages, client and server, made from edged's contract.

@@ -2,8 +2,10 @@
 
 mod credentials;
 mod reference;
+mod turns;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,12 +13,15 @@ use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use tokio_util::sync::CancellationToken;
 
 use crate::container::security::ImageUser;
-use crate::cri::{CriClient, proto};
+use crate::cri::{CriClient, CriError, proto};
 use crate::events::{EventType, Recorder};
 use crate::meta::MetaClient;
 use crate::runtime::StartError;
+use crate::settings::Settings;
 
+use credentials::Logins;
 use reference::with_default_tag;
+use turns::{LONGEST_TURN, Turns};
 
 /// First wait after a failed pull.
 const BACKOFF_INITIAL: Duration = Duration::from_secs(10);
@@ -35,9 +40,9 @@ pub struct ResolvedImage {
 }
 
 /// The image step of container starts. One for the whole node: pulls go one by one.
-#[derive(Default)]
 pub struct Images {
-    pulling: tokio::sync::Mutex<()>,
+    turns: Turns,
+    root_dir: PathBuf,
     failures: Mutex<HashMap<(String, String), Failure>>,
 }
 
@@ -58,6 +63,8 @@ pub struct ImageRequest<'a> {
     pub container: &'a Container,
     /// Sandbox configuration, which the runtime may look at when it pulls.
     pub sandbox_config: proto::PodSandboxConfig,
+    /// The container has run here before: a node that is cut off runs it again from what it has, whatever the pull policy.
+    pub ran_before: bool,
     /// Ends a pull.
     pub cancel: &'a CancellationToken,
 }
@@ -73,6 +80,11 @@ pub struct ImageTools<'a> {
 }
 
 impl Images {
+    /// The image step of a node with these settings.
+    pub fn new(settings: &Settings) -> Self {
+        Self { turns: Turns::new(settings), root_dir: settings.root_dir.clone(), failures: Mutex::default() }
+    }
+
     /// Makes the image of a container present, as its pull policy says.
     ///
     /// # Errors
@@ -152,19 +164,30 @@ impl Images {
             }
         };
         match pulled {
-            Ok((pulled, alone)) => {
+            Ok(pulled) => {
                 self.failures().remove(&key);
                 let text = format!(
-                    "Successfully pulled image {wanted:?} in {} ({} including waiting)",
-                    seconds(alone),
-                    seconds(now.elapsed())
+                    "Successfully pulled image {wanted:?} in {} ({} including waiting). Image size: {} bytes.",
+                    go_seconds(pulled.alone),
+                    go_seconds(now.elapsed()),
+                    pulled.size
                 );
                 event(EventType::Normal, "Pulled", text);
-                Ok(pulled)
+                Ok(pulled.image)
             }
             Err((reason, message)) => {
                 event(EventType::Warning, "Failed", format!("Failed to pull image {wanted:?}: {message}"));
-                let fresh = last.filter(|failure| now.duration_since(failure.at) < failure.delay + 2 * BACKOFF_MAX);
+                if request.ran_before
+                    && is_out_of_reach(&message)
+                    && let Ok(Some(found)) = tools.cri.image(image).await
+                {
+                    let text = format!(
+                        "Registry is out of reach; container image {wanted:?} present on machine is used again"
+                    );
+                    event(EventType::Normal, "Pulled", text);
+                    return Ok(resolved(found.id.clone(), &found));
+                }
+                let fresh = last.filter(|failure| failure.at.elapsed() <= 2 * BACKOFF_MAX);
                 let delay = fresh.map_or(BACKOFF_INITIAL, |failure| (failure.delay * 2).min(BACKOFF_MAX));
                 let failure = Failure { reason, message: message.clone(), delay, at: Instant::now() };
                 self.remember(key, failure);
@@ -173,50 +196,70 @@ impl Images {
         }
     }
 
-    /// Returns the image and how long the pull alone took.
+    /// Pulls with each of the credentials that fit until one works.
     async fn pull_in_turn(
         &self,
         tools: &ImageTools<'_>,
         request: &ImageRequest<'_>,
         image: &str,
-    ) -> Result<(ResolvedImage, Duration), (&'static str, String)> {
-        let _turn = self.pulling.lock().await;
+    ) -> Result<Pulled, (&'static str, String)> {
+        let credentials = self.credentials(tools, request.pod, image).await;
+        let turn = self.turns.wait().await;
         let start = Instant::now();
-        let mut failure = None;
-        for auth in self.credentials(tools, request.pod, image).await {
-            match tools.cri.pull_image(image, auth, request.sandbox_config.clone()).await {
-                Ok(reference) => {
-                    let found = tools.cri.image(&reference).await.ok().flatten().unwrap_or_default();
-                    return Ok((resolved(reference, &found), start.elapsed()));
+        let pull = async {
+            let mut failures: Vec<String> = Vec::new();
+            for auth in credentials {
+                if !self.turns.admit(Instant::now()) {
+                    failures.push("pull QPS exceeded".to_owned());
+                    break;
                 }
-                Err(error) => failure = Some(error.message()),
+                let annotations = request.pod.metadata.annotations.clone().unwrap_or_default();
+                match tools.cri.pull_image(image, annotations, auth, request.sandbox_config.clone()).await {
+                    Ok(reference) => return Ok(reference),
+                    Err(error) => failures.push(pull_message(&error)),
+                }
             }
-        }
-        let message = failure.unwrap_or_default();
-        let reason = ["RegistryUnavailable", "SignatureValidationFailed"]
-            .into_iter()
-            .find(|reason| message.contains(&format!("desc = {reason}")))
-            .unwrap_or("ErrImagePull");
-        Err((reason, message))
+            failures.dedup();
+            Err(if failures.len() == 1 { failures.remove(0) } else { format!("[{}]", failures.join(", ")) })
+        };
+        let mut pull = std::pin::pin!(pull);
+        let pulled = tokio::select! {
+            pulled = &mut pull => pulled,
+            () = tokio::time::sleep(LONGEST_TURN) => {
+                tracing::warn!(image, "a pull takes long; others no longer wait for it");
+                drop(turn);
+                pull.await
+            }
+        };
+        let reference = pulled.map_err(|message| pull_failure(&message, image))?;
+        let found = tools.cri.image(&reference).await.ok().flatten().unwrap_or_default();
+        Ok(Pulled { alone: start.elapsed(), size: found.size, image: resolved(reference, &found) })
     }
 
-    /// Credentials to try one after the other; `None` (no credentials) when nothing fits.
+    /// Credentials to try one after the other, those of the pod first; `None` (no credentials) when nothing fits.
     async fn credentials(&self, tools: &ImageTools<'_>, pod: &Pod, image: &str) -> Vec<Option<proto::AuthConfig>> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        let mut fitting = Vec::new();
+        let warn = |text: String| tools.recorder.pod(pod, EventType::Warning, "FailedToRetrieveImagePullSecret", text);
+        let (mut logins, mut missing) = (Logins::default(), Vec::new());
         let wanted = pod.spec.as_ref().and_then(|s| s.image_pull_secrets.as_deref()).unwrap_or_default();
         for reference in wanted {
             match tools.meta.get::<Secret>(namespace, wire::kind::SECRET, &reference.name).await {
-                Ok(Some(secret)) => fitting.extend(credentials::matching(&secret, image)),
-                Ok(None) | Err(_) => {
-                    let text = format!(
-                        "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                        reference.name
-                    );
-                    tools.recorder.pod(pod, EventType::Warning, "FailedToRetrieveImagePullSecret", text);
+                Ok(Some(secret)) => {
+                    if let Err(error) = logins.add_secret(&secret) {
+                        warn(format!("image pull secret {} cannot be used: {error}", reference.name));
+                    }
                 }
+                Ok(None) | Err(_) => missing.push(reference.name.as_str()),
             }
         }
+        if !missing.is_empty() {
+            warn(format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            ));
+        }
+        let mut fitting = logins.matching(image);
+        fitting.extend(credentials::node_logins(&self.root_dir).matching(image));
         if fitting.is_empty() { vec![None] } else { fitting.into_iter().map(Some).collect() }
     }
 
@@ -263,9 +306,54 @@ fn resolved(reference: String, image: &proto::Image) -> ResolvedImage {
     ResolvedImage { reference, user }
 }
 
-/// `1.234s`, as Go prints durations of this size.
-fn seconds(duration: Duration) -> String {
-    format!("{:.3}s", duration.as_secs_f64())
+/// What a pull brought.
+struct Pulled {
+    image: ResolvedImage,
+    /// Time of the pull without waiting for its turn.
+    alone: Duration,
+    size: u64,
+}
+
+/// The runtime's words; the code Unknown says nothing and is left out.
+fn pull_message(error: &CriError) -> String {
+    error.unknown_message().unwrap_or_else(|| error.message())
+}
+
+/// Reason and message of a failed pull, by how the runtime's words begin.
+fn pull_failure(message: &str, image: &str) -> (&'static str, String) {
+    for (reason, what) in [
+        ("RegistryUnavailable", "the registry is unavailable"),
+        ("SignatureValidationFailed", "the signature validation failed"),
+    ] {
+        if let Some(detail) = message.strip_prefix(reason) {
+            return (reason, format!("image pull failed for {image} because {what}{detail}"));
+        }
+    }
+    ("ErrImagePull", message.to_owned())
+}
+
+/// The registry did not answer at all, so that it cannot have said no.
+fn is_out_of_reach(message: &str) -> bool {
+    ["dial tcp", "no such host", "i/o timeout", "TLS handshake timeout"].iter().any(|sign| message.contains(sign))
+}
+
+/// A duration in milliseconds as Go prints it: `313ms`, `1.594s`, `1m2s`.
+fn go_seconds(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let fraction = format!(".{:03}", rest % 1000);
+    let seconds = format!("{}{}s", rest / 1000, fraction.trim_end_matches('0').trim_end_matches('.'));
+    match minutes {
+        0 => seconds,
+        1..60 => format!("{minutes}m{seconds}"),
+        _ => format!("{}h{}m{seconds}", minutes / 60, minutes % 60),
+    }
 }
 
 #[cfg(test)]
@@ -281,5 +369,23 @@ mod tests {
         assert_eq!(policy(None, "a:latest"), PullPolicy::Always);
         assert_eq!(policy(None, "a:1"), PullPolicy::IfNotPresent);
         assert_eq!(policy(Some("Never"), "a:latest"), PullPolicy::Never);
+    }
+
+    #[test]
+    fn durations_like_go() {
+        for (millis, text) in
+            [(0, "0s"), (313, "313ms"), (1594, "1.594s"), (2000, "2s"), (62_050, "1m2.05s"), (3_600_000, "1h0m0s")]
+        {
+            assert_eq!(go_seconds(Duration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
+    fn reasons_of_failed_pulls() {
+        assert_eq!(
+            pull_failure("RegistryUnavailable: try later", "a:1"),
+            ("RegistryUnavailable", "image pull failed for a:1 because the registry is unavailable: try later".into())
+        );
+        assert_eq!(pull_failure("no route", "a:1"), ("ErrImagePull", "no route".into()));
     }
 }

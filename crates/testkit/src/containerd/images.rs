@@ -18,26 +18,11 @@ const FOREVER: &str = "2147483647";
 
 /// Writes an archive with [`BUSYBOX_IMAGE`] and [`PAUSE_IMAGE`].
 pub(super) fn write_archive(path: &Path) -> Result<()> {
-    let layer = layer()?;
+    let layer = layer(None)?;
     let diff_id = format!("sha256:{}", hex::encode(Sha256::digest(&layer)));
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let config = |command: serde_json::Value| {
-        json!({
-            "architecture": architecture,
-            "os": "linux",
-            "config": command,
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-            "history": [{"created_by": "busybox of this machine"}],
-        })
-        .to_string()
-    };
     let env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
-    let busybox = config(json!({"Env": env, "Cmd": ["sh"]}));
-    let pause = config(json!({"Env": env, "Entrypoint": ["/bin/sleep", FOREVER]}));
+    let busybox = config(&json!({"Env": env, "Cmd": ["sh"]}), &diff_id);
+    let pause = config(&json!({"Env": env, "Entrypoint": ["/bin/sleep", FOREVER]}), &diff_id);
     let manifest = json!([
         {"Config": "busybox.json", "RepoTags": [BUSYBOX_IMAGE], "Layers": ["layer.tar"]},
         {"Config": "pause.json", "RepoTags": [PAUSE_IMAGE], "Layers": ["layer.tar"]},
@@ -53,8 +38,26 @@ pub(super) fn write_archive(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The root file system: busybox, a link for each of its commands, and the few files that programs expect.
-fn layer() -> Result<Vec<u8>> {
+/// The configuration of an image with one layer.
+pub(crate) fn config(command: &serde_json::Value, diff_id: &str) -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": command,
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        "history": [{"created_by": "busybox of this machine"}],
+    })
+    .to_string()
+}
+
+/// The root file system: busybox, a link for each of its commands, and the few files that programs expect. A mark makes it
+/// differ from all others.
+pub(crate) fn layer(mark: Option<&str>) -> Result<Vec<u8>> {
     let busybox = std::fs::read(BUSYBOX).with_context(|| format!("{BUSYBOX}: install the package busybox-static"))?;
     // A dynamic program names its loader, which the image does not hold.
     if [&b"/lib64/ld-linux"[..], b"/lib/ld-"].iter().any(|loader| contains(&busybox, loader)) {
@@ -85,6 +88,9 @@ fn layer() -> Result<Vec<u8>> {
         0o644,
     )?;
     add_file(&mut layer, "etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)?;
+    if let Some(mark) = mark {
+        add_file(&mut layer, "etc/mark", mark.as_bytes(), 0o644)?;
+    }
     Ok(layer.into_inner()?)
 }
 

@@ -6,7 +6,7 @@
 
 mod cleanup;
 mod config;
-mod images;
+pub(crate) mod images;
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
@@ -203,6 +203,17 @@ impl Containerd {
     pub async fn kill(&mut self) -> Result<()> {
         cleanup::kill_containerd(&self.options)?;
         self.reap();
+        Ok(())
+    }
+
+    /// Starts it again after [`Containerd::kill`] or [`Containerd::power_off`].
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.reap();
+        let started = Self::start(self.options.clone()).await?;
+        std::mem::replace(self, started).keep_running();
         Ok(())
     }
 
