@@ -155,6 +155,12 @@ fn any_main_created(pod: &Pod, observed: &ObservedPod) -> bool {
         .any(|c| observed.newest(&c.name).is_some_and(|newest| newest.state != RuntimeState::Unknown))
 }
 
+/// The newest instance of a container as initialization sees it: one that ended in a former sandbox has no part in this one.
+fn current<'a>(observed: &'a ObservedPod, name: &str) -> Option<&'a ObservedContainer> {
+    let sandbox = observed.sandboxes.first().map(|s| s.id.as_str());
+    observed.newest(name).filter(|c| c.state == RuntimeState::Running || Some(c.sandbox_id.as_str()) == sandbox)
+}
+
 /// Adds steps for init containers and sidecars; true when main containers may run.
 ///
 /// Walks from the last init container backwards, because finished ones may have been removed from the runtime: the
@@ -164,12 +170,14 @@ fn init_steps(pod: &Pod, observed: &ObservedPod, probes: &ProbeResults, actions:
     if init.is_empty() {
         return true;
     }
-    let mut initialized = any_main_created(pod, observed);
+    let created =
+        |c: &Container| current(observed, &c.name).is_some_and(|newest| newest.state != RuntimeState::Unknown);
+    let mut initialized = spec::containers(pod).iter().any(created);
     let mut passed = initialized;
     let mut start = Vec::new();
     for (index, container) in init.iter().enumerate().rev() {
         let sidecar = spec::is_sidecar(container);
-        let Some(newest) = observed.newest(&container.name) else {
+        let Some(newest) = current(observed, &container.name) else {
             if passed && sidecar {
                 start.push(index);
             }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 /// First delay.
 pub const BACKOFF_INITIAL: Duration = Duration::from_secs(10);
@@ -18,13 +18,22 @@ pub struct Backoff {
     entries: BTreeMap<String, Entry>,
 }
 
+/// Now, twice: by the clock, which may be set at any time, and since some start, which only grows.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// By the clock that failures are stamped with.
+    pub clock: Timestamp,
+    /// Since a start of the caller's choice.
+    pub running: Duration,
+}
+
 #[derive(Clone, Debug)]
 struct Entry {
     delay: Duration,
     /// When the last attempt was let through.
-    last_attempt: Timestamp,
-    /// Failure under consideration and when it was first asked about: bounds the wait when the clock jumps.
-    asked: Option<(Timestamp, Timestamp)>,
+    last_attempt: Duration,
+    /// Failure under consideration, and when it happened by the time that only grows.
+    failure: Option<(Timestamp, Duration)>,
 }
 
 /// An attempt that has to wait.
@@ -38,52 +47,36 @@ pub struct Wait {
 
 impl Backoff {
     /// Asks whether an attempt may be made now after a failure at `failed_at`; when it may, it is counted.
-    pub fn attempt(&mut self, key: &str, failed_at: Timestamp, now: Timestamp) -> Result<(), Wait> {
-        if let Some(wait) = self.waiting(key, failed_at, now) {
-            return Err(wait);
-        }
-        let delay = match self.entries.get(key) {
-            Some(entry) if !entry.is_stale(failed_at) => (entry.delay * 2).min(BACKOFF_MAX),
-            _ => BACKOFF_INITIAL,
-        };
-        self.entries.insert(key.to_owned(), Entry { delay, last_attempt: now, asked: None });
-        Ok(())
-    }
-
-    /// Whether an attempt would have to wait.
-    pub fn waiting(&mut self, key: &str, failed_at: Timestamp, now: Timestamp) -> Option<Wait> {
-        let entry = self.entries.get_mut(key)?;
-        if entry.is_stale(failed_at) {
-            return None;
-        }
-        let asked_at = match entry.asked {
-            Some((failure, asked_at)) if failure == failed_at && asked_at <= now => asked_at,
-            _ => {
-                entry.asked = Some((failed_at, now));
-                now
+    pub fn attempt(&mut self, key: &str, failed_at: Timestamp, now: Moment) -> Result<(), Wait> {
+        let mut delay = BACKOFF_INITIAL;
+        if let Some(entry) = self.entries.get_mut(key) {
+            let failed = entry.failed(failed_at, now);
+            if failed.saturating_sub(entry.last_attempt) <= 2 * BACKOFF_MAX {
+                let since = now.running.saturating_sub(failed);
+                if let Some(remaining) = entry.delay.checked_sub(since).filter(|left| !left.is_zero()) {
+                    return Err(Wait { delay: entry.delay, remaining });
+                }
+                delay = (entry.delay * 2).min(BACKOFF_MAX);
             }
-        };
-        // A failure in the future means that the clock went back: count from when it was first seen.
-        let since = now.duration_since(failed_at.min(asked_at)).unsigned_abs();
-        let remaining = entry.delay.checked_sub(since).filter(|left| !left.is_zero())?;
-        Some(Wait { delay: entry.delay, remaining })
-    }
-
-    /// Forgets a key after success of another kind (the spec changed).
-    pub fn forget(&mut self, key: &str) {
-        self.entries.remove(key);
-    }
-
-    /// Drops entries whose last attempt held for longer than twice the maximum.
-    pub fn collect_garbage(&mut self, now: Timestamp) {
-        self.entries.retain(|_, entry| !entry.is_stale(now));
+        }
+        self.entries.insert(key.to_owned(), Entry { delay, last_attempt: now.running, failure: None });
+        Ok(())
     }
 }
 
 impl Entry {
-    fn is_stale(&self, failed_at: Timestamp) -> bool {
-        failed_at.duration_since(self.last_attempt)
-            > SignedDuration::try_from(BACKOFF_MAX * 2).unwrap_or(SignedDuration::MAX)
+    /// When this failure happened. The clock is asked once, and believed as far as it makes sense: a failure cannot lie in
+    /// the future, nor before the attempt that failed.
+    fn failed(&mut self, failed_at: Timestamp, now: Moment) -> Duration {
+        match self.failure {
+            Some((known, failed)) if known == failed_at => failed,
+            _ => {
+                let age = Duration::try_from(now.clock.duration_since(failed_at)).unwrap_or_default();
+                let failed = now.running.saturating_sub(age).max(self.last_attempt);
+                self.failure = Some((failed_at, failed));
+                failed
+            }
+        }
     }
 }
 
@@ -104,17 +97,24 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
+    /// This many seconds after the start, by a clock that is off by so many.
+    fn moment(second: u64, clock_offset: i64) -> Moment {
+        let clock = at(i64::try_from(second).unwrap() + clock_offset);
+        Moment { clock, running: Duration::from_secs(second) }
+    }
+
     #[test]
     fn doubles_to_the_cap_counting_from_the_exit() {
         let mut backoff = Backoff::default();
         let mut now = 0;
         let mut gaps = Vec::new();
         for _ in 0..9 {
-            let failed_at = now;
-            while backoff.attempt("c", at(failed_at), at(now)).is_err() {
+            let failed = now;
+            while backoff.attempt("c", at(i64::try_from(failed).unwrap()), moment(now, 0)).is_err() {
                 now += 1;
             }
-            gaps.push(now - failed_at);
+            gaps.push(now - failed);
+            now += 1;
         }
         assert_eq!(gaps, [0, 10, 20, 40, 80, 160, 300, 300, 300]);
     }
@@ -122,22 +122,30 @@ mod tests {
     #[test]
     fn starts_over_after_a_long_run() {
         let mut backoff = Backoff::default();
-        backoff.attempt("c", at(0), at(0)).unwrap();
-        backoff.attempt("c", at(10), at(20)).unwrap();
-        assert_eq!(backoff.attempt("c", at(30), at(31)).unwrap_err().delay, Duration::from_secs(20));
+        backoff.attempt("c", at(0), moment(0, 0)).unwrap();
+        backoff.attempt("c", at(10), moment(20, 0)).unwrap();
+        assert_eq!(backoff.attempt("c", at(30), moment(31, 0)).unwrap_err().delay, Duration::from_secs(20));
         // Ran for 11 minutes: the first delay again, and at once.
-        assert_eq!(backoff.attempt("c", at(20 + 660), at(20 + 660)), Ok(()));
-        assert_eq!(backoff.attempt("c", at(700), at(700)).unwrap_err().delay, BACKOFF_INITIAL);
+        assert_eq!(backoff.attempt("c", at(20 + 660), moment(20 + 660, 0)), Ok(()));
+        assert_eq!(backoff.attempt("c", at(700), moment(700, 0)).unwrap_err().delay, BACKOFF_INITIAL);
     }
 
     #[test]
-    fn a_clock_set_back_by_a_day_does_not_block_for_a_day() {
-        let mut backoff = Backoff::default();
-        backoff.attempt("c", at(0), at(0)).unwrap();
-        let failed_at = at(5);
+    fn a_clock_that_is_set_makes_no_wait_longer_or_shorter() {
         let day = 86_400;
-        assert!(backoff.attempt("c", failed_at, at(6 - day)).is_err());
-        assert_eq!(backoff.attempt("c", failed_at, at(17 - day)), Ok(()));
+        for jump in [-day, day] {
+            // Before the failure, between failure and question, and while it waits.
+            for (stamped, asked, later) in [(jump, jump, jump), (0, jump, jump), (0, 0, jump)] {
+                let mut backoff = Backoff::default();
+                backoff.attempt("c", at(0), moment(0, 0)).unwrap();
+                let failed_at = at(5 + stamped);
+                let wait = backoff.attempt("c", failed_at, moment(6, asked)).unwrap_err();
+                assert_eq!(wait.delay, BACKOFF_INITIAL, "{jump} {stamped} {asked}");
+                // What was stamped before the clock was set has an unknown age: that of the attempt, or none.
+                assert!((4..=10).contains(&wait.remaining.as_secs()), "{jump} {stamped} {asked}: {wait:?}");
+                assert_eq!(backoff.attempt("c", failed_at, moment(16, later)), Ok(()), "{jump} {stamped} {asked}");
+            }
+        }
     }
 
     #[test]

@@ -96,16 +96,28 @@ pub struct ObservedContainer {
     pub ports: Option<String>,
 }
 
+impl ObservedContainer {
+    /// Its process never lived: it was only made, or could not be started.
+    pub fn never_ran(&self) -> bool {
+        match self.state {
+            RuntimeState::Created => true,
+            RuntimeState::Exited => self.started_at.is_none(),
+            RuntimeState::Running | RuntimeState::Unknown => false,
+        }
+    }
+}
+
 impl ObservedPod {
     /// A pod of which the runtime knows nothing.
     pub fn absent(identity: PodIdentity) -> Self {
         Self { identity, sandboxes: Vec::new(), containers: Vec::new() }
     }
 
-    /// Puts sandboxes and containers newest first, which every reader relies on.
+    /// Puts sandboxes and containers newest first, which every reader relies on. The numbers count before the times: a clock
+    /// that was set back makes a new instance look older than the one that it replaces.
     pub fn sort(&mut self) {
-        self.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.created_at, s.attempt)));
-        self.containers.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.restart_count)));
+        self.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.attempt, s.created_at)));
+        self.containers.sort_by_key(|c| std::cmp::Reverse((c.restart_count, c.created_at)));
     }
 
     /// The newest instance of a container.

@@ -147,7 +147,7 @@ impl Lifecycle {
 /// What is left of `activeDeadlineSeconds`, counted from `status.startTime`; zero when it has passed.
 pub fn deadline_left(pod: &Pod, start: Option<Timestamp>, now: Timestamp) -> Option<SignedDuration> {
     let seconds = pod.spec.as_ref()?.active_deadline_seconds?;
-    let left = SignedDuration::from_secs(seconds) - now.duration_since(start?);
+    let left = SignedDuration::from_secs(seconds).saturating_sub(now.duration_since(start?));
     Some(left.max(SignedDuration::ZERO))
 }
 

@@ -154,6 +154,37 @@ fn sidecars_start_first_stay_and_do_not_keep_the_pod() {
     assert_eq!(steps(vec![done, s(Running), a(Exited, 0)]), (vec![], vec![], true), "the pod is complete");
 }
 
+#[test]
+fn a_new_sandbox_initializes_again_whatever_is_left_of_the_old_one() {
+    let pod = pod("Always", &["i", "j"], &[], &["a"]);
+    let old = ["i", "j", "a"].map(|name| container(&pod, name, 0, Exited, 0));
+    let mut observed = with_sandbox(old.to_vec());
+    observed.sandboxes = vec![sandbox("s1", 1, true), sandbox("s0", 0, false)];
+    let actions = compute(&pod, &observed);
+    assert_eq!((actions.start_init, actions.start), (vec![0], vec![]), "the agent was killed before it removed them");
+    let mut again = container(&pod, "i", 1, Exited, 0);
+    again.sandbox_id = "s1".into();
+    observed.containers.push(again);
+    observed.sort();
+    let actions = compute(&pod, &observed);
+    assert_eq!((actions.start_init, actions.start), (vec![1], vec![]));
+}
+
+#[test]
+fn a_clock_that_was_set_back_does_not_make_the_old_instance_the_newest() {
+    let pod = pod("Always", &[], &[], &["a"]);
+    let mut new = container(&pod, "a", 1, Running, 0);
+    new.created_at = at(-86_400);
+    let observed = with_sandbox(vec![container(&pod, "a", 0, Exited, 1), new]);
+    assert!(compute(&pod, &observed).is_noop());
+    let mut sandboxes = observed.clone();
+    let mut second = sandbox("s1", 1, true);
+    second.created_at = at(-86_400);
+    sandboxes.sandboxes = vec![sandbox("s0", 0, false), second];
+    sandboxes.sort();
+    assert_eq!(actions::new_sandbox_attempt(&pod, &sandboxes), None);
+}
+
 /// Carries actions out on a model of the runtime.
 fn apply(pod: &Pod, observed: &mut ObservedPod, actions: &PodActions) {
     let stop = |c: &mut podlife::observed::ObservedContainer| {
@@ -177,7 +208,9 @@ fn apply(pod: &Pod, observed: &mut ObservedPod, actions: &PodActions) {
         let alive = observed.instances(&started.name).any(|c| c.state == Running);
         assert!(!alive, "{} would run twice", started.name);
         let count = observed.newest(&started.name).map_or(0, |c| c.restart_count + 1);
-        observed.containers.push(container(pod, &started.name, count, Running, 0));
+        let mut new = container(pod, &started.name, count, Running, 0);
+        new.sandbox_id = observed.sandboxes.iter().max_by_key(|s| s.attempt).unwrap().id.clone();
+        observed.containers.push(new);
     }
     observed.sort();
 }

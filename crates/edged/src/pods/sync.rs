@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 use podlife::{
     actions::{self, PodActions},
-    backoff::go_duration,
+    backoff::{Moment, go_duration},
     containers::{StartFailure, next_restart_count},
     observed::{ObservedPod, RuntimeState},
     spec,
@@ -222,10 +222,9 @@ impl PodWorker {
             return Ok(Started::Waits(wait));
         }
         self.prune(container, observed).await?;
-        // Made but never started, and not because its start failed: an agent was killed in between.
-        let unborn = observed
-            .newest(&container.name)
-            .filter(|c| c.state == RuntimeState::Created && !self.failures.contains_key(&container.name));
+        // Made but never run, and not because its start failed here: an agent was killed in between, or the runtime finished
+        // what a killed agent had asked for. That was no start.
+        let unborn = observed.newest(&container.name).filter(|c| c.never_ran() && !self.start_failed.contains(&c.name));
         if let Some(unborn) = unborn {
             self.tools.runtime.remove_container(&unborn.id).await?;
         }
@@ -238,10 +237,15 @@ impl PodWorker {
             container,
             sandbox_id,
             sandbox_attempt,
-            restart_count: unborn.map_or_else(
-                || next_restart_count(observed.newest(&container.name), status),
-                |unborn| unborn.restart_count,
-            ),
+            restart_count: match (unborn, observed.newest(&container.name)) {
+                (Some(unborn), _) => unborn.restart_count,
+                (None, Some(newest)) => next_restart_count(Some(newest), status),
+                // The runtime has lost it: neither its count nor its log is used again.
+                (None, None) => {
+                    let by_log = self.tools.runtime.last_log(&self.identity, &container.name);
+                    next_restart_count(None, status).max(by_log.map_or(0, |count| count.saturating_add(1)))
+                }
+            },
             pod_ips: observed.ips(),
             cancel,
         };
@@ -249,6 +253,7 @@ impl PodWorker {
             Ok(id) => {
                 tracing::info!(pod = self.identity.name, container = container.name, id, "container started");
                 self.failures.remove(&container.name);
+                self.start_failed.remove(&container.name);
                 self.post_start(container, &id, observed, cancel).await
             }
             Err(_) if cancel.is_cancelled() => Ok(Started::Failed),
@@ -260,6 +265,9 @@ impl PodWorker {
                     message,
                     "container not started"
                 );
+                if reason == "RunContainerError" {
+                    self.start_failed.insert(container.name.clone());
+                }
                 self.failures.insert(container.name.clone(), StartFailure { reason: reason.into(), message });
                 Ok(Started::Failed)
             }
@@ -268,7 +276,7 @@ impl PodWorker {
 
     /// What is left of the delay before a container that ended may start again.
     fn crash_backoff(&mut self, container: &Container, observed: &ObservedPod) -> Option<Duration> {
-        let now = Timestamp::now();
+        let now = Moment { clock: Timestamp::now(), running: self.began.elapsed() };
         let exited = observed.instances(&container.name).find(|c| c.state == RuntimeState::Exited)?;
         let key = format!("{}_{:x}", container.name, spec::container_hash(container));
         let wait = self.backoff.attempt(&key, exited.finished_at.unwrap_or(exited.created_at), now).err()?;

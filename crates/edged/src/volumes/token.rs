@@ -23,6 +23,9 @@ const DEFAULT_LIFETIME: i64 = 3600;
 /// Longest age before a token is renewed.
 const MAX_AGE: i64 = 24 * 3600;
 
+/// How far the clocks of node and cloud may differ.
+const CLOCK_LEEWAY: i64 = 300;
+
 /// Mode and owner of a token that not everybody in the pod may read.
 pub(super) struct PrivateMode {
     pub mode: u32,
@@ -154,11 +157,14 @@ async fn request(
     Ok(Some(answer.status.token).filter(|token| ours && !token.is_empty()))
 }
 
-/// Younger than four fifths of its lifetime and than a day.
+/// Younger than four fifths of its lifetime and than a day. One that was issued in the future tells that the node's clock is
+/// slow: its age is not known, and it may be at its end where it is used.
 fn is_fresh(token: &str, now: i64) -> bool {
-    let Some(claims) = claims(token) else { return false };
-    let lifetime = claims.exp - claims.iat;
-    let renew_at = claims.iat + (lifetime * 4 / 5).min(MAX_AGE);
+    let Some(claims) = claims(token).filter(|claims| now.saturating_add(CLOCK_LEEWAY) >= claims.iat) else {
+        return false;
+    };
+    let lifetime = claims.exp.saturating_sub(claims.iat);
+    let renew_at = claims.iat.saturating_add((lifetime / 5).saturating_mul(4).min(MAX_AGE));
     lifetime > 0 && now < renew_at
 }
 
@@ -183,6 +189,9 @@ mod tests {
         assert!(!is_fresh(&token, 1000 + 2881));
         assert!(!is_fresh(&token_of(0, 365 * 86400), 2 * 86400));
         assert!(!is_fresh("garbage", 0));
+        assert!(is_fresh(&token, 900), "clocks differ a little");
+        assert!(!is_fresh(&token, 1000 - 86400), "the clock was set back by a day");
+        assert!(!is_fresh(&token_of(i64::MIN, i64::MAX), 0), "nonsense");
     }
 
     #[test]
