@@ -135,6 +135,22 @@ impl Cloud {
         events.map(|event| event["reason"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
+    /// The events about a pod, each as it was told last.
+    pub fn event_objects(&self, name: &str) -> Vec<Value> {
+        let mut found: Vec<Value> = Vec::new();
+        for (_, resource, content) in self.log() {
+            let event = content.get("event").unwrap_or(&content);
+            if !resource.contains("/event/") || event["involvedObject"]["name"] != name {
+                continue;
+            }
+            match found.iter_mut().find(|old| old["metadata"]["name"] == event["metadata"]["name"]) {
+                Some(old) => *old = event.clone(),
+                None => found.push(event.clone()),
+            }
+        }
+        found
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,11 +3,14 @@
 
 mod cloud;
 mod containerd;
+mod crash_points;
+mod faults;
 mod lifecycle;
+mod mutations;
 mod probes;
 mod recovery;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use beehive::ModuleManager;
@@ -61,8 +64,15 @@ impl Node {
 
     /// Starts edged.
     pub fn start(&mut self) {
+        self.start_with(|_| {});
+    }
+
+    /// The same with other settings.
+    pub fn start_with(&mut self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = self.settings();
+        change(&mut settings);
         let mut modules = ModuleManager::new();
-        modules.register(Edged::new(self.settings()));
+        modules.register(Edged::new(settings));
         modules.register(self.cloud.module());
         self.stopping = CancellationToken::new();
         self.running.spawn(modules.run(self.stopping.clone()));
@@ -71,6 +81,16 @@ impl Node {
     /// Ends edged as `kill -9` does: every task is dropped where it stands.
     pub async fn kill(&mut self) {
         self.running.shutdown().await;
+    }
+
+    /// Whether edged still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.running.try_join_next().is_none()
+    }
+
+    /// A path in the folder of this test.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Names of running containers of a pod.
@@ -104,7 +124,12 @@ impl Node {
 
     /// Polls until it holds.
     pub async fn until(&self, what: &str, holds: impl Fn() -> bool) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        self.until_within(PATIENCE, what, holds).await;
+    }
+
+    /// The same with another limit.
+    pub async fn until_within(&self, limit: Duration, what: &str, holds: impl Fn() -> bool) {
+        let deadline = tokio::time::Instant::now() + limit;
         while !holds() {
             assert!(
                 tokio::time::Instant::now() < deadline,
@@ -120,6 +145,9 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.stopping.cancel();
+        if let Err(error) = testkit::containerd::Containerd::unmount_below(self.directory.path()) {
+            eprintln!("unmounting below {}: {error:#}", self.directory.path().display());
+        }
     }
 }
 

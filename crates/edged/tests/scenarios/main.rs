@@ -9,10 +9,14 @@
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
 mod cloud;
 mod hooks;
+mod images;
 mod init;
+mod probes;
+mod recovery;
 mod restart;
 mod sandbox;
 mod site;
+mod status;
 mod termination;
 mod told;
 

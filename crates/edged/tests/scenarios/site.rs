@@ -83,7 +83,26 @@ impl Site {
     pub async fn power_cut(&mut self) {
         self.kill_edged().await;
         self.containerd.power_off().await.unwrap();
-        self.containerd = Containerd::start(self.options.clone()).await.unwrap();
+        self.containerd.start_again().await.unwrap();
+    }
+
+    /// Ends containerd, removes all that it knows, and starts it again with the test's images only.
+    pub async fn wipe_containerd(&mut self) {
+        Containerd::clean_up(&self.options).await.unwrap();
+        std::fs::remove_dir_all(&self.options.dir).unwrap();
+        self.containerd.start_again().await.unwrap();
+        self.containerd.import_busybox().await.unwrap();
+    }
+
+    /// Status of a condition of the node, as it was told last.
+    pub fn node_condition(&self, kind: &str) -> Option<String> {
+        let of_node = |resource: &str| resource.contains("/nodepatch/") || resource.contains("/node/");
+        self.cloud.log().into_iter().rev().filter(|(_, resource, _)| of_node(resource)).find_map(|(_, _, content)| {
+            let patch: Value = content.as_str().map_or(content.clone(), |text| serde_json::from_str(text).unwrap());
+            let conditions = patch["status"]["conditions"].as_array()?;
+            let status = conditions.iter().find(|c| c["type"] == kind)?["status"].as_str()?;
+            Some(status.to_owned())
+        })
     }
 
     /// The folder of this test.

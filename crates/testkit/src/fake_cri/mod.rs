@@ -23,8 +23,8 @@ use crate::cri as proto;
 use proto::image_service_server::ImageServiceServer;
 use proto::runtime_service_server::RuntimeServiceServer;
 use service::Service;
-pub use world::{FakeContainer, FakeSandbox, State};
-use world::{Fault, World};
+pub use world::{CrashPoint, FakeContainer, FakeSandbox, State};
+use world::{Fault, Trap, World};
 
 /// A runtime that lives until it is dropped.
 pub struct FakeCri {
@@ -138,6 +138,59 @@ impl FakeCri {
     pub fn release(&self, call: &str) {
         self.shared.world().hanging.remove(call);
         self.shared.changed.notify_waiters();
+    }
+
+    /// The next call of this method never has an answer; those after it do.
+    pub fn hang_next(&self, call: &str) {
+        self.shared.world().hanging_once.insert(call.to_owned());
+    }
+
+    /// The call with this number from now on hangs, at this point of it.
+    pub fn trap(&self, number: usize, point: CrashPoint) {
+        let mut world = self.shared.world();
+        world.sprung = false;
+        world.trap = Some(Trap { left: number, point });
+    }
+
+    /// Whether a call has gone into the trap.
+    pub fn sprung(&self) -> bool {
+        self.shared.world().sprung
+    }
+
+    /// Takes the trap away.
+    pub fn disarm(&self) {
+        let mut world = self.shared.world();
+        (world.trap, world.caught) = (None, None);
+    }
+
+    /// What must never happen and has: two ready sandboxes of a pod, two running containers of a name.
+    pub fn violations(&self) -> Vec<String> {
+        self.shared.world().violations.clone()
+    }
+
+    /// UIDs of the pods of which the agent stopped a running container.
+    pub fn stopped_pods(&self) -> Vec<String> {
+        self.shared.world().stopped.clone()
+    }
+
+    /// The next lists are empty, whatever there is.
+    pub fn empty_lists(&self, count: usize) {
+        self.shared.world().empty_lists = count;
+    }
+
+    /// How many lists are still to be empty.
+    pub fn lists_left(&self) -> usize {
+        self.shared.world().empty_lists
+    }
+
+    /// Lists show a sandbox and a container more, of which nothing else is known, and some without any fields.
+    pub fn list_ghosts(&self, ghosts: bool) {
+        self.shared.world().ghosts = ghosts;
+    }
+
+    /// The runtime's clock is off by this many seconds from now on.
+    pub fn shift_times(&self, seconds: i64) {
+        self.shared.world().time_offset = seconds * 1_000_000_000;
     }
 
     /// `GetContainerEvents` works from now on; without this it is unimplemented, as in containerd 1.6.

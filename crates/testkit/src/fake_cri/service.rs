@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::Shared;
-use super::world::{State, not_found};
+use super::world::{CrashPoint, State, World, not_found};
 use crate::cri::{self as proto, runtime_service_server::RuntimeService};
 
 #[derive(Clone)]
@@ -34,6 +34,26 @@ const QUIET: [&str; 11] = [
     "ImageFsInfo",
 ];
 
+/// Calls that a trap counts.
+const TRAPPED: [&str; 13] = [
+    "RunPodSandbox",
+    "StopPodSandbox",
+    "RemovePodSandbox",
+    "CreateContainer",
+    "StartContainer",
+    "StopContainer",
+    "RemoveContainer",
+    "ListPodSandbox",
+    "ListContainers",
+    "PodSandboxStatus",
+    "ContainerStatus",
+    "ImageStatus",
+    "PullImage",
+];
+
+/// How much later.
+const LATE: Duration = Duration::from_millis(100);
+
 impl Service {
     pub fn new(shared: Arc<Shared>, stop: CancellationToken) -> Self {
         Self { shared, stop }
@@ -48,7 +68,14 @@ impl Service {
                 world.calls.push(call.to_owned());
             }
         }
+        let trapped = if TRAPPED.contains(&call) { self.shared.world().trap(call) } else { None };
         self.shared.changed.notify_waiters();
+        if trapped == Some(CrashPoint::Before) {
+            return self.never().await;
+        }
+        if self.shared.world().hanging_once.remove(call) {
+            return self.never().await;
+        }
         loop {
             let mut changed = std::pin::pin!(self.shared.changed.notified());
             changed.as_mut().enable();
@@ -62,6 +89,44 @@ impl Service {
         }
         let fault = self.shared.world().faults.get_mut(call).and_then(std::collections::VecDeque::pop_front);
         fault.map_or(Ok(()), |fault| Err(Status::new(fault.code, fault.message)))
+    }
+
+    /// Hangs if this call is trapped behind its effect.
+    pub async fn leave(&self, call: &'static str) -> Result<(), Status> {
+        {
+            let mut world = self.shared.world();
+            if world.caught != Some((call, CrashPoint::After)) {
+                return Ok(());
+            }
+            (world.caught, world.sprung) = (None, true);
+        }
+        self.shared.changed.notify_waiters();
+        self.never().await
+    }
+
+    /// Lets the call take effect by itself if it is trapped so; it then has no answer.
+    async fn later(&self, call: &'static str, effect: impl FnOnce(&mut World) + Send + 'static) -> Result<(), Status> {
+        {
+            let mut world = self.shared.world();
+            if world.caught != Some((call, CrashPoint::Late)) {
+                return Ok(());
+            }
+            (world.caught, world.sprung) = (None, true);
+        }
+        self.shared.changed.notify_waiters();
+        let shared = self.shared.clone();
+        #[expect(clippy::disallowed_methods, reason = "outlives its caller on purpose, and ends by itself")]
+        tokio::spawn(async move {
+            tokio::time::sleep(LATE).await;
+            effect(&mut shared.world());
+            shared.publish(None);
+        });
+        self.never().await
+    }
+
+    async fn never<T>(&self) -> Result<T, Status> {
+        self.stop.cancelled().await;
+        Err(Status::unavailable("stopping"))
     }
 
     async fn stop(&self, id: &str, timeout: i64) {
@@ -80,7 +145,7 @@ impl Service {
                 () = self.stop.cancelled() => return,
             }
         }
-        let event = self.shared.world().exit(id, code, "Error");
+        let event = self.shared.world().stop(id, code);
         self.shared.publish(event);
     }
 }
@@ -133,8 +198,11 @@ impl RuntimeService for Service {
     ) -> Result<Response<proto::RunPodSandboxResponse>, Status> {
         self.enter("RunPodSandbox").await?;
         let config = request.into_inner().config.unwrap_or_default();
+        let late = config.clone();
+        self.later("RunPodSandbox", |world| drop(world.run_sandbox(late))).await?;
         let pod_sandbox_id = self.shared.world().run_sandbox(config)?;
         self.shared.publish(None);
+        self.leave("RunPodSandbox").await?;
         Ok(Response::new(proto::RunPodSandboxResponse { pod_sandbox_id }))
     }
 
@@ -145,6 +213,7 @@ impl RuntimeService for Service {
         self.enter("StopPodSandbox").await?;
         self.shared.world().stop_sandbox(&request.into_inner().pod_sandbox_id);
         self.shared.publish(None);
+        self.leave("StopPodSandbox").await?;
         Ok(Response::new(proto::StopPodSandboxResponse {}))
     }
 
@@ -155,6 +224,7 @@ impl RuntimeService for Service {
         self.enter("RemovePodSandbox").await?;
         self.shared.world().remove_sandbox(&request.into_inner().pod_sandbox_id);
         self.shared.publish(None);
+        self.leave("RemovePodSandbox").await?;
         Ok(Response::new(proto::RemovePodSandboxResponse {}))
     }
 
@@ -175,10 +245,18 @@ impl RuntimeService for Service {
     ) -> Result<Response<proto::ListPodSandboxResponse>, Status> {
         self.enter("ListPodSandbox").await?;
         let filter = request.into_inner().filter.unwrap_or_default();
-        let world = self.shared.world();
+        let mut world = self.shared.world();
+        if world.is_list_empty() {
+            return Ok(Response::new(proto::ListPodSandboxResponse::default()));
+        }
         let found = world.sandboxes.values().filter(|s| filter.id.is_empty() || s.id == filter.id);
         let found = found.filter(|s| matches(&s.config.labels, &filter.label_selector));
-        Ok(Response::new(proto::ListPodSandboxResponse { items: found.map(|s| s.item()).collect() }))
+        let mut items: Vec<_> = found.map(|s| s.item()).collect();
+        if let Some(ghost) = items.first().cloned().filter(|_| world.ghosts) {
+            items.push(proto::PodSandbox { id: "ghost".into(), ..ghost });
+            items.push(proto::PodSandbox::default());
+        }
+        Ok(Response::new(proto::ListPodSandboxResponse { items }))
     }
 
     async fn create_container(
@@ -186,8 +264,12 @@ impl RuntimeService for Service {
         request: Request<proto::CreateContainerRequest>,
     ) -> Result<Response<proto::CreateContainerResponse>, Status> {
         self.enter("CreateContainer").await?;
-        let container_id = self.shared.world().create_container(request.into_inner())?;
+        let request = request.into_inner();
+        let late = request.clone();
+        self.later("CreateContainer", |world| drop(world.create_container(late))).await?;
+        let container_id = self.shared.world().create_container(request)?;
         self.shared.publish(None);
+        self.leave("CreateContainer").await?;
         Ok(Response::new(proto::CreateContainerResponse { container_id }))
     }
 
@@ -196,8 +278,12 @@ impl RuntimeService for Service {
         request: Request<proto::StartContainerRequest>,
     ) -> Result<Response<proto::StartContainerResponse>, Status> {
         self.enter("StartContainer").await?;
-        let event = self.shared.world().start_container(&request.into_inner().container_id)?;
+        let id = request.into_inner().container_id;
+        let late = id.clone();
+        self.later("StartContainer", move |world| drop(world.start_container(&late))).await?;
+        let event = self.shared.world().start_container(&id)?;
         self.shared.publish(Some(event));
+        self.leave("StartContainer").await?;
         Ok(Response::new(proto::StartContainerResponse {}))
     }
 
@@ -211,6 +297,7 @@ impl RuntimeService for Service {
             return Err(not_found("container", &request.container_id));
         }
         self.stop(&request.container_id, request.timeout).await;
+        self.leave("StopContainer").await?;
         Ok(Response::new(proto::StopContainerResponse {}))
     }
 
@@ -221,6 +308,7 @@ impl RuntimeService for Service {
         self.enter("RemoveContainer").await?;
         self.shared.world().containers.remove(&request.into_inner().container_id);
         self.shared.publish(None);
+        self.leave("RemoveContainer").await?;
         Ok(Response::new(proto::RemoveContainerResponse {}))
     }
 
@@ -230,11 +318,19 @@ impl RuntimeService for Service {
     ) -> Result<Response<proto::ListContainersResponse>, Status> {
         self.enter("ListContainers").await?;
         let filter = request.into_inner().filter.unwrap_or_default();
-        let world = self.shared.world();
+        let mut world = self.shared.world();
+        if world.is_list_empty() {
+            return Ok(Response::new(proto::ListContainersResponse::default()));
+        }
         let found = world.containers.values().filter(|c| filter.id.is_empty() || c.id == filter.id);
         let found = found.filter(|c| filter.pod_sandbox_id.is_empty() || c.sandbox_id == filter.pod_sandbox_id);
         let found = found.filter(|c| matches(&c.config.labels, &filter.label_selector));
-        Ok(Response::new(proto::ListContainersResponse { containers: found.map(|c| c.item()).collect() }))
+        let mut containers: Vec<_> = found.map(|c| c.item()).collect();
+        if let Some(ghost) = containers.first().cloned().filter(|_| world.ghosts) {
+            containers.push(proto::Container { id: "ghost".into(), created_at: -1, ..ghost });
+            containers.push(proto::Container::default());
+        }
+        Ok(Response::new(proto::ListContainersResponse { containers }))
     }
 
     async fn container_status(

@@ -7,6 +7,8 @@ use tonic::{Code, Status};
 
 use crate::cri as proto;
 
+const POD_UID: &str = "io.kubernetes.pod.uid";
+
 /// State of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -69,11 +71,33 @@ impl FakeContainer {
         self.state == State::Running && self.pod == pod && self.name() == container
     }
 
+    /// UID of its pod.
+    pub fn uid(&self) -> Option<&str> {
+        self.config.labels.get(POD_UID).map(String::as_str)
+    }
+
     /// Value of an environment variable.
     pub fn env(&self, key: &str) -> Option<String> {
         let found = self.config.envs.iter().find(|env| env.key == key)?;
         Some(String::from_utf8_lossy(&found.value).into_owned())
     }
+}
+
+/// Where a trapped call hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashPoint {
+    /// It never takes effect.
+    Before,
+    /// It has taken effect, the answer does not arrive.
+    After,
+    /// It takes effect a little later, when the caller may have gone: a runtime finishes what it has begun.
+    Late,
+}
+
+/// Waits for a number of calls.
+pub(super) struct Trap {
+    pub left: usize,
+    pub point: CrashPoint,
 }
 
 pub(super) struct Fault {
@@ -88,6 +112,20 @@ pub(super) struct World {
     pub registry: BTreeSet<String>,
     pub faults: HashMap<String, VecDeque<Fault>>,
     pub hanging: BTreeSet<String>,
+    /// Calls of which only the next hangs.
+    pub hanging_once: BTreeSet<String>,
+    pub trap: Option<Trap>,
+    /// The call that the trap lets take effect before it hangs, or after the caller has gone.
+    pub caught: Option<(&'static str, CrashPoint)>,
+    pub sprung: bool,
+    pub violations: Vec<String>,
+    /// UIDs of pods of which a running container was stopped.
+    pub stopped: Vec<String>,
+    /// Lists that are still to be answered as if there were nothing.
+    pub empty_lists: usize,
+    pub ghosts: bool,
+    /// Nanoseconds by which the runtime's clock is off.
+    pub time_offset: i64,
     pub calls: Vec<String>,
     pub counts: HashMap<String, usize>,
     pub exit_on_start: HashMap<String, i32>,
@@ -109,6 +147,15 @@ impl World {
             registry: BTreeSet::new(),
             faults: HashMap::new(),
             hanging: BTreeSet::new(),
+            hanging_once: BTreeSet::new(),
+            trap: None,
+            caught: None,
+            sprung: false,
+            violations: Vec::new(),
+            stopped: Vec::new(),
+            empty_lists: 0,
+            ghosts: false,
+            time_offset: 0,
             calls: Vec::new(),
             counts: HashMap::new(),
             exit_on_start: HashMap::new(),
@@ -126,7 +173,7 @@ impl World {
     fn now(&mut self) -> i64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
         self.last_time = i64::try_from(now).unwrap_or(i64::MAX).max(self.last_time + 1);
-        self.last_time
+        self.last_time + self.time_offset
     }
 
     /// 64 hexadecimal digits, as containerd's ids have.
@@ -143,6 +190,10 @@ impl World {
             let text =
                 format!("failed to reserve sandbox name {name:?}: name {name:?} is reserved for {:?}", holder.id);
             return Err(Status::unknown(text));
+        }
+        let pod_uid = config.labels.get(POD_UID).cloned();
+        if self.sandboxes.values().any(|s| s.ready && s.config.labels.get(POD_UID) == pod_uid.as_ref()) {
+            self.violations.push(format!("a second ready sandbox of {}", metadata.name));
         }
         let id = self.new_id();
         let host_network = network_of(&config) == proto::NamespaceMode::Node as i32;
@@ -161,7 +212,7 @@ impl World {
         let inside: Vec<String> =
             self.containers.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
         for container in inside {
-            self.exit(&container, 137, "Error");
+            self.stop(&container, 137);
         }
         if let Some(sandbox) = self.sandboxes.get_mut(id) {
             sandbox.ready = false;
@@ -205,6 +256,14 @@ impl World {
 
     pub fn start_container(&mut self, id: &str) -> Result<proto::ContainerEventResponse, Status> {
         let now = self.now();
+        let twin = self.containers.get(id).and_then(|container| {
+            let same = |other: &&FakeContainer| other.uid() == container.uid() && other.name() == container.name();
+            self.containers.values().filter(same).find(|other| other.state == State::Running)
+        });
+        if let Some(twin) = twin {
+            let violation = format!("a second running container {} of {}", twin.name(), twin.pod);
+            self.violations.push(violation);
+        }
         let exit = {
             let exits = self.exit_on_start.clone();
             let container = self.containers.get_mut(id).ok_or_else(|| not_found("container", id))?;
@@ -233,6 +292,37 @@ impl World {
         container.exit_code = code;
         container.reason = reason.to_owned();
         Some(self.event(id, proto::ContainerEventType::ContainerStoppedEvent))
+    }
+
+    /// Ends a running container because the agent asked for it.
+    pub fn stop(&mut self, id: &str, code: i32) -> Option<proto::ContainerEventResponse> {
+        let event = self.exit(id, code, "Error")?;
+        let uid = self.containers.get(id).and_then(FakeContainer::uid).map(str::to_owned);
+        self.stopped.extend(uid);
+        Some(event)
+    }
+
+    /// Whether a list is to be answered as if there were nothing; counts down.
+    pub fn is_list_empty(&mut self) -> bool {
+        let empty = self.empty_lists > 0;
+        self.empty_lists = self.empty_lists.saturating_sub(1);
+        empty
+    }
+
+    /// Counts a call down to the trap. The point at which this call is to hang.
+    pub fn trap(&mut self, call: &'static str) -> Option<CrashPoint> {
+        let trap = self.trap.as_mut()?;
+        trap.left = trap.left.saturating_sub(1);
+        if trap.left > 0 {
+            return None;
+        }
+        let point = trap.point;
+        self.trap = None;
+        match point {
+            CrashPoint::Before => self.sprung = true,
+            _ => self.caught = Some((call, point)),
+        }
+        Some(point)
     }
 
     pub fn event(&self, id: &str, kind: proto::ContainerEventType) -> proto::ContainerEventResponse {
