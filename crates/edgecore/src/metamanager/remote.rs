@@ -20,8 +20,9 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// Asks the cloud, keeps the object in the answer, and answers the one who asked. When no answer comes, what the node has
-    /// itself is the answer.
+    /// Asks the cloud, keeps the object in the answer, and answers the one who asked. When no answer comes, or one that is an error or
+    /// half an object, what the node has itself is the answer: all that a pod was started with is here, and stays until something
+    /// newer is.
     pub(super) async fn ask(self, request: Message) {
         let Ok(resource) = EdgeResource::parse(&request.route.resource) else { return };
         let query = request.route.operation == operation::QUERY;
@@ -35,10 +36,17 @@ impl Remote {
             Err(error) => Err(error.to_string()),
         };
         match (answer, kept) {
-            (Ok(answer), _) => {
-                let kept = self.keep(&resource, &request, &answer).await;
-                self.acknowledge(&request, &answer, kept).await;
-                respond(&self.context, &request, answer.content);
+            (Ok(answer), kept) => {
+                let stored = self.keep(&resource, &request, &answer).await;
+                self.acknowledge(&request, &answer, stored).await;
+                let content = match kept {
+                    Some(kept) if !stands(&resource, &answer.content) => {
+                        debug!(resource = %resource, "the cloud's answer is no object; what is kept here is the answer");
+                        kept
+                    }
+                    _ => answer.content,
+                };
+                respond(&self.context, &request, content);
             }
             (Err(cause), Some(kept)) => {
                 debug!(resource = %resource, cause, "the cloud does not answer; what is kept here is the answer");
@@ -65,10 +73,12 @@ impl Remote {
             }
             return Ok(());
         }
+        let query = request.route.operation == operation::QUERY;
         let object = match answer.content.object() {
+            Ok(Some(object)) if query && !is_whole(resource, &object) => return Ok(()),
             Ok(Some(object)) => object,
             Ok(None) => return Ok(()),
-            Err(AnswerError::Refused(status)) if status.code == 404 && request.route.operation == operation::QUERY => {
+            Err(AnswerError::Refused(status)) if status.code == 404 && query => {
                 return self.table.delete(resource, "").await;
             }
             Err(_) => return Ok(()),
@@ -122,14 +132,42 @@ impl Remote {
 /// An answer that nobody waits for any more: the object in it is the newest that the node can have, so it is kept before it is
 /// acknowledged. Tokens are left out, for their request is not known any more.
 pub(super) async fn keep_late(table: &Table, resource: &EdgeResource, answer: &Message) -> Result<(), StoreError> {
-    let kept = [kind::CONFIG_MAP, kind::SECRET, kind::PERSISTENT_VOLUME, kind::PERSISTENT_VOLUME_CLAIM];
+    let kept = [
+        kind::CONFIG_MAP,
+        kind::SECRET,
+        kind::PERSISTENT_VOLUME,
+        kind::PERSISTENT_VOLUME_CLAIM,
+        kind::SERVICE,
+        kind::ENDPOINTS,
+    ];
     match answer.content.object() {
-        Ok(Some(object)) if kept.contains(&resource.kind.as_str()) => match Row::read(resource, &object) {
-            Some(row) => table.put(row).await,
-            None => Ok(()),
-        },
+        Ok(Some(object)) if kept.contains(&resource.kind.as_str()) && is_whole(resource, &object) => {
+            match Row::read(resource, &object) {
+                Some(row) => table.put(row).await,
+                None => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
+}
+
+/// Whether the answer to a query counts for more than what is kept here: the object itself, or the word that it is gone. (A token is
+/// never gone: the pod that it is bound to has it until it ends.)
+fn stands(resource: &EdgeResource, answer: &Content) -> bool {
+    match answer.object() {
+        Ok(Some(object)) => is_whole(resource, &object),
+        Err(AnswerError::Refused(status)) => status.code == 404 && resource.kind != kind::SERVICE_ACCOUNT_TOKEN,
+        _ => false,
+    }
+}
+
+/// Whether an object is the one that was asked for, and not an empty or another one.
+fn is_whole(resource: &EdgeResource, object: &Content) -> bool {
+    let object: serde_json::Value = object.parse().unwrap_or_default();
+    if resource.kind == kind::SERVICE_ACCOUNT_TOKEN {
+        return object["status"]["token"].as_str().is_some_and(|token| !token.is_empty());
+    }
+    object["metadata"]["name"].as_str() == Some(resource.name())
 }
 
 fn text(content: &Content) -> String {

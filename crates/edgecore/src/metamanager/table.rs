@@ -20,8 +20,9 @@ pub const SCHEMA: Migrations = Migrations(&["CREATE TABLE meta (
     ) WITHOUT ROWID;
     CREATE INDEX meta_kind ON meta (kind)"]);
 
-/// A token is used for this part of its life, then a new one is asked for.
+/// A token is used for this part of its life, and not longer than a day; then a new one is asked for.
 const FRESH_PART: f64 = 0.8;
+const MAX_AGE: f64 = 24.0 * 3600.0;
 
 /// The node's objects.
 #[derive(Clone)]
@@ -183,8 +184,10 @@ pub(super) fn is_fresh(token: &Content) -> bool {
     let token: Value = token.parse().unwrap_or_default();
     let expires = token["status"]["expirationTimestamp"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
     let lifetime = token["spec"]["expirationSeconds"].as_f64().unwrap_or(3600.0);
-    expires
-        .is_some_and(|expires| expires.duration_since(Timestamp::now()).as_secs_f64() > lifetime * (1.0 - FRESH_PART))
+    expires.is_some_and(|expires| {
+        let age = lifetime - expires.duration_since(Timestamp::now()).as_secs_f64();
+        age < (lifetime * FRESH_PART).min(MAX_AGE)
+    })
 }
 
 /// Tokens differ by account, audiences, lifetime and what they are bound to; the key, and the uid of that.
@@ -257,6 +260,14 @@ mod tests {
         assert_eq!(table.token(&account, &request("u1")).expect("read"), Some(token.clone()));
         assert_eq!(table.token(&account, &request("u2")).expect("read"), None, "another pod's token is nobody else's");
         assert!(!is_fresh(&token));
+        let of_age = |age: i64, lifetime: i64| {
+            let expires =
+                Timestamp::from_second(Timestamp::now().as_second() + lifetime - age).expect("time").to_string();
+            let token = json!({"spec": {"expirationSeconds": lifetime}, "status": {"expirationTimestamp": expires}});
+            is_fresh(&Content::json(&token).expect("token"))
+        };
+        assert!(of_age(2800, 3600) && !of_age(2900, 3600));
+        assert!(of_age(86_000, 864_000) && !of_age(87_000, 864_000), "a day is the longest");
         table.delete(&path(), "u1").await.expect("pod gone");
         assert_eq!(table.token(&account, &request("u1")).expect("read"), None);
     }

@@ -230,9 +230,19 @@ async fn answers_are_kept_and_acknowledged_but_errors_never_stand_for_the_object
     assert_eq!(table.find(&path).expect("rows").len(), 1);
 
     let forbidden = json!({"ErrStatus": Status::failure(403, "Forbidden", "no")});
-    node.ask_cloud(query(), forbidden).await;
+    let (_, answer) = node.ask_cloud(query(), forbidden).await;
+    assert_eq!(answer.content.parse::<Vec<String>>().expect("what is kept").len(), 1);
     assert_eq!(table.find(&path).expect("rows").len(), 1, "kept as it was");
     node.next_to_cloud().await;
+
+    for half in
+        [json!({}), json!({"metadata": {"name": "other", "uid": "x"}}), json!({"kind": "Status", "status": "Failure"})]
+    {
+        let (_, answer) = node.ask_cloud(query(), half).await;
+        assert_eq!(answer.content.parse::<Vec<String>>().expect("what is kept").len(), 1);
+        node.next_to_cloud().await;
+        assert!(table.find(&path).expect("rows")[0].contains("\"u\""), "half an object replaces none");
+    }
 
     let gone = json!({"ErrStatus": Status::failure(404, "NotFound", "gone")});
     let (_, answer) = node.ask_cloud(query(), gone).await;

@@ -8,5 +8,6 @@ mod joining;
 mod offline;
 mod program;
 mod queries;
+mod reboot;
 mod support;
 mod whole;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use api::edgecore::Config;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::containerd::Containerd;
 use testkit::fake_cri::FakeCri;
 use testkit::go_cloud::{Answer, GoCloud, Received};
 use tokio::task::JoinSet;
@@ -15,27 +16,36 @@ use crate::support::{NODE, eventually, id, push};
 const IMAGE: &str = "docker.io/library/busybox:1";
 
 /// A node, its runtime and its cloud.
-struct Whole {
-    cloud: GoCloud,
-    runtime: FakeCri,
+pub(crate) struct Whole {
+    pub(crate) cloud: GoCloud,
+    pub(crate) runtime: FakeCri,
     config: Config,
     running: Option<(CancellationToken, JoinSet<()>)>,
-    _dir: TempDir,
+    pub(crate) dir: TempDir,
+}
+
+impl Drop for Whole {
+    /// Volumes in memory are below the folder of the test.
+    fn drop(&mut self) {
+        if let Err(error) = Containerd::unmount_below(self.dir.path()) {
+            eprintln!("unmounting below {}: {error:#}", self.dir.path().display());
+        }
+    }
 }
 
 impl Whole {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let cloud = GoCloud::start().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let runtime = FakeCri::start(&dir.path().join("cri")).await.unwrap();
         runtime.add_image(IMAGE);
         let config = configure(dir.path(), &cloud, &runtime);
-        let mut whole = Self { cloud, runtime, config, running: None, _dir: dir };
+        let mut whole = Self { cloud, runtime, config, running: None, dir };
         whole.run();
         whole
     }
 
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (config, stopping) = (self.config.clone(), stop.clone());
@@ -50,12 +60,12 @@ impl Whole {
         ended.unwrap().unwrap();
     }
 
-    async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         let (_, mut tasks) = self.running.take().unwrap();
         tasks.shutdown().await;
     }
 
-    async fn send(&self, message: &Value) {
+    pub(crate) async fn send(&self, message: &Value) {
         self.cloud.send(message).await.unwrap();
         self.cloud.reply_to(id(message)).await.unwrap();
     }
@@ -83,7 +93,7 @@ impl Whole {
     }
 }
 
-fn pod() -> Value {
+pub(crate) fn pod() -> Value {
     json!({
         "kind": "Pod", "apiVersion": "v1",
         "metadata": {"name": "p", "namespace": "default", "uid": "7b8f8f8e-1111-4222-8333-444455556666",
