@@ -137,6 +137,10 @@ pub mod kind {
     pub const CONFIG_MAP: &str = "configmap";
     /// A Secret.
     pub const SECRET: &str = "secret";
+    /// A Service.
+    pub const SERVICE: &str = "service";
+    /// Endpoints of a Service.
+    pub const ENDPOINTS: &str = "endpoints";
     /// A TokenRequest of a ServiceAccount.
     pub const SERVICE_ACCOUNT_TOKEN: &str = "serviceaccounttoken";
     /// An Event.

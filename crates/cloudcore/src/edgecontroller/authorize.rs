@@ -51,6 +51,13 @@ pub fn check(view: &View, node: &str, resource: &EdgeResource, message: &Message
         kind::EVENT => event(view, node, message).or_else(no),
         kind::CERTIFICATE_SIGNING_REQUEST => serving_request(message).or_else(no),
         kind::PERSISTENT_VOLUME | kind::VOLUME_ATTACHMENT => Ok(()),
+        // Where pods find the API server.
+        kind::SERVICE | kind::ENDPOINTS
+            if (namespace, name, message.route.operation.as_str()) == ("default", "kubernetes", operation::QUERY) =>
+        {
+            Ok(())
+        }
+        kind::SERVICE | kind::ENDPOINTS => no("only default/kubernetes can be read".to_owned()),
         other => no(format!("resource type {other:?} is not known")),
     }
 }
@@ -218,6 +225,11 @@ mod tests {
             ("insert", "web/event/e", event("Pod", "b"), false),
             ("insert", "web/event/e", event("Node", "n2"), false),
             ("query", "web/clusterrole/admin", Value::Null, false),
+            ("query", "default/service/kubernetes", Value::Null, true),
+            ("query", "default/endpoints/kubernetes", Value::Null, true),
+            ("update", "default/service/kubernetes", json!({}), false),
+            ("query", "web/service/kubernetes", Value::Null, false),
+            ("query", "default/service/db", Value::Null, false),
         ] {
             assert_eq!(ask(verb, path, content.clone()).is_ok(), allowed, "{verb} {path} {content}");
         }

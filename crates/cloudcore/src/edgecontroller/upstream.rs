@@ -101,6 +101,8 @@ impl Upstream {
             (kind::PERSISTENT_VOLUME_CLAIM, operation::QUERY) => {
                 api.get(&format!("{}/{name}", core("persistentvolumeclaims"))).await
             }
+            (kind::SERVICE, operation::QUERY) => api.get(&format!("{}/{name}", core("services"))).await,
+            (kind::ENDPOINTS, operation::QUERY) => api.get(&format!("{}/{name}", core("endpoints"))).await,
             (kind::PERSISTENT_VOLUME, operation::QUERY) => api.get(&format!("/api/v1/persistentvolumes/{name}")).await,
             (kind::VOLUME_ATTACHMENT, operation::QUERY) => {
                 api.get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await

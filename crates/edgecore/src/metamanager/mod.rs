@@ -111,7 +111,9 @@ impl MetaManager {
                 | kind::SECRET
                 | kind::SERVICE_ACCOUNT_TOKEN
                 | kind::PERSISTENT_VOLUME
-                | kind::PERSISTENT_VOLUME_CLAIM,
+                | kind::PERSISTENT_VOLUME_CLAIM
+                | kind::SERVICE
+                | kind::ENDPOINTS,
             ) => {
                 let fresh_token = resource.kind == kind::SERVICE_ACCOUNT_TOKEN
                     && self.answer_with_token(context, &resource, &message);
