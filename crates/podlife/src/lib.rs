@@ -6,11 +6,13 @@
 //! decision tables are the tables of this crate's tests.
 
 pub mod actions;
+pub mod apparmor;
 pub mod backoff;
 pub mod conditions;
 pub mod containers;
 pub mod grace;
 pub mod hooks;
+pub mod last_words;
 pub mod node_selector;
 pub mod observed;
 pub mod patch;

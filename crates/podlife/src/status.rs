@@ -7,6 +7,7 @@ use crate::{
     actions,
     conditions::{self, CONTAINERS_READY, DISRUPTION_TARGET, READY},
     containers::{ContainerInput, LOST_AT_TERMINATION, StartFailures, exit_code, lost, seconds},
+    last_words,
     observed::ObservedPod,
     phase::{self, Phase},
     probe::ProbeResults,
@@ -104,6 +105,7 @@ pub fn compute(input: &StatusInput<'_>) -> PodStatus {
     if input.ending == Ending::Final {
         end_statuses(input.pod, &mut init, &mut main);
     }
+    last_words::cut(input.pod, main.iter_mut().chain(&mut init));
     let phase = decide_phase(input, before, &init, &main);
     let (reason, message) = reason_and_message(input, before, phase);
     let sandbox_usable = actions::new_sandbox_attempt(input.pod, input.observed).is_none();
