@@ -14,6 +14,7 @@ use crate::{
     pods::{self, Busy, Desk, News, SourceError, Tools},
     runtime::{RUNTIME_EVENT_QUEUE, Runtime},
     settings::Settings,
+    volumes,
 };
 
 /// Name and group of the module.
@@ -33,6 +34,9 @@ impl Edged {
     async fn serve(&self, context: Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         // Parts end with this run of the module, also when it fails and is started again.
         let stopping = context.token().child_token();
+        if let Err(error) = volumes::share(&self.settings.root_dir) {
+            tracing::warn!(directory = %self.settings.root_dir.display(), %error, "mounts of pods (CSI drivers, mountPropagation) will not be seen outside of them");
+        }
         let _cancel = stopping.clone().drop_guard();
         let answers = context.clone();
         let meta = MetaClient::new(context);

@@ -84,6 +84,16 @@ impl Paths {
         self.pod(uid).join("volumes").join(plugin).join(volume)
     }
 
+    /// Tells that a volume was made completely.
+    pub fn ready_marker(&self, uid: &str, plugin: &str, volume: &str) -> PathBuf {
+        self.pod(uid).join("plugins").join(plugin).join(volume).join("ready")
+    }
+
+    /// All volumes of a pod.
+    pub fn volumes(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("volumes")
+    }
+
     /// Bind targets of sub-paths.
     pub fn subpaths(&self, uid: &str) -> PathBuf {
         self.pod(uid).join("volume-subpaths")

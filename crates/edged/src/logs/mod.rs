@@ -7,7 +7,7 @@ mod tail;
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use podlife::observed::PodIdentity;
@@ -18,6 +18,7 @@ use crate::paths::Paths;
 
 /// Most of a termination message that is read.
 const MAX_MESSAGE: u64 = 4096;
+const NON_BLOCKING: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
 
 /// Makes a log directory that everybody may read.
 pub fn make_dir(path: &Path) -> io::Result<()> {
@@ -94,6 +95,10 @@ pub fn termination_message(status: &proto::ContainerStatus) -> String {
 
 fn read_start(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_MESSAGE).read_to_end(&mut bytes)?;
+    // A pod may have mounted anything there; a pipe, for example, would never end.
+    let file = fs::OpenOptions::new().read(true).custom_flags(NON_BLOCKING).open(path)?;
+    if file.metadata()?.is_file() {
+        file.take(MAX_MESSAGE).read_to_end(&mut bytes)?;
+    }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

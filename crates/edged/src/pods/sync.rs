@@ -42,6 +42,7 @@ impl PodWorker {
         let observed = self.tools.runtime.observe(&self.identity).await?;
         self.supervise_probes(&observed);
         self.report(&observed, Ending::No).await;
+        self.tools.runtime.count_requests(&self.pod).await;
         if self.deadline_left().is_some_and(|left| left.is_zero()) {
             self.life.end(&self.pod, End::Killed { verdict: deadline_exceeded(), grace: None });
             return Ok(Next::Now);
@@ -118,9 +119,10 @@ impl PodWorker {
                 None
             }
             Err(_) if cancel.is_cancelled() => Some(Next::Now),
-            Err(StartError { reason, message }) => {
-                self.tools.recorder.pod(&self.pod, EventType::Warning, reason, message);
-                Some(Next::retry())
+            // The events have been recorded, volume by volume.
+            Err(error) => {
+                tracing::debug!(pod = self.identity.name, error = %error, "volumes are not there yet");
+                Some(Next::After(self.tools.runtime.volumes_retry(&self.identity)))
             }
         }
     }

@@ -41,6 +41,8 @@ impl PodWorker {
         self.report(&observed, Ending::Final).await;
         if self.is_deleted() {
             self.clean_up(&observed).await?;
+        } else {
+            self.tools.runtime.release_pod(&self.identity).await?;
         }
         self.life.released();
         Ok(Next::Now)

@@ -11,6 +11,8 @@ use std::path::{Component, Path, PathBuf};
 
 use rand::RngExt as _;
 
+use super::fs_group;
+
 const DATA: &str = "..data";
 const FRESH: &str = "..data_tmp";
 /// Longest path in a volume.
@@ -36,7 +38,10 @@ pub(super) fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result
     if old.is_none() || !is_current(&dir.join(DATA), files)? {
         let fresh = new_folder(dir)?;
         for (path, file) in files {
-            write_file(&dir.join(&fresh).join(path), file, group)?;
+            write_file(&dir.join(&fresh), path, file)?;
+        }
+        if let Some(group) = group {
+            fs_group::apply(&dir.join(&fresh), group, true)?;
         }
         drop(fs::remove_file(dir.join(FRESH)));
         symlink(&fresh, dir.join(FRESH))?;
@@ -72,20 +77,21 @@ fn new_folder(dir: &Path) -> io::Result<PathBuf> {
     Ok(name)
 }
 
-fn write_file(path: &Path, file: &VolumeFile, group: Option<u32>) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
+fn write_file(dir: &Path, path: &str, file: &VolumeFile) -> io::Result<()> {
+    let mut parent = dir.to_owned();
+    for part in Path::new(path).parent().into_iter().flat_map(Path::components) {
+        parent.push(part);
+        if !parent.is_dir() {
+            fs::create_dir(&parent)?;
+            fs::set_permissions(&parent, fs::Permissions::from_mode(0o755))?;
+        }
     }
-    fs::write(path, &file.bytes)?;
-    // With a group the files are readable for it, whatever the mode says of groups.
-    let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    if group.is_some() || file.owner.is_some() {
-        chown(path, file.owner, group)?;
-        // Changing the owner may clear bits of the mode.
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    let path = dir.join(path);
+    fs::write(&path, &file.bytes)?;
+    if file.owner.is_some() {
+        chown(&path, file.owner, None)?;
     }
-    Ok(())
+    fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
 }
 
 /// Whether a folder holds exactly these files, with these bytes and modes.

@@ -1,31 +1,44 @@
-//! Volumes that need nothing but the node and the store: emptyDir, hostPath, configMap, secret, projected, downwardAPI.
+//! Volumes: emptyDir, hostPath, configMap, secret, projected, downwardAPI, nfs, and claims on local, hostPath and nfs volumes.
 //!
 //! [`Volumes::set_up`] is repeated at every sync of a pod, so that changed ConfigMaps and Secrets reach mounted volumes;
-//! [`tear_down`] undoes everything. Read `payload` for what is in a volume, `atomic` for how it gets there.
+//! [`tear_down`] undoes everything. Read `payload` for what is in a volume, `atomic` for how it gets there, `claim` for what is
+//! behind a PersistentVolumeClaim, `state` for what is remembered of a pod.
 
 mod atomic;
+mod claim;
+mod empty_dir;
 mod fs_group;
 mod host_path;
+mod local;
 mod mount_table;
+mod nfs;
 mod payload;
+mod remove;
+mod state;
 pub mod subpath;
+mod tmpfs;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 use podlife::spec;
-use rustix::mount::{MountFlags, mount};
 
 use crate::container::fields::FieldSource;
 use crate::meta::{MetaClient, MetaError};
 use crate::paths::Paths;
-use crate::quantity;
+use crate::settings::Settings;
+use claim::{Claimed, Source};
 use payload::Payload;
+use state::State;
+
+pub use mount_table::share;
 
 /// Room for the files of one Secret-like volume; memory is used only as they need it.
 const SECRET_TMPFS: &str = "size=67108864,mode=0755";
@@ -40,6 +53,8 @@ pub struct MountedVolume {
     pub path: PathBuf,
     /// It must not be written by containers.
     pub read_only: bool,
+    /// Extra group of the processes that use it.
+    pub group: Option<i64>,
 }
 
 /// Why a volume is not there.
@@ -50,7 +65,7 @@ pub enum VolumeError {
     Missing(String),
     /// The kind of volume is not known here.
     #[error(
-        "{kind} volumes are not supported on this edge node; use emptyDir, hostPath, configMap, secret, projected or downwardAPI"
+        "{kind} volumes are not supported on this edge node; use emptyDir, hostPath, configMap, secret, projected, downwardAPI, nfs, or a claim on a local, hostPath or nfs PersistentVolume"
     )]
     Unsupported {
         /// Name of the source field.
@@ -59,6 +74,23 @@ pub enum VolumeError {
     /// The host path is not of the type that the pod asks for.
     #[error("hostPath type check failed: {0}")]
     HostPath(String),
+    /// A claim that does not lead to a volume (yet).
+    #[error("{0}")]
+    Claim(String),
+    /// The volume is on other nodes.
+    #[error("no matching NodeSelectorTerms")]
+    NodeAffinity {
+        /// Name of the PersistentVolume.
+        volume: String,
+    },
+    /// What a PersistentVolume means is not there on the node.
+    #[error("{text}")]
+    NewMounter {
+        /// Name of the PersistentVolume.
+        volume: String,
+        /// What is wrong.
+        text: String,
+    },
     /// A path or field in the volume's definition makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -85,61 +117,157 @@ impl VolumeError {
         let path = path.to_owned();
         move |source| VolumeError::File { path, source }
     }
+
+    /// The text of the event `FailedMount`; `None` for what is told of all volumes of the pod together.
+    fn event(&self, volume: &str) -> Option<String> {
+        Some(match self {
+            VolumeError::Claim(_) => return None,
+            VolumeError::NodeAffinity { volume } => {
+                format!("MountVolume.NodeAffinity check failed for volume {volume:?} : {self}")
+            }
+            VolumeError::NewMounter { volume, text } => {
+                format!("MountVolume.NewMounter initialization failed for volume {volume:?} : {text}")
+            }
+            other => format!("MountVolume.SetUp failed for volume {volume:?} : {other}"),
+        })
+    }
+}
+
+/// Volumes of a pod that are not there.
+#[derive(Debug)]
+pub struct NotMounted {
+    /// Texts of the events `FailedMount` that are due.
+    pub events: Vec<String>,
+    /// All of it in one line.
+    pub message: String,
 }
 
 /// Sets up and removes the volumes of pods.
 pub struct Volumes {
     meta: MetaClient,
     paths: Paths,
+    settings: Arc<Settings>,
+    state: State,
 }
 
 impl Volumes {
     /// Volumes below these paths.
-    pub fn new(meta: MetaClient, paths: Paths) -> Self {
-        Self { meta, paths }
+    pub fn new(meta: MetaClient, paths: Paths, settings: Arc<Settings>) -> Self {
+        Self { meta, paths, settings, state: State::default() }
     }
 
     /// Sets up, or brings up to date, every volume that a container of the pod mounts. All are tried, also after a failure.
     ///
     /// # Errors
-    /// The text of the event `FailedMount`: which volumes are not there, and why.
-    pub async fn set_up(&self, fields: &FieldSource<'_>) -> Result<(), String> {
-        let mut failed = Vec::new();
+    /// Which volumes are not there, and why.
+    pub async fn set_up(&self, fields: &FieldSource<'_>) -> Result<(), NotMounted> {
+        let uid = fields.pod.metadata.uid.as_deref().unwrap_or_default();
+        let mut failed = BTreeMap::new();
         for volume in referenced(fields.pod) {
-            if let Err(error) = self.set_up_volume(volume, fields).await {
-                failed.push(format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name));
+            match self.set_up_volume(volume, fields).await {
+                Ok(mounted) => self.state.mounted(uid, &volume.name, mounted),
+                Err(error) => {
+                    failed.insert(volume.name.as_str(), error);
+                }
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+        if failed.is_empty() { Ok(()) } else { Err(self.state.failed(uid, &failed)) }
     }
 
-    async fn set_up_volume(&self, volume: &Volume, fields: &FieldSource<'_>) -> Result<(), VolumeError> {
+    /// How long to wait before a pod's volumes are tried again: each failure in a row of a volume doubles its pause.
+    pub fn retry_after(&self, uid: &str) -> Duration {
+        self.state.retry_after(uid)
+    }
+
+    async fn set_up_volume(&self, volume: &Volume, fields: &FieldSource<'_>) -> Result<MountedVolume, VolumeError> {
         let pod = fields.pod;
-        let path = self.location(pod, volume).ok_or(VolumeError::Unsupported { kind: kind(volume) })?.path;
-        let fs_group = fs_group::wanted(pod);
-        if let Some(source) = &volume.host_path {
-            return host_path::check(&source.path, source.type_.as_deref().unwrap_or_default());
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(done) = self.state.lasting(uid, &volume.name) {
+            return Ok(done);
         }
-        if let Some(source) = &volume.empty_dir {
-            return empty_dir(&path, source, pod, fs_group);
+        if let Some(source) = &volume.persistent_volume_claim {
+            let read_only = source.read_only.unwrap_or(false);
+            let name = source.claim_name.as_str();
+            let claimed = claim::resolve(&self.meta, &self.settings, pod, &volume.name, name, read_only).await?;
+            let mounted = self.set_up_claimed(claimed, pod, uid).await?;
+            self.state.lasts(uid, &volume.name, &mounted);
+            return Ok(mounted);
         }
-        let payload = Payload::read(&self.meta, volume, fields, &path).await?;
+        let mounted = self.location(pod, volume).ok_or(VolumeError::Unsupported { kind: kind(volume) })?;
+        if let Some(source) = volume.host_path.clone() {
+            blocking(move || host_path::check(&source.path, source.type_.as_deref().unwrap_or_default())).await?;
+        } else if let Some(source) = &volume.empty_dir {
+            let marker = self.paths.ready_marker(uid, "kubernetes.io~empty-dir", &volume.name);
+            empty_dir::set_up(&mounted.path, &marker, source, pod, fields.node.allocatable_memory)?;
+        } else if let Some(source) = &volume.nfs {
+            let read_only = source.read_only.unwrap_or(false);
+            nfs::mount(&source.server, &source.path, &mounted.path, read_only, &[]).await?;
+        } else {
+            let payload = Payload::read(&self.meta, volume, fields, &mounted.path).await?;
+            self.write_payload(volume, &mounted.path, &payload, pod)?;
+            if !payload.immutable {
+                return Ok(mounted);
+            }
+        }
+        self.state.lasts(uid, &volume.name, &mounted);
+        Ok(mounted)
+    }
+
+    fn write_payload(&self, volume: &Volume, path: &Path, payload: &Payload, pod: &Pod) -> Result<(), VolumeError> {
+        fs::create_dir_all(path).map_err(VolumeError::file(path))?;
         if volume.config_map.is_none() {
-            mount_tmpfs(&path, SECRET_TMPFS)?;
+            tmpfs::mount_at(path, "tmpfs", SECRET_TMPFS)?;
         }
-        fs::create_dir_all(&path).map_err(VolumeError::file(&path))?;
-        atomic::write(&path, &payload.files, fs_group).map_err(VolumeError::file(&path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).map_err(VolumeError::file(&path))?;
-        if let Some(group) = fs_group {
-            fs_group::own_dir(&path, group).map_err(VolumeError::file(&path))?;
+        let group = fs_group::wanted(pod);
+        atomic::write(path, &payload.files, group).map_err(VolumeError::file(path))?;
+        let mode = if group.is_some() { 0o2777 } else { 0o777 };
+        std::os::unix::fs::chown(path, None, group)
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+            .map_err(VolumeError::file(path))
+    }
+
+    async fn set_up_claimed(&self, claimed: Claimed, pod: &Pod, uid: &str) -> Result<MountedVolume, VolumeError> {
+        let Claimed { name, source, read_only, group, options } = claimed;
+        if crate::paths::check_uid(&name).is_err() {
+            return Err(VolumeError::Invalid(format!("{name:?} cannot be the name of a PersistentVolume")));
         }
-        Ok(())
+        let path = match source {
+            Source::HostPath { path, kind } => {
+                let checked = path.clone();
+                blocking(move || host_path::check(&checked.display().to_string(), &kind)).await?;
+                path
+            }
+            Source::Nfs { server, path } => {
+                let target = self.paths.volume(uid, "kubernetes.io~nfs", &name);
+                nfs::mount(&server, &path, &target, read_only, &options).await?;
+                target
+            }
+            Source::Local(directory) => {
+                let target = self.paths.volume(uid, "kubernetes.io~local-volume", &name);
+                let (fs_group, on_mismatch) = (fs_group::wanted(pod), fs_group::only_on_mismatch(pod));
+                let (at, pods) = (target.clone(), self.paths.pods());
+                let bound = blocking(move || {
+                    let is_new = local::bind(&name, &directory, &at, read_only, &options)?;
+                    let Some(group) = fs_group.filter(|_| is_new && !read_only) else { return Ok(None) };
+                    local::give_to_group(&name, &at, &pods, group, on_mismatch)
+                });
+                // Another pod uses the volume with another group; it keeps it.
+                if let Some(warning) = bound.await? {
+                    tracing::warn!(pod = pod.metadata.name, warning, "fsGroup is not applied");
+                }
+                target
+            }
+        };
+        Ok(MountedVolume { path, read_only, group })
     }
 
     /// Where the volumes of a pod are; only those that [`Volumes::set_up`] knows.
     pub fn locations(&self, pod: &Pod) -> MountedVolumes {
         let all = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
-        all.iter().filter_map(|volume| Some((volume.name.clone(), self.location(pod, volume)?))).collect()
+        let mut found: MountedVolumes =
+            all.iter().filter_map(|volume| Some((volume.name.clone(), self.location(pod, volume)?))).collect();
+        found.extend(self.state.all_mounted(pod.metadata.uid.as_deref().unwrap_or_default()));
+        found
     }
 
     fn location(&self, pod: &Pod, volume: &Volume) -> Option<MountedVolume> {
@@ -150,26 +278,37 @@ impl Volumes {
             "secret" => ("kubernetes.io~secret", true),
             "projected" => ("kubernetes.io~projected", true),
             "downwardAPI" => ("kubernetes.io~downward-api", true),
+            "nfs" => ("kubernetes.io~nfs", volume.nfs.as_ref()?.read_only.unwrap_or(false)),
             "hostPath" => {
                 let path = PathBuf::from(&volume.host_path.as_ref()?.path);
-                return Some(MountedVolume { path, read_only: false });
+                return Some(MountedVolume { path, read_only: false, group: None });
             }
             _ => return None,
         };
-        Some(MountedVolume { path: self.paths.volume(uid, plugin, &volume.name), read_only })
+        Some(MountedVolume { path: self.paths.volume(uid, plugin, &volume.name), read_only, group: None })
+    }
+
+    /// Forgets a pod whose volumes are gone.
+    pub fn forget(&self, uid: &str) {
+        self.state.forget(uid);
     }
 }
 
-/// Unmounts everything below a pod's directory, then removes the directory. Never deletes across a mount.
+/// Work on files that may take long, or for ever: a hung file system must not hold up other pods.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(VolumeError::Invalid(format!("setting up the volume: {error}"))))
+}
+
+/// Unmounts everything below a directory of a pod, then removes the directory. Never deletes across a mount.
 ///
 /// # Errors
 /// Something is still mounted, or cannot be removed.
-pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
-    mount_table::unmount_below(pod_dir)?;
-    match fs::remove_dir_all(pod_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+pub fn tear_down(dir: &Path) -> io::Result<()> {
+    mount_table::unmount_below(dir)?;
+    remove::remove_tree(dir)
 }
 
 /// Volumes that a container mounts; the others of the pod are not touched.
@@ -196,45 +335,4 @@ fn kind(volume: &Volume) -> &'static str {
         cephfs => "cephfs", rbd => "rbd", glusterfs => "glusterfs", flex_volume => "flexVolume", git_repo => "gitRepo",
     }
     "these"
-}
-
-/// Made once: what containers then do with its modes and owners is theirs.
-fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, pod: &Pod, fs_group: Option<u32>) -> Result<(), VolumeError> {
-    let is_new = !path.exists();
-    match source.medium.as_deref().unwrap_or_default() {
-        "" => fs::create_dir_all(path).map_err(VolumeError::file(path))?,
-        "Memory" => {
-            let size = memory_size(source, pod).map(|size| format!("size={size},")).unwrap_or_default();
-            mount_tmpfs(path, &format!("{size}mode=0777"))?;
-        }
-        _ => return Err(VolumeError::Unsupported { kind: "emptyDir (on huge pages)" }),
-    }
-    if is_new {
-        // Set explicitly: the process' umask has taken bits away.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).map_err(VolumeError::file(path))?;
-        if let Some(group) = fs_group {
-            fs_group::own_dir(path, group).map_err(VolumeError::file(path))?;
-        }
-    }
-    Ok(())
-}
-
-/// The smaller of the limit of the volume and that of the pod's memory.
-fn memory_size(source: &EmptyDirVolumeSource, pod: &Pod) -> Option<i64> {
-    let own = source.size_limit.as_ref().and_then(quantity::value).filter(|size| *size > 0);
-    let limit = crate::container::resources::pod_amounts(pod).memory_limit;
-    own.into_iter().chain((limit > 0).then_some(limit)).min()
-}
-
-/// Mounts a tmpfs at a path unless something is mounted there already.
-fn mount_tmpfs(path: &Path, options: &str) -> Result<(), VolumeError> {
-    fs::create_dir_all(path).map_err(VolumeError::file(path))?;
-    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
-    let parent = path.parent().unwrap_or(path);
-    if device(path).map_err(VolumeError::file(path))? != device(parent).map_err(VolumeError::file(path))? {
-        return Ok(());
-    }
-    let options = std::ffi::CString::new(options).map_err(|_| VolumeError::Invalid("mount options".into()))?;
-    mount("tmpfs", path, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, Some(options.as_c_str()))
-        .map_err(|error| VolumeError::file(path)(error.into()))
 }

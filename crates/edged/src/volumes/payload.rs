@@ -13,11 +13,18 @@ use crate::meta::MetaClient;
 
 /// Mode of files that say nothing of it.
 const DEFAULT_MODE: i32 = 0o644;
+const NO_CONFIG_KEY: &str = "configmap references non-existent config key";
+const NO_SECRET_KEY: &str = "references non-existent secret key";
+
+/// Keys of a ConfigMap or Secret.
+type Data = BTreeMap<String, Vec<u8>>;
 
 /// What a volume shall hold.
 #[derive(Debug, Default)]
 pub(super) struct Payload {
     pub files: Files,
+    /// Its only source says that it will never change.
+    pub immutable: bool,
 }
 
 /// Where payloads are read from.
@@ -42,13 +49,15 @@ impl Payload {
         let mut payload = Self::default();
         if let Some(source) = &volume.config_map {
             let optional = source.optional.unwrap_or(false);
-            let data = reader.config_map(&source.name, optional).await?;
-            payload.add(data, source.items.as_deref(), source.default_mode, optional, "configmap")?;
+            let (data, immutable) = reader.config_map(&source.name, optional).await?;
+            payload.immutable = immutable;
+            payload.add(data, source.items.as_deref(), source.default_mode, optional, NO_CONFIG_KEY)?;
         } else if let Some(source) = &volume.secret {
             let optional = source.optional.unwrap_or(false);
             let name = source.secret_name.as_deref().unwrap_or_default();
-            let data = reader.secret(name, optional).await?;
-            payload.add(data, source.items.as_deref(), source.default_mode, optional, "secret")?;
+            let (data, immutable) = reader.secret(name, optional).await?;
+            payload.immutable = immutable;
+            payload.add(data, source.items.as_deref(), source.default_mode, optional, NO_SECRET_KEY)?;
         } else if let Some(source) = &volume.downward_api {
             payload.add_fields(source.items.as_deref(), source.default_mode, fields)?;
         } else if let Some(source) = &volume.projected {
@@ -62,11 +71,11 @@ impl Payload {
     /// Adds all keys, or the chosen ones.
     fn add(
         &mut self,
-        data: BTreeMap<String, Vec<u8>>,
+        data: Data,
         items: Option<&[KeyToPath]>,
         default_mode: Option<i32>,
         optional: bool,
-        what: &str,
+        no_key: &str,
     ) -> Result<(), VolumeError> {
         let Some(items) = items.filter(|items| !items.is_empty()) else {
             for (key, bytes) in data {
@@ -78,7 +87,7 @@ impl Payload {
             match data.get(&item.key) {
                 Some(bytes) => self.insert(item.path.clone(), bytes.clone(), item.mode.or(default_mode)),
                 None if optional => {}
-                None => return Err(VolumeError::Missing(format!("{what} references non-existent key: {}", item.key))),
+                None => return Err(VolumeError::Missing(format!("{no_key}: {}", item.key))),
             }
         }
         Ok(())
@@ -123,13 +132,13 @@ impl Reader<'_> {
     ) -> Result<(), VolumeError> {
         if let Some(source) = &source.config_map {
             let optional = source.optional.unwrap_or(false);
-            let data = self.config_map(&source.name, optional).await?;
-            payload.add(data, source.items.as_deref(), mode, optional, "configmap")?;
+            let (data, _) = self.config_map(&source.name, optional).await?;
+            payload.add(data, source.items.as_deref(), mode, optional, NO_CONFIG_KEY)?;
         }
         if let Some(source) = &source.secret {
             let optional = source.optional.unwrap_or(false);
-            let data = self.secret(&source.name, optional).await?;
-            payload.add(data, source.items.as_deref(), mode, optional, "secret")?;
+            let (data, _) = self.secret(&source.name, optional).await?;
+            payload.add(data, source.items.as_deref(), mode, optional, NO_SECRET_KEY)?;
         }
         if let Some(source) = &source.downward_api {
             payload.add_fields(source.items.as_deref(), mode, self.fields)?;
@@ -151,7 +160,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn config_map(&self, name: &str, optional: bool) -> Result<BTreeMap<String, Vec<u8>>, VolumeError> {
+    /// Its data, and whether it will never change.
+    async fn config_map(&self, name: &str, optional: bool) -> Result<(Data, bool), VolumeError> {
         let found: Option<ConfigMap> = self
             .meta
             .get(self.namespace, wire::kind::CONFIG_MAP, name)
@@ -160,13 +170,14 @@ impl Reader<'_> {
         let Some(found) = found else {
             return missing(format!("configmap {name:?} not found"), optional);
         };
-        let mut data: BTreeMap<String, Vec<u8>> =
+        let mut data: Data =
             found.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes())).collect();
         data.extend(found.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)));
-        Ok(data)
+        Ok((data, found.immutable.unwrap_or(false)))
     }
 
-    async fn secret(&self, name: &str, optional: bool) -> Result<BTreeMap<String, Vec<u8>>, VolumeError> {
+    /// Its data, and whether it will never change.
+    async fn secret(&self, name: &str, optional: bool) -> Result<(Data, bool), VolumeError> {
         let found: Option<Secret> = self
             .meta
             .get(self.namespace, wire::kind::SECRET, name)
@@ -175,12 +186,13 @@ impl Reader<'_> {
         let Some(found) = found else {
             return missing(format!("secret {name:?} not found"), optional);
         };
-        Ok(found.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect())
+        let data = found.data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)).collect();
+        Ok((data, found.immutable.unwrap_or(false)))
     }
 }
 
-fn missing(text: String, optional: bool) -> Result<BTreeMap<String, Vec<u8>>, VolumeError> {
-    if optional { Ok(BTreeMap::new()) } else { Err(VolumeError::Missing(text)) }
+fn missing(text: String, optional: bool) -> Result<(Data, bool), VolumeError> {
+    if optional { Ok((Data::new(), false)) } else { Err(VolumeError::Missing(text)) }
 }
 
 #[cfg(test)]
@@ -189,9 +201,9 @@ mod tests {
 
     fn add(items: serde_json::Value, optional: bool) -> Result<Files, VolumeError> {
         let items: Vec<KeyToPath> = serde_json::from_value(items).unwrap();
-        let data = BTreeMap::from([("k".to_owned(), b"v".to_vec()), ("l".to_owned(), b"w".to_vec())]);
+        let data = Data::from([("k".to_owned(), b"v".to_vec()), ("l".to_owned(), b"w".to_vec())]);
         let mut payload = Payload::default();
-        payload.add(data, Some(&items), Some(0o600), optional, "configmap")?;
+        payload.add(data, Some(&items), Some(0o600), optional, NO_CONFIG_KEY)?;
         Ok(payload.files)
     }
 
@@ -203,7 +215,7 @@ mod tests {
         assert_eq!(add(serde_json::json!([]), false).unwrap().len(), 2);
         assert_eq!(add(serde_json::json!([]), false).unwrap()["k"].mode, 0o600);
         let error = add(serde_json::json!([{"key": "no", "path": "x"}]), false).unwrap_err();
-        assert_eq!(error.to_string(), "configmap references non-existent key: no");
+        assert_eq!(error.to_string(), "configmap references non-existent config key: no");
         assert!(add(serde_json::json!([{"key": "no", "path": "x"}]), true).unwrap().is_empty());
     }
 }

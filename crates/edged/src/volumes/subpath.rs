@@ -7,8 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, open, openat2};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Binds `sub` of a volume to `target` and returns `target`. A missing directory is made with the mode of the volume's root.
 pub fn bind(volume: &Path, sub: &Path, target: &Path) -> io::Result<PathBuf> {
@@ -43,8 +46,7 @@ pub fn bind(volume: &Path, sub: &Path, target: &Path) -> io::Result<PathBuf> {
 
 /// Opens a path below a folder; links are followed only as long as they stay below it.
 fn resolve(root: &impl AsFd, path: &Path) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    Ok(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), BENEATH)?)
 }
 
 fn make_dirs(root: &OwnedFd, path: &Path) -> io::Result<()> {
@@ -56,9 +58,15 @@ fn make_dirs(root: &OwnedFd, path: &Path) -> io::Result<()> {
             Some(parent) => mkdirat(parent, part.as_os_str(), mode),
             None => mkdirat(root, part.as_os_str(), mode),
         };
+        made.push(part);
         match result {
-            Err(error) if error != rustix::io::Errno::EXIST => return Err(error.into()),
-            _ => made.push(part),
+            Ok(()) => {
+                // The process' umask has taken bits away.
+                let dir = openat2(root, &made, DIRECTORY, Mode::empty(), BENEATH)?;
+                fchmod(&dir, mode)?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccountTokenProjection};
 use podlife::spec;
+use rand::RngExt as _;
 use serde::Deserialize;
 use serde_json::json;
 use wire::{Content, kind, operation};
@@ -22,6 +23,8 @@ use crate::meta::{MetaClient, MetaError};
 const DEFAULT_LIFETIME: i64 = 3600;
 /// Longest age before a token is renewed.
 const MAX_AGE: i64 = 24 * 3600;
+/// Seconds by which a renewal may come earlier.
+const MAX_JITTER: i64 = 10;
 
 /// How far the clocks of node and cloud may differ.
 const CLOCK_LEEWAY: i64 = 300;
@@ -32,19 +35,22 @@ pub(super) struct PrivateMode {
     pub owner: Option<u32>,
 }
 
-/// A token is private when the pod names a group for its volumes, or all containers run as the same user.
+/// A token is private when the pod names a group for its volumes, or all containers run as the same user, who then owns it.
 pub(super) fn private_mode(pod: &Pod) -> Option<PrivateMode> {
     let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-    if context.and_then(|context| context.fs_group).is_some() {
-        return Some(PrivateMode { mode: 0o600, owner: None });
-    }
-    let shared = context.and_then(|context| context.run_as_user);
+    let has_group = context.and_then(|context| context.fs_group).is_some();
+    let owner = common_user(pod, context.and_then(|context| context.run_as_user));
+    (has_group || owner.is_some()).then_some(PrivateMode { mode: 0o600, owner })
+}
+
+/// The user of all containers, if there is one.
+fn common_user(pod: &Pod, shared: Option<i64>) -> Option<u32> {
     let mut users = spec::containers(pod)
         .iter()
         .chain(spec::init_containers(pod))
         .map(|container| container.security_context.as_ref().and_then(|context| context.run_as_user).or(shared));
     let first = users.next().flatten()?;
-    users.all(|user| user == Some(first)).then(|| PrivateMode { mode: 0o600, owner: u32::try_from(first).ok() })
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 /// The part of a TokenRequest's answer that matters.
@@ -78,6 +84,15 @@ struct Claims {
     iat: i64,
     #[serde(default)]
     exp: i64,
+    #[serde(default, rename = "kubernetes.io")]
+    kubernetes: KubernetesClaims,
+}
+
+/// The API server makes tokens for itself live longer than was asked for, and says here when they should have been renewed.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct KubernetesClaims {
+    warnafter: Option<i64>,
 }
 
 /// The token for a volume: the one that is there while it is fresh, else a new one, else the old one all the same.
@@ -91,8 +106,10 @@ pub(super) async fn token(
     volume: &Path,
 ) -> Result<Option<String>, VolumeError> {
     let current = fs::read_to_string(volume.join(&source.path)).ok().filter(|token| !token.is_empty());
+    // The nodes of a fleet, restarted together, do not all ask in the same second.
+    let jitter = rand::rng().random_range(0..=MAX_JITTER);
     if let Some(token) = &current
-        && is_fresh(token, Timestamp::now().as_second())
+        && is_fresh(token, Timestamp::now().as_second() + jitter)
     {
         return Ok(current);
     }
@@ -163,7 +180,8 @@ fn is_fresh(token: &str, now: i64) -> bool {
     let Some(claims) = claims(token).filter(|claims| now.saturating_add(CLOCK_LEEWAY) >= claims.iat) else {
         return false;
     };
-    let lifetime = claims.exp.saturating_sub(claims.iat);
+    let ends = claims.kubernetes.warnafter.unwrap_or(claims.exp).min(claims.exp);
+    let lifetime = ends.saturating_sub(claims.iat);
     let renew_at = claims.iat.saturating_add((lifetime / 5).saturating_mul(4).min(MAX_AGE));
     lifetime > 0 && now < renew_at
 }
@@ -192,6 +210,9 @@ mod tests {
         assert!(is_fresh(&token, 900), "clocks differ a little");
         assert!(!is_fresh(&token, 1000 - 86400), "the clock was set back by a day");
         assert!(!is_fresh(&token_of(i64::MIN, i64::MAX), 0), "nonsense");
+        let extended = json!({"iat": 1000, "exp": 1000 + 365 * 86400, "kubernetes.io": {"warnafter": 4607}});
+        let extended = format!("h.{}.s", URL_SAFE_NO_PAD.encode(extended.to_string()));
+        assert!(is_fresh(&extended, 1000 + 2800) && !is_fresh(&extended, 1000 + 2900));
     }
 
     #[test]
@@ -203,6 +224,8 @@ mod tests {
         assert_eq!(mode(json!({"containers": [{"name": "a"}]})), None);
         assert_eq!(mode(json!({"securityContext": {"fsGroup": 5}, "containers": [{"name": "a"}]})), Some(None));
         assert_eq!(mode(json!({"securityContext": {"runAsUser": 5}, "containers": [{"name": "a"}]})), Some(Some(5)));
+        let both = json!({"securityContext": {"fsGroup": 5, "runAsUser": 6}, "containers": [{"name": "a"}]});
+        assert_eq!(mode(both), Some(Some(6)));
         let mixed = json!({"securityContext": {"runAsUser": 5},
             "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 6}}]});
         assert_eq!(mode(mixed), None);

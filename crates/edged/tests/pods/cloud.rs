@@ -25,6 +25,8 @@ struct State {
     offline: bool,
     /// The local store does not answer lists.
     list_fails: bool,
+    /// How long tokens live, and how old they are when they are issued, in seconds; none are issued otherwise.
+    tokens: Option<(i64, i64)>,
     version: u64,
     log: Vec<(String, String, Value)>,
     push: Option<mpsc::Sender<Message>>,
@@ -42,6 +44,21 @@ impl Cloud {
 
     pub fn set_offline(&self, offline: bool) {
         self.state().offline = offline;
+    }
+
+    /// Issues ServiceAccount tokens from now on, which live so many seconds and are so old when they are issued.
+    pub fn issue_tokens(&self, lifetime: i64, age: i64) {
+        self.state().tokens = Some((lifetime, age));
+    }
+
+    /// Reasons and texts of the events about a pod.
+    pub fn event_texts(&self, name: &str) -> Vec<String> {
+        let log = self.log();
+        let events = log.iter().filter(|(_, resource, _)| resource.contains("/event/"));
+        let events = events.map(|(_, _, content)| content.get("event").unwrap_or(content));
+        let events = events.filter(|event| event["involvedObject"]["name"] == name);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        events.map(|event| format!("{}: {}", text(&event["reason"]), text(&event["message"]))).collect()
     }
 
     pub fn fail_lists(&self, fail: bool) {
@@ -226,6 +243,11 @@ impl Cloud {
                 _ => (Some(not_found(&key)), None),
             },
             ("event", _) => (Some(Content::null()), None),
+            ("serviceaccounttoken", operation::QUERY) if state.tokens.is_some() => {
+                state.version += 1;
+                let token = token(&content, state.tokens.unwrap(), state.version);
+                (Some(Content::json(&token).unwrap()), None)
+            }
             (_, operation::QUERY) => match state.others.get(&route.resource) {
                 Some(object) => (Some(Content::json(object).unwrap()), None),
                 None => (Some(not_found(&key)), None),
@@ -237,6 +259,18 @@ impl Cloud {
 
 fn key(pod: &Value) -> String {
     format!("{}/{}", pod["metadata"]["namespace"].as_str().unwrap(), pod["metadata"]["name"].as_str().unwrap())
+}
+
+/// The answer to a TokenRequest: a token that nobody has signed.
+fn token(request: &Value, (lifetime, age): (i64, i64), number: u64) -> Value {
+    use base64::Engine as _;
+    let issued = jiff::Timestamp::now().as_second() - age;
+    let spec = &request["spec"];
+    let claims = json!({"iat": issued, "exp": issued + lifetime, "aud": spec["audiences"], "jti": number.to_string(),
+        "kubernetes.io": {"pod": {"name": spec["boundObjectRef"]["name"], "uid": spec["boundObjectRef"]["uid"]}}});
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims.to_string());
+    let expires = jiff::Timestamp::from_second(issued + lifetime).unwrap().to_string();
+    json!({"spec": spec, "status": {"token": format!("h.{claims}.s"), "expirationTimestamp": expires}})
 }
 
 fn not_found(key: &str) -> Content {

@@ -18,6 +18,17 @@ use crate::{cloud::Cloud, pod_with};
 /// Starting real containers on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Unmounts below the test's folder at its end.
+struct Mounts(std::path::PathBuf);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        if let Err(error) = Containerd::unmount_below(&self.0) {
+            eprintln!("unmounting below {}: {error:#}", self.0.display());
+        }
+    }
+}
+
 fn start(directory: &Path, endpoint: String, cloud: &Cloud) -> JoinSet<()> {
     let mut settings = Settings::new("n1");
     settings.root_dir = directory.join("kubelet");
@@ -60,6 +71,7 @@ async fn get(ip: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_web_server_survives_edged_containerd_and_a_power_cut() {
     let directory = tempfile::tempdir().unwrap();
+    let _mounts = Mounts(directory.path().to_owned());
     let options = ContainerdOptions::for_test(directory.path(), 1);
     let mut containerd = Containerd::start(options.clone()).await.unwrap();
     containerd.import_busybox().await.unwrap();

@@ -143,6 +143,7 @@ impl Node {
 }
 
 impl Drop for Node {
+    /// Mounts are below edged's folder: they go with it, also after a failed test.
     fn drop(&mut self) {
         self.stopping.cancel();
         if let Err(error) = testkit::containerd::Containerd::unmount_below(self.directory.path()) {
