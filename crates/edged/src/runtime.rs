@@ -3,14 +3,18 @@
 //! Every method is safe to repeat. Identity lives in labels and annotations, so that a restarted
 //! edged finds everything again with [`Runtime::list_pods`].
 
+mod cgroups;
 mod hooks;
+mod host;
 mod rotation;
+mod service;
 mod start;
 mod watch;
 
 use std::{
+    collections::HashMap,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +24,7 @@ use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cgroups::{self, CgroupDriver},
+    cgroups::{CgroupDriver, Cgroups, detect},
     container::resources::NodeResources,
     cri::{CriClient, proto},
     events::Recorder,
@@ -125,9 +129,6 @@ pub struct RuntimeReadiness {
 /// Events waiting for the pod side; a burst beyond it becomes one [`RuntimeEvent::Resync`].
 pub const RUNTIME_EVENT_QUEUE: usize = 256;
 
-/// Configuration of the node's own resolver.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-
 /// The container runtime, images, volumes and logs of this node.
 pub struct Runtime {
     settings: Arc<Settings>,
@@ -139,8 +140,13 @@ pub struct Runtime {
     images: Images,
     /// Name and version, once the runtime has answered.
     version: OnceLock<proto::VersionResponse>,
-    /// Driver that the runtime reports, or the configured one.
-    driver: tokio::sync::OnceCell<CgroupDriver>,
+    /// Cgroups with the driver that the runtime reports, or the configured one.
+    cgroups: tokio::sync::OnceCell<Cgroups>,
+    /// Thousandths of processors that Burstable pods request, by UID.
+    burstable: Mutex<HashMap<String, i64>>,
+    /// The runtime can make mounts read-only with all below them.
+    recursive_read_only: tokio::sync::OnceCell<bool>,
+    kubernetes: service::KubernetesService,
     resources: OnceLock<NodeResources>,
     /// Whether pods are being started or stopped, which calls for a closer watch.
     busy: channel::Sender<bool>,
@@ -154,10 +160,13 @@ impl Runtime {
         Self {
             cri: CriClient::new(&settings.runtime_endpoint, &settings.image_endpoint)
                 .with_limit(settings.runtime_request_timeout),
-            volumes: Volumes::new(meta.clone(), paths.clone()),
+            volumes: Volumes::new(meta.clone(), paths.clone(), Arc::clone(&settings)),
             images: Images::new(&settings),
             version: OnceLock::new(),
-            driver: tokio::sync::OnceCell::new(),
+            cgroups: tokio::sync::OnceCell::new(),
+            burstable: Mutex::default(),
+            recursive_read_only: tokio::sync::OnceCell::new(),
+            kubernetes: service::KubernetesService::default(),
             resources: OnceLock::new(),
             busy: channel::Sender::new(false),
             settings,
@@ -191,7 +200,11 @@ impl Runtime {
         let conditions = match self.cri.status().await {
             Ok(conditions) => conditions,
             Err(error) => {
-                let text = RuntimeError::from(error).to_string();
+                let cause = error.message();
+                let mut text = RuntimeError::from(error).to_string();
+                if let Some(hint) = detect::endpoint_hint(&self.settings.runtime_endpoint, &cause) {
+                    text = format!("{text}: {hint}");
+                }
                 return RuntimeReadiness {
                     runtime_error: Some(format!("container runtime is down: {text}")),
                     network_error: None,
@@ -210,7 +223,10 @@ impl Runtime {
             }
         };
         RuntimeReadiness {
-            runtime_error: failed("RuntimeReady", "container runtime"),
+            runtime_error: match failed("RuntimeReady", "container runtime") {
+                None if self.settings.cgroups_per_qos => detect::problem(self.cgroups().await.driver),
+                other => other,
+            },
             network_error: failed("NetworkReady", "container runtime network"),
         }
     }
@@ -222,6 +238,10 @@ impl Runtime {
     pub async fn list_pods(&self) -> Result<Vec<ObservedPod>, RuntimeError> {
         // The name of the runtime is needed for the first status that is reported.
         self.version().await;
+        // And where their cgroups are, for those that nobody owns.
+        if self.settings.cgroups_per_qos {
+            self.cgroups().await;
+        }
         Ok(observe::list_pods(&self.cri).await?)
     }
 
@@ -301,15 +321,42 @@ impl Runtime {
         let refused = |message: String| RuntimeError::Call { call: "cleaning up the pod", message };
         check_uid(&identity.uid).map_err(|error| refused(error.to_string()))?;
         self.images.forget_pod(&identity.uid);
+        self.volumes.forget(&identity.uid);
         let (paths, uid) = (self.paths.clone(), identity.uid.clone());
         // A volume may hold a great many files.
         let removed = tokio::task::spawn_blocking(move || {
             volumes::tear_down(&paths.pod(&uid)).map_err(RuntimeError::files("removing the pod's directory"))?;
             logs::remove_pod_logs(&paths, &uid).map_err(RuntimeError::files("removing the pod's logs"))?;
-            cgroups::remove(&uid);
             Ok(())
         });
-        removed.await.unwrap_or_else(|error| Err(refused(error.to_string())))
+        removed.await.unwrap_or_else(|error| Err(refused(error.to_string())))?;
+        self.remove_cgroup(&identity.uid).await;
+        Ok(())
+    }
+
+    /// Releases what a pod that has ended for good needs no more: its volumes and its cgroup. Its containers are stopped; their
+    /// logs and last words stay.
+    ///
+    /// # Errors
+    /// Something is in use or cannot be removed.
+    pub async fn release_pod(&self, identity: &PodIdentity) -> Result<(), RuntimeError> {
+        let refused = |message: String| RuntimeError::Call { call: "releasing the pod's volumes", message };
+        check_uid(&identity.uid).map_err(|error| refused(error.to_string()))?;
+        self.volumes.forget(&identity.uid);
+        let (paths, uid) = (self.paths.clone(), identity.uid.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            let gone = |dir: &Path| volumes::tear_down(dir).map_err(RuntimeError::files("removing the pod's volumes"));
+            gone(&paths.subpaths(&uid))?;
+            gone(&paths.volumes(&uid))
+        });
+        removed.await.unwrap_or_else(|error| Err(refused(error.to_string())))?;
+        self.remove_cgroup(&identity.uid).await;
+        Ok(())
+    }
+
+    /// How long to wait before a pod's volumes, which are not there, are tried again.
+    pub fn volumes_retry(&self, identity: &PodIdentity) -> Duration {
+        self.volumes.retry_after(&identity.uid)
     }
 
     /// The highest restart count of which a log of this container is left.
@@ -338,25 +385,24 @@ impl Runtime {
         &self.paths
     }
 
-    /// Who makes cgroups.
-    pub(crate) async fn driver(&self) -> CgroupDriver {
-        let ask = async {
-            let reported = self.cri.cgroup_driver().await.map_err(drop)?;
-            Ok::<_, ()>(match reported {
-                Some(proto::CgroupDriver::Systemd) => CgroupDriver::Systemd,
-                Some(proto::CgroupDriver::Cgroupfs) => CgroupDriver::Cgroupfs,
-                None => CgroupDriver::parse(&self.settings.cgroup_driver),
-            })
-        };
-        let known = self.driver.get_or_try_init(|| ask).await;
-        known.copied().unwrap_or_else(|()| CgroupDriver::parse(&self.settings.cgroup_driver))
-    }
-
     fn resources(&self) -> &NodeResources {
-        self.resources.get_or_init(|| facts::Machine::read(&self.settings.root_dir).resources())
+        self.resources.get_or_init(|| {
+            let mut resources = facts::Machine::read(&self.settings.root_dir).resources();
+            resources.no_cpu_quota = !self.settings.cpu_cfs_quota;
+            resources.pids_limit = self.settings.pod_pids_limit;
+            resources.single_process_oom_kill = self.settings.single_process_oom_kill;
+            resources.least_oom_score = host::least_oom_score(&self.settings.runtime_endpoint);
+            resources
+        })
     }
 
     fn host_dns(&self) -> proto::DnsConfig {
-        crate::dns::host(Path::new(RESOLV_CONF))
+        crate::dns::host(&self.settings.resolv_conf)
+    }
+
+    /// Whether mounts can be made read-only with all below them; asked once.
+    async fn recursive_read_only(&self) -> bool {
+        let ask = async { self.cri.recursive_read_only_mounts().await.map_err(drop) };
+        self.recursive_read_only.get_or_try_init(|| ask).await.copied().unwrap_or(false)
     }
 }

@@ -1,9 +1,12 @@
 //! Requests and limits as cgroup values, and the score of the out-of-memory killer (rules of the kubelet).
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use podlife::{qos, spec};
 
+use crate::cgroups::Limits;
 use crate::cri::proto::{HugepageLimit, LinuxContainerResources};
 use crate::quantity;
 
@@ -31,6 +34,16 @@ pub struct NodeResources {
     pub hugepage_sizes: Vec<u64>,
     /// cgroup v2.
     pub unified_cgroups: bool,
+    /// The kernel can limit swap per cgroup; pods get none.
+    pub swap_controller: bool,
+    /// Limits of CPU are not enforced (`cpuCFSQuota: false`).
+    pub no_cpu_quota: bool,
+    /// Processes that a pod may have (`podPidsLimit`).
+    pub pids_limit: Option<i64>,
+    /// Only the process that used too much memory is killed, not the whole container (`singleProcessOOMKill`).
+    pub single_process_oom_kill: bool,
+    /// The runtime may not protect processes more than this (it lacks CAP_SYS_RESOURCE).
+    pub least_oom_score: Option<i64>,
 }
 
 /// CPU in thousandths, other resources in units; 0 when absent.
@@ -80,33 +93,42 @@ pub fn quota(milli: i64) -> i64 {
 /// Values for one container.
 pub fn container(pod: &Pod, container: &Container, node: &NodeResources) -> LinuxContainerResources {
     let amounts = amounts(container);
+    let oom_score = oom_score(pod, container, node);
     let mut values = LinuxContainerResources {
-        cpu_period: CPU_PERIOD,
-        cpu_quota: quota(amounts.cpu_limit),
         cpu_shares: shares(amounts.cpu_request),
         memory_limit_in_bytes: amounts.memory_limit,
-        oom_score_adj: oom_score(pod, container, node),
-        hugepage_limits: hugepages(container, node),
+        oom_score_adj: node.least_oom_score.map_or(oom_score, |least| oom_score.max(least)),
+        hugepage_limits: hugepages(container.resources.iter().flat_map(|r| &r.limits).flatten(), node),
         ..Default::default()
     };
-    if node.unified_cgroups {
+    if !node.no_cpu_quota {
+        (values.cpu_period, values.cpu_quota) = (CPU_PERIOD, quota(amounts.cpu_limit));
+    }
+    if node.unified_cgroups && !node.single_process_oom_kill {
         values.unified.insert("memory.oom.group".into(), "1".into());
+    }
+    match (node.swap_controller, node.unified_cgroups) {
+        (true, true) => drop(values.unified.insert("memory.swap.max".into(), "0".into())),
+        // Memory and swap together.
+        (true, false) => values.memory_swap_limit_in_bytes = amounts.memory_limit,
+        (false, _) => {}
     }
     values
 }
 
-fn hugepages(container: &Container, node: &NodeResources) -> Vec<HugepageLimit> {
-    let limit_of = |size: u64| {
-        let limits = container.resources.as_ref()?.limits.as_ref()?;
-        let found = limits.iter().find_map(|(name, limit)| {
-            let wanted = quantity::value(&Quantity(name.strip_prefix("hugepages-")?.to_owned()))?;
-            (u64::try_from(wanted) == Ok(size)).then_some(limit)
-        })?;
-        u64::try_from(quantity::value(found)?).ok()
-    };
+/// Every size of the node, with 0 for what is not asked for.
+fn hugepages<'a>(limits: impl Iterator<Item = (&'a String, &'a Quantity)>, node: &NodeResources) -> Vec<HugepageLimit> {
+    let mut asked: BTreeMap<u64, u64> = BTreeMap::new();
+    for (name, limit) in limits {
+        let size = name.strip_prefix("hugepages-").and_then(|size| quantity::value(&Quantity(size.to_owned())));
+        let (size, limit) = (size.and_then(|s| u64::try_from(s).ok()), quantity::value(limit));
+        if let (Some(size), Some(limit)) = (size, limit.and_then(|limit| u64::try_from(limit).ok())) {
+            *asked.entry(size).or_default() += limit;
+        }
+    }
     let name = |size: u64| if size >= 1 << 30 { format!("{}GB", size >> 30) } else { format!("{}MB", size >> 20) };
     let sizes = node.hugepage_sizes.iter().filter(|size| **size >= 1 << 20);
-    sizes.map(|&size| HugepageLimit { page_size: name(size), limit: limit_of(size).unwrap_or_default() }).collect()
+    sizes.map(|size| HugepageLimit { page_size: name(*size), limit: asked.get(size).copied().unwrap_or(0) }).collect()
 }
 
 /// From −997 for what must live to 1000 for what goes first.
@@ -123,12 +145,9 @@ fn oom_score(pod: &Pod, container: &Container, node: &NodeResources) -> i64 {
             if !spec::is_sidecar(container) {
                 return own;
             }
-            // A sidecar must not go before the containers that it serves.
-            spec::containers(pod)
-                .iter()
-                .map(|main| burstable_score(main, node))
-                .min()
-                .map_or(own, |least| own.min(least))
+            // A sidecar must not go before the containers that it serves: the smallest request of them counts for it too.
+            let scores = spec::containers(pod).iter().map(|main| burstable_score(main, node));
+            scores.max().map_or(own, |smallest_request| own.min(smallest_request))
         }
     }
 }
@@ -144,36 +163,92 @@ fn burstable_score(container: &Container, node: &NodeResources) -> i64 {
     }
 }
 
-/// Values for all containers of a pod together.
+/// Values for all containers of a pod together, without its overhead.
 pub fn pod_sum(pod: &Pod, node: &NodeResources) -> LinuxContainerResources {
-    let total = pod_amounts(pod);
+    linux_resources(pod_amounts(pod), pod_hugepages(pod, node))
+}
+
+/// What the pod needs besides its containers, if anything.
+pub fn overhead(pod: &Pod) -> Option<LinuxContainerResources> {
+    overhead_amounts(pod).map(|amounts| linux_resources(amounts, Vec::new()))
+}
+
+fn linux_resources(amounts: Amounts, hugepage_limits: Vec<HugepageLimit>) -> LinuxContainerResources {
     LinuxContainerResources {
         cpu_period: CPU_PERIOD,
-        cpu_quota: quota(total.cpu_limit),
-        cpu_shares: shares(total.cpu_request),
-        memory_limit_in_bytes: total.memory_limit,
-        hugepage_limits: hugepages(&Container::default(), node),
+        cpu_quota: quota(amounts.cpu_limit),
+        cpu_shares: shares(amounts.cpu_request),
+        memory_limit_in_bytes: amounts.memory_limit,
+        hugepage_limits,
         ..Default::default()
+    }
+}
+
+fn pod_hugepages(pod: &Pod, node: &NodeResources) -> Vec<HugepageLimit> {
+    let limits = spec::containers(pod).iter().filter_map(|c| c.resources.as_ref()?.limits.as_ref()).flatten();
+    hugepages(limits, node)
+}
+
+fn overhead_amounts(pod: &Pod) -> Option<Amounts> {
+    let overhead = pod.spec.as_ref()?.overhead.as_ref().filter(|overhead| !overhead.is_empty())?;
+    let cpu = overhead.get("cpu").and_then(quantity::milli).unwrap_or_default();
+    let memory = overhead.get("memory").and_then(quantity::value).unwrap_or_default();
+    Some(Amounts { cpu_request: cpu, cpu_limit: cpu, memory_request: memory, memory_limit: memory })
+}
+
+/// What the cgroup of a whole pod is limited to.
+pub fn pod_limits(pod: &Pod, node: &NodeResources) -> Limits {
+    let mut total = pod_amounts(pod);
+    if let Some(overhead) = overhead_amounts(pod) {
+        total.cpu_request = total.cpu_request.saturating_add(overhead.cpu_request);
+        if total.cpu_limit > 0 {
+            total.cpu_limit = total.cpu_limit.saturating_add(overhead.cpu_limit);
+        }
+        if total.memory_limit > 0 {
+            total.memory_limit = total.memory_limit.saturating_add(overhead.memory_limit);
+        }
+    }
+    let hugepages = pod_hugepages(pod, node).into_iter().map(|limit| (limit.page_size, limit.limit)).collect();
+    let some = |amount: i64| (amount > 0).then_some(amount);
+    if qos::qos_class(pod) == "BestEffort" {
+        return Limits { cpu_shares: MIN_SHARES, pids: node.pids_limit, hugepages, ..Limits::default() };
+    }
+    Limits {
+        cpu_shares: shares(total.cpu_request),
+        cpu_quota: some(quota(total.cpu_limit)).filter(|_| !node.no_cpu_quota),
+        memory: some(total.memory_limit),
+        pids: node.pids_limit,
+        hugepages,
     }
 }
 
 /// Requests of a pod, and its limits where every container has one.
 pub fn pod_amounts(pod: &Pod) -> Amounts {
-    let all = |read: fn(&Amounts) -> i64, needs_all: bool| {
-        let main: Vec<i64> = spec::containers(pod).iter().map(|c| read(&amounts(c))).collect();
-        let init: Vec<i64> = spec::init_containers(pod).iter().map(|c| read(&amounts(c))).collect();
-        if needs_all && main.iter().chain(&init).any(|amount| *amount == 0) {
-            return 0;
+    let sum = |read: fn(&Amounts) -> i64| {
+        let of = |container: &Container| read(&amounts(container));
+        let mut running = spec::containers(pod).iter().fold(0_i64, |sum, c| sum.saturating_add(of(c)));
+        // Init containers run one by one before the main ones, but beside the sidecars that were started before them.
+        let (mut sidecars, mut starting) = (0_i64, 0_i64);
+        for container in spec::init_containers(pod) {
+            if spec::is_sidecar(container) {
+                sidecars = sidecars.saturating_add(of(container));
+                running = running.saturating_add(of(container));
+                starting = starting.max(sidecars);
+            } else {
+                starting = starting.max(sidecars.saturating_add(of(container)));
+            }
         }
-        let sum = main.iter().fold(0_i64, |sum, amount| sum.saturating_add(*amount));
-        // Init containers run one by one before the main ones.
-        init.into_iter().fold(sum, i64::max)
+        running.max(starting)
+    };
+    let limit = |read: fn(&Amounts) -> i64| {
+        let all = || spec::containers(pod).iter().chain(spec::init_containers(pod));
+        if all().any(|container| read(&amounts(container)) == 0) { 0 } else { sum(read) }
     };
     Amounts {
-        cpu_request: all(|a| a.cpu_request, false),
-        cpu_limit: all(|a| a.cpu_limit, true),
-        memory_request: all(|a| a.memory_request, false),
-        memory_limit: all(|a| a.memory_limit, true),
+        cpu_request: sum(|a| a.cpu_request),
+        cpu_limit: limit(|a| a.cpu_limit),
+        memory_request: sum(|a| a.memory_request),
+        memory_limit: limit(|a| a.memory_limit),
     }
 }
 
@@ -214,5 +289,74 @@ mod tests {
         .unwrap();
         let amounts = pod_amounts(&pod);
         assert_eq!((amounts.cpu_request, amounts.cpu_limit, amounts.memory_limit), (1500, 0, 2 << 30));
+    }
+
+    #[test]
+    fn pods_with_init_containers_and_sidecars() {
+        let container = |name: &str, cpu: &str, policy: Option<&str>| json!({"name": name, "restartPolicy": policy, "resources": {"limits": {"cpu": cpu, "memory": "1Mi"}}});
+        let always = Some("Always");
+        for (init, cpu) in [
+            (json!([]), 1500),
+            (json!([container("i", "2", None)]), 2000),
+            (json!([container("s", "1", always)]), 2500),
+            (json!([container("s", "1", always), container("i", "2", None)]), 3000),
+            (json!([container("i", "2", None), container("s", "1", always)]), 2500),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"spec": {"initContainers": init,
+                "containers": [container("a", "1", None), container("b", "500m", None)]}}))
+            .unwrap();
+            let amounts = pod_amounts(&pod);
+            assert_eq!((amounts.cpu_request, amounts.cpu_limit), (cpu, cpu), "{init}");
+        }
+        let open: Pod = serde_json::from_value(json!({"spec": {"containers": [container("a", "1", None)],
+            "initContainers": [{"name": "i"}]}}))
+        .unwrap();
+        assert_eq!(pod_amounts(&open).cpu_limit, 0, "an init container counts too");
+    }
+
+    #[test]
+    fn limits_of_a_pods_cgroup() {
+        let node = NodeResources { memory: 1 << 30, hugepage_sizes: vec![2 << 20, 1 << 30], ..Default::default() };
+        let mut burstable =
+            pod(json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "hugepages-2Mi": "4Mi"}}));
+        let limits = pod_limits(&burstable, &node);
+        assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.memory, limits.pids), (256, Some(50_000), None, None));
+        assert_eq!(limits.hugepages, [("2MB".to_owned(), 4 << 20), ("1GB".to_owned(), 0)]);
+        burstable.spec.as_mut().unwrap().overhead = Some([("cpu".to_owned(), Quantity("250m".into()))].into());
+        let limits = pod_limits(&burstable, &node);
+        assert_eq!((limits.cpu_shares, limits.cpu_quota), (512, Some(75_000)));
+        assert_eq!(overhead(&burstable).unwrap().cpu_shares, 256);
+        let node = NodeResources { no_cpu_quota: true, pids_limit: Some(7), ..node };
+        assert_eq!(pod_limits(&burstable, &node).cpu_quota, None);
+        let best_effort = pod_limits(&pod(json!({})), &node);
+        assert_eq!((best_effort.cpu_shares, best_effort.pids), (2, Some(7)));
+    }
+
+    #[test]
+    fn swap_oom_and_quota_follow_the_node() {
+        let pod = pod(json!({"limits": {"cpu": "1", "memory": "1Mi"}}));
+        let of = |node: NodeResources| container(&pod, &pod.spec.as_ref().unwrap().containers[0], &node);
+        let v1 = of(NodeResources { swap_controller: true, ..Default::default() });
+        assert_eq!((v1.memory_swap_limit_in_bytes, v1.unified.len(), v1.oom_score_adj), (1 << 20, 0, -997));
+        let v2 = of(NodeResources { swap_controller: true, unified_cgroups: true, ..Default::default() });
+        assert_eq!((&*v2.unified["memory.swap.max"], &*v2.unified["memory.oom.group"]), ("0", "1"));
+        assert_eq!(v2.memory_swap_limit_in_bytes, 0);
+        let single = of(NodeResources { unified_cgroups: true, single_process_oom_kill: true, ..Default::default() });
+        assert!(single.unified.is_empty());
+        let bare = of(NodeResources { no_cpu_quota: true, least_oom_score: Some(0), ..Default::default() });
+        assert_eq!((bare.cpu_period, bare.cpu_quota, bare.oom_score_adj), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_sidecar_lives_as_long_as_whom_it_serves() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}],
+            "containers": [{"name": "a", "resources": {"requests": {"memory": "512Mi"}}},
+                {"name": "b", "resources": {"requests": {"memory": "256Mi"}}}]}}))
+        .unwrap();
+        let node = NodeResources { memory: 1 << 30, ..Default::default() };
+        let score = |c: &Container| container(&pod, c, &node).oom_score_adj;
+        let init = spec::init_containers(&pod);
+        assert_eq!((score(&init[0]), score(&init[1])), (750, 999), "the smallest request of a main container counts");
     }
 }

@@ -37,6 +37,22 @@ impl CriClient {
         Ok(answer.status.unwrap_or_default().conditions)
     }
 
+    /// Whether the default handler can make mounts read-only with all below them.
+    pub async fn recursive_read_only_mounts(&self) -> Result<bool, CriError> {
+        let mut client = self.runtime.clone();
+        let answer = self.call("Status", STATUS_LIMIT, client.status(proto::StatusRequest::default())).await?;
+        let default = answer.runtime_handlers.into_iter().find(|handler| handler.name.is_empty());
+        Ok(default.and_then(|handler| handler.features).is_some_and(|features| features.recursive_read_only_mounts))
+    }
+
+    /// Whether containerd's default runtime uses systemd's cgroups, as its configuration says; `None` for other runtimes.
+    pub async fn uses_systemd_cgroups(&self) -> Result<Option<bool>, CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::StatusRequest { verbose: true };
+        let answer = self.call("Status", STATUS_LIMIT, client.status(request)).await?;
+        Ok(answer.info.get("config").and_then(|config| systemd_cgroups(config)))
+    }
+
     /// The cgroup driver; `None` when the runtime does not tell (containerd before 2.0).
     pub async fn cgroup_driver(&self) -> Result<Option<proto::CgroupDriver>, CriError> {
         let mut client = self.runtime.clone();
@@ -209,4 +225,33 @@ impl CriClient {
 
 fn spec(image: &str) -> ImageSpec {
     ImageSpec { image: image.to_owned(), ..Default::default() }
+}
+
+/// Reads containerd's configuration, as it shows it in JSON.
+fn systemd_cgroups(config: &str) -> Option<bool> {
+    let config: serde_json::Value = serde_json::from_str(config).ok()?;
+    let containerd = &config["containerd"];
+    let name = containerd["defaultRuntimeName"].as_str()?;
+    let options = containerd["runtimes"][name].get("options")?;
+    Some(options["SystemdCgroup"].as_bool().unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_of_containerd_1() {
+        let config = |options: &str| {
+            format!(
+                r#"{{"containerd": {{"defaultRuntimeName": "runc", "runtimes": {{"runc": {{"options": {options}}}}}}}}}"#
+            )
+        };
+        assert_eq!(systemd_cgroups(&config(r#"{"SystemdCgroup": true}"#)), Some(true));
+        assert_eq!(systemd_cgroups(&config("{}")), Some(false));
+        assert_eq!(systemd_cgroups(&config("null")), Some(false));
+        for odd in ["", "{}", "[]", r#"{"containerd": 7}"#] {
+            assert_eq!(systemd_cgroups(odd), None, "{odd}");
+        }
+    }
 }

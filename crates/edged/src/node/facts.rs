@@ -77,6 +77,8 @@ impl Machine {
             allocatable_storage: signed(self.allocatable_storage()),
             hugepage_sizes: self.hugepages.iter().map(|(size, _)| *size).collect(),
             unified_cgroups: crate::cgroups::is_unified(),
+            swap_controller: crate::cgroups::limits_swap(),
+            ..NodeResources::default()
         }
     }
 }

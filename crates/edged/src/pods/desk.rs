@@ -329,6 +329,8 @@ impl DeskTask {
             let pod = Arc::clone(&worker.pod);
             self.spawn(Entry { identity, pod, mailbox, removed: true, successor: None }, worker, stopping);
         }
+        let pods = &self.pods;
+        self.tools.runtime.remove_orphan_cgroups(|uid| pods.contains_key(uid));
     }
 }
 

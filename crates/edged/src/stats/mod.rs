@@ -104,8 +104,8 @@ impl Stats {
 
     /// Memory of all pods together; absent where they have no cgroup of their own.
     pub fn all_pods_memory(&self) -> Option<summary::MemoryStats> {
-        let group = node::all_pods(&self.shared.cgroups)?;
-        self.shared.cgroups.memory(group, Timestamp::now())
+        let group = self.shared.runtime.cgroup_of_all_pods();
+        self.shared.cgroups.memory(&group, Timestamp::now())
     }
 
     /// Where images are; asked of the runtime until it has answered once. `None` when it does not tell.
@@ -167,9 +167,10 @@ impl Stats {
         let runtime = if everything { self.runtime_fs().await? } else { RuntimeStats::default() };
         let now = Timestamp::now();
         let mut usage = node::usage(&self.shared.cgroups, &self.shared.settings.root_dir, now);
+        let tree = self.shared.runtime.cgroups().await;
         let sources = Sources {
             cgroups: &self.shared.cgroups,
-            driver: self.shared.runtime.driver().await,
+            tree: &tree,
             disks: disks.as_ref(),
             container_fs: runtime.container_fs.as_ref(),
             node_fs: usage.fs.as_ref().filter(|_| everything),
@@ -182,7 +183,7 @@ impl Stats {
             (usage.fs, usage.network, usage.rlimit) = (None, None, None);
         }
         let node_name = self.shared.settings.node_name.clone();
-        let system_containers = node::system_containers(&self.shared.cgroups, now);
+        let system_containers = node::system_containers(&self.shared.cgroups, &tree.all_pods(), now);
         Ok(Summary { node: NodeStats { node_name, system_containers, usage }, pods })
     }
 

@@ -11,9 +11,6 @@ use super::summary::{
     ContainerStats, ContainerUsage, InterfaceStats, NetworkStats, NodeUsage, RlimitStats, SwapStats, Time,
 };
 
-/// The group of all pods below the root, for each cgroup driver.
-const ALL_PODS: [&str; 2] = ["/kubepods", "/kubepods.slice"];
-
 /// Everything but the rate of the processors and the runtime's file systems.
 pub fn usage(cgroups: &Cgroups, root_dir: &Path, now: Timestamp) -> NodeUsage {
     let group = cgroups.read("/", now);
@@ -35,14 +32,15 @@ pub fn usage(cgroups: &Cgroups, root_dir: &Path, now: Timestamp) -> NodeUsage {
 }
 
 /// The agent's own group, and that of all pods together.
-pub fn system_containers(cgroups: &Cgroups, now: Timestamp) -> Vec<ContainerStats> {
+pub fn system_containers(cgroups: &Cgroups, pods: &str, now: Timestamp) -> Vec<ContainerStats> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = own.lines().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
         (controllers.is_empty() || controllers.split(',').any(|name| name == "memory")).then_some(path)
     });
     let started = boot_time();
-    let groups = [("kubelet", own.filter(|path| *path != "/")), ("pods", all_pods(cgroups))];
+    let groups =
+        [("kubelet", own.filter(|path| *path != "/")), ("pods", Some(pods).filter(|group| cgroups.exists(group)))];
     let known = groups.into_iter().filter_map(|(name, group)| Some((name, cgroups.read(group?, now))));
     known
         .map(|(name, usage)| ContainerStats {
@@ -57,11 +55,6 @@ pub fn system_containers(cgroups: &Cgroups, now: Timestamp) -> Vec<ContainerStat
             ..Default::default()
         })
         .collect()
-}
-
-/// The group of all pods, if there is one.
-pub fn all_pods(cgroups: &Cgroups) -> Option<&'static str> {
-    ALL_PODS.into_iter().find(|group| cgroups.exists(group))
 }
 
 fn boot_time() -> Option<Time> {

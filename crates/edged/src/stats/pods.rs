@@ -13,7 +13,7 @@ use super::summary::{
     ContainerStats, ContainerUsage, CpuStats, FsStats, InterfaceStats, MemoryStats, NetworkStats, PodReference,
     PodStats, PodUsage, ProcessStats, SwapStats, Time,
 };
-use crate::cgroups::CgroupDriver;
+use crate::cgroups::Cgroups as PodCgroups;
 use crate::cri::proto;
 use crate::{labels, observe};
 
@@ -37,8 +37,8 @@ pub struct Observed {
 pub struct Sources<'a> {
     /// The kernel's counters.
     pub cgroups: &'a Cgroups,
-    /// Who made the cgroups.
-    pub driver: CgroupDriver,
+    /// Where those of pods are.
+    pub tree: &'a PodCgroups,
     /// Logs and volumes by UID; absent where only processors and memory are wanted.
     pub disks: Option<&'a HashMap<String, PodDisk>>,
     /// File system of writable layers.
@@ -112,7 +112,7 @@ fn complete(pod: &mut PodStats, observed: &Observed, sources: &Sources<'_>) {
 
 /// The cgroup of a pod, whichever class it is in.
 fn group(uid: &str, sources: &Sources<'_>) -> GroupUsage {
-    let paths = CLASSES.into_iter().map(|class| sources.driver.pod_cgroup(uid, class));
+    let paths = CLASSES.into_iter().map(|class| sources.tree.pod(uid, class));
     let found = paths.into_iter().find(|path| sources.cgroups.exists(path));
     found.map(|path| sources.cgroups.read(&path, sources.now)).unwrap_or_default()
 }

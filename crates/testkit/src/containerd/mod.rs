@@ -185,6 +185,12 @@ impl Containerd {
         Ok(serde_json::from_slice(&std::fs::read(bundle.join("config.json"))?)?)
     }
 
+    /// The node's own address in the network of the pods.
+    pub fn gateway(&self) -> String {
+        let network = self.options.subnet.split('/').next().unwrap_or_default();
+        format!("{}1", network.trim_end_matches('0'))
+    }
+
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.pid

@@ -181,7 +181,10 @@ impl RuntimeService for Service {
             condition("RuntimeReady", "RuntimeNotReady", &world.runtime_error),
             condition("NetworkReady", "NetworkPluginNotReady", &world.network_error),
         ];
-        Ok(Response::new(proto::StatusResponse { status: Some(proto::RuntimeStatus { conditions }) }))
+        Ok(Response::new(proto::StatusResponse {
+            status: Some(proto::RuntimeStatus { conditions }),
+            ..Default::default()
+        }))
     }
 
     async fn runtime_config(
