@@ -26,6 +26,13 @@ pub fn edged(config: &Config) -> Settings {
     settings.cluster_dns = document.texts(&kubelet("clusterDNS"));
     settings.cluster_domain = document.text(&kubelet("clusterDomain"));
     settings.cgroup_driver = document.text(&kubelet("cgroupDriver"));
+    settings.cgroup_root = document.text(&kubelet("cgroupRoot"));
+    settings.cpu_cfs_quota = document.flag(&kubelet("cpuCFSQuota"));
+    settings.pod_pids_limit = Some(document.number(&kubelet("podPidsLimit"))).filter(|limit| *limit > 0);
+    settings.single_process_oom_kill = document.flag(&kubelet("singleProcessOOMKill"));
+    settings.seccomp_default = document.flag(&kubelet("seccompDefault")) || document.flag(&own("seccompDefault"));
+    settings.allowed_unsafe_sysctls = document.texts(&kubelet("allowedUnsafeSysctls"));
+    settings.resolv_conf = document.text(&kubelet("resolvConf")).into();
     settings.cgroups_per_qos = document.flag(&kubelet("cgroupsPerQOS"));
     if let Some(size) = edged::settings::bytes(&document.text(&kubelet("containerLogMaxSize"))) {
         settings.container_log_max_size = size;

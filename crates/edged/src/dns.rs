@@ -44,8 +44,11 @@ fn trim_dot(domain: &str) -> String {
     domain.strip_suffix('.').filter(|rest| !rest.is_empty()).unwrap_or(domain).to_owned()
 }
 
-/// The node's own configuration; empty when it has none.
+/// The node's own configuration; empty when it has none. Without a path (`resolvConf: ""`) nothing is resolved.
 pub fn host(path: &Path) -> DnsConfig {
+    if path.as_os_str().is_empty() {
+        return DnsConfig { servers: vec!["127.0.0.1".into()], searches: vec![".".into()], options: Vec::new() };
+    }
     std::fs::read_to_string(path).map(|text| parse_resolv_conf(&text)).unwrap_or_default()
 }
 

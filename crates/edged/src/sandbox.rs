@@ -33,6 +33,8 @@ pub struct SandboxInput<'a> {
     pub cluster_domain: &'a str,
     /// For the sum of resources.
     pub node: &'a NodeResources,
+    /// Groups that the pod's volumes ask for.
+    pub volume_groups: &'a [i64],
 }
 
 /// The pod asks for something that no sandbox can have.
@@ -76,9 +78,9 @@ pub fn config(input: SandboxInput<'_>) -> Result<proto::PodSandboxConfig, Sandbo
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         linux: Some(proto::LinuxPodSandboxConfig {
             cgroup_parent: input.cgroup_parent,
-            security_context: Some(security::sandbox(pod)),
+            security_context: Some(security::sandbox(pod, input.volume_groups)),
             sysctls: sysctls(pod),
-            overhead: None,
+            overhead: resources::overhead(pod),
             resources: Some(resources::pod_sum(pod, input.node)),
         }),
     })
@@ -164,7 +166,7 @@ fn protocol(port: &ContainerPort) -> proto::Protocol {
 fn sysctls(pod: &Pod) -> BTreeMap<String, String> {
     let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let wanted = context.and_then(|context| context.sysctls.as_deref()).unwrap_or_default();
-    wanted.iter().map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone())).collect()
+    wanted.iter().map(|sysctl| (podlife::sysctl::normalize(&sysctl.name), sysctl.value.clone())).collect()
 }
 
 #[cfg(test)]
@@ -188,6 +190,7 @@ mod tests {
             cgroup_parent: "/kubepods/besteffort/podu1".into(),
             cluster_domain: "cluster.local",
             node: &NodeResources::default(),
+            volume_groups: &[],
         })
     }
 

@@ -39,6 +39,20 @@ pub struct Settings {
     pub cgroup_driver: String,
     /// Whether each pod gets a cgroup of its own below its class (`cgroupsPerQOS`).
     pub cgroups_per_qos: bool,
+    /// Cgroup below which those of pods are made (`cgroupRoot`); the root when empty.
+    pub cgroup_root: String,
+    /// Limits of CPU are enforced (`cpuCFSQuota`).
+    pub cpu_cfs_quota: bool,
+    /// Processes that a pod may have (`podPidsLimit`).
+    pub pod_pids_limit: Option<i64>,
+    /// Only the process that used too much memory is killed (`singleProcessOOMKill`).
+    pub single_process_oom_kill: bool,
+    /// Containers that name no seccomp profile get the runtime's own (`seccompDefault`).
+    pub seccomp_default: bool,
+    /// Sysctls that pods may set besides the safe ones; `*` at the end stands for any rest (`allowedUnsafeSysctls`).
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Resolver configuration of the node (`resolvConf`); with an empty path pods with `dnsPolicy: Default` get none.
+    pub resolv_conf: PathBuf,
     /// Bytes from which on a container's log is rotated (`containerLogMaxSize`).
     pub container_log_max_size: u64,
     /// Files kept of a container's log, the current one included (`containerLogMaxFiles`).
@@ -88,6 +102,13 @@ impl Settings {
             cluster_domain: "cluster.local".into(),
             cgroup_driver: "cgroupfs".into(),
             cgroups_per_qos: true,
+            cgroup_root: String::new(),
+            cpu_cfs_quota: true,
+            pod_pids_limit: None,
+            single_process_oom_kill: false,
+            seccomp_default: false,
+            allowed_unsafe_sysctls: Vec::new(),
+            resolv_conf: "/etc/resolv.conf".into(),
             container_log_max_size: 10 << 20,
             container_log_max_files: 5,
             registry_pull_qps: 5,

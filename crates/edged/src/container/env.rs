@@ -63,10 +63,10 @@ pub fn environment(
     container: &Container,
     fields: &FieldSource<'_>,
     objects: &EnvObjects,
-    kubernetes_service: Option<&(String, u16)>,
+    services: &[(String, String)],
 ) -> Result<Vec<(String, String)>, String> {
     let namespace = fields.pod.metadata.namespace.as_deref().unwrap_or("default");
-    let mut variables = Variables::default();
+    let mut variables = Variables { list: Vec::new(), services };
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
         if let Some(reference) = &source.config_map_ref {
@@ -97,11 +97,10 @@ pub fn environment(
             variables.set(var.name.clone(), value);
         }
     }
-    if let Some((host, port)) = kubernetes_service {
-        variables.set_default("KUBERNETES_SERVICE_HOST", host.clone());
-        variables.set_default("KUBERNETES_SERVICE_PORT", port.to_string());
-    }
-    Ok(variables.list)
+    let mut list = variables.list;
+    let own: BTreeSet<String> = list.iter().map(|(name, _)| name.clone()).collect();
+    list.extend(services.iter().filter(|(name, _)| !own.contains(name)).cloned());
+    Ok(list)
 }
 
 /// `None` when an optional source is missing.
@@ -111,7 +110,7 @@ fn value_of(
     fields: &FieldSource<'_>,
     objects: &EnvObjects,
     namespace: &str,
-    before: &Variables,
+    before: &Variables<'_>,
 ) -> Result<Option<String>, String> {
     if let Some(value) = var.value.as_deref().filter(|value| !value.is_empty()) {
         return Ok(Some(expand(value, |name| before.get(name))));
@@ -154,26 +153,22 @@ fn lossy(value: &ByteString) -> String {
     String::from_utf8_lossy(&value.0).into_owned()
 }
 
-#[derive(Default)]
-struct Variables {
+struct Variables<'a> {
     list: Vec<(String, String)>,
+    /// Of Services: known to all values, and behind everything that the pod sets itself.
+    services: &'a [(String, String)],
 }
 
-impl Variables {
+impl Variables<'_> {
     fn get(&self, name: &str) -> Option<String> {
-        self.list.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone())
+        let all = self.list.iter().chain(self.services);
+        all.into_iter().find(|(other, _)| other == name).map(|(_, value)| value.clone())
     }
 
     fn set(&mut self, name: String, value: String) {
         match self.list.iter_mut().find(|(other, _)| *other == name) {
             Some((_, old)) => *old = value,
             None => self.list.push((name, value)),
-        }
-    }
-
-    fn set_default(&mut self, name: &str, value: String) {
-        if self.get(name).is_none() {
-            self.list.push((name.to_owned(), value));
         }
     }
 }
@@ -198,8 +193,9 @@ mod tests {
         objects.config_maps.insert("none".into(), None);
         let secret = serde_json::from_value(json!({"data": {"S": "c2VjcmV0"}})).unwrap();
         objects.secrets.insert("sec".into(), Some(secret));
-        let service = ("169.254.30.10".to_owned(), 10550);
-        environment(&pod.spec.as_ref().unwrap().containers[0], &fields, &objects, Some(&service))
+        let services = [("HOST", "169.254.30.10"), ("PORT", "10550")]
+            .map(|(name, value)| (format!("KUBERNETES_SERVICE_{name}"), value.to_owned()));
+        environment(&pod.spec.as_ref().unwrap().containers[0], &fields, &objects, &services)
     }
 
     fn get(variables: &[(String, String)], name: &str) -> Option<String> {
@@ -215,16 +211,18 @@ mod tests {
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "M", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "L"}}},
                 {"name": "ABSENT", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "no", "optional": true}}},
+                {"name": "API", "value": "$(KUBERNETES_SERVICE_PORT)"},
                 {"name": "KUBERNETES_SERVICE_HOST", "value": "mine"}]}))
         .unwrap();
         let names: Vec<_> = made.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
             names,
-            ["K", "L", "P_S", "A", "LATER", "IP", "M", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"]
+            ["K", "L", "P_S", "A", "LATER", "IP", "M", "API", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"]
         );
         assert_eq!(get(&made, "A").as_deref(), Some("map-$(LATER)"));
         assert_eq!(get(&made, "K").as_deref(), Some("own"));
         assert_eq!(get(&made, "P_S").as_deref(), Some("secret"));
+        assert_eq!(get(&made, "API").as_deref(), Some("10550"));
         assert_eq!(get(&made, "KUBERNETES_SERVICE_HOST").as_deref(), Some("mine"));
         assert_eq!(get(&made, "KUBERNETES_SERVICE_PORT").as_deref(), Some("10550"));
     }

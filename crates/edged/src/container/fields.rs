@@ -97,8 +97,29 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     for (key, value) in map.into_iter().flatten() {
         let separator = if out.is_empty() { "" } else { "\n" };
         // Writing to a String cannot fail.
-        let _ = write!(out, "{separator}{key}={value:?}");
+        let _ = write!(out, "{separator}{key}={}", go_quoted(value));
     }
+    out
+}
+
+/// A text in double quotes, with Go's escapes.
+fn go_quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        let _ = match c {
+            '"' | '\\' => write!(out, "\\{c}"),
+            '\x07' => write!(out, "\\a"),
+            '\x08' => write!(out, "\\b"),
+            '\x0b' => write!(out, "\\v"),
+            '\x0c' => write!(out, "\\f"),
+            '\n' => write!(out, "\\n"),
+            '\r' => write!(out, "\\r"),
+            '\t' => write!(out, "\\t"),
+            c if c.is_ascii_control() => write!(out, "\\x{:02x}", u32::from(c)),
+            c => write!(out, "{c}"),
+        };
+    }
+    out.push('"');
     out
 }
 
@@ -107,6 +128,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn quotes() {
+        assert_eq!(go_quoted("a\"b\\c\n\u{1}\u{7f}é\u{301}"), "\"a\\\"b\\\\c\\n\\x01\\x7fé\u{301}\"");
+    }
 
     #[test]
     fn fields_and_resources() {

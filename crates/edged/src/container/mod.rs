@@ -10,6 +10,7 @@ pub mod hosts;
 pub mod mounts;
 pub mod resources;
 pub mod security;
+pub mod service;
 
 use std::collections::BTreeMap;
 

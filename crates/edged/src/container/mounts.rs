@@ -27,6 +27,8 @@ pub struct MountInput<'a> {
     pub container_dir: PathBuf,
     /// Bind targets for sub-paths.
     pub subpaths: PathBuf,
+    /// The runtime can make mounts read-only with all below them.
+    pub recursive_read_only: bool,
 }
 
 /// Mounts in the order of the kubelet: volumes, hosts file, termination message.
@@ -87,13 +89,37 @@ fn volume_mount(
         Some("Bidirectional") => MountPropagation::PropagationBidirectional,
         _ => MountPropagation::PropagationPrivate,
     };
+    let recursive_read_only = recursive_read_only(mount, input.recursive_read_only)
+        .map_err(|text| format!("failed to resolve recursive read-only mode: {text}"))?;
     Ok(proto::Mount {
         container_path,
         host_path: source.display().to_string(),
         readonly: mount.read_only.unwrap_or(false) || volume.read_only,
         selinux_relabel: false,
         propagation: propagation as i32,
+        recursive_read_only,
     })
+}
+
+fn recursive_read_only(mount: &VolumeMount, supported: bool) -> Result<bool, String> {
+    let name = &mount.name;
+    let mode = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+    if mode == "Disabled" {
+        return Ok(false);
+    }
+    let asked = format!("volume {name:?} requested recursive read-only mode");
+    if mount.read_only != Some(true) {
+        return Err(format!("{asked}, but it is not read-only"));
+    }
+    if let Some(propagation) = mount.mount_propagation.as_deref().filter(|propagation| *propagation != "None") {
+        return Err(format!("{asked}, but it is not compatible with propagation {propagation:?}"));
+    }
+    match mode {
+        "IfPossible" => Ok(supported),
+        "Enabled" if supported => Ok(true),
+        "Enabled" => Err(format!("{asked}, but it is not supported by the runtime")),
+        other => Err(format!("unknown recursive read-only mode {other:?}")),
+    }
 }
 
 /// The sub-path with its variables replaced.
@@ -133,4 +159,48 @@ fn termination_file(dir: &Path) -> io::Result<PathBuf> {
     fs::write(&file, b"")?;
     fs::set_permissions(&file, fs::Permissions::from_mode(0o666))?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn recursive_read_only_modes() {
+        for (mode, read_only, propagation, supported, result) in [
+            (None, false, None, false, Ok(false)),
+            (Some("Disabled"), true, None, true, Ok(false)),
+            (Some("IfPossible"), true, None, false, Ok(false)),
+            (Some("IfPossible"), true, Some("None"), true, Ok(true)),
+            (Some("Enabled"), true, None, true, Ok(true)),
+            (Some("Enabled"), true, None, false, Err("but it is not supported by the runtime")),
+            (Some("Enabled"), false, None, true, Err("but it is not read-only")),
+            (Some("Enabled"), true, Some("Bidirectional"), true, Err("not compatible with propagation")),
+            (Some("Odd"), true, None, true, Err("unknown recursive read-only mode")),
+        ] {
+            let mount = serde_json::from_value(json!({"name": "v", "mountPath": "/v", "readOnly": read_only,
+                "recursiveReadOnly": mode, "mountPropagation": propagation}))
+            .unwrap();
+            match (recursive_read_only(&mount, supported), result) {
+                (Ok(found), Ok(wanted)) => assert_eq!(found, wanted),
+                (Err(text), Err(part)) => assert!(text.contains(part), "{text}"),
+                other => panic!("{mode:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn sub_paths() {
+        let env = [("A".to_owned(), "x".to_owned())];
+        let path = |mount: serde_json::Value| sub_path(&serde_json::from_value(mount).unwrap(), &env);
+        let of = |field: &str, text: &str| path(json!({"name": "v", "mountPath": "/v", field: text}));
+        assert_eq!(of("subPath", ""), Ok(None));
+        assert_eq!(of("subPath", "a/$(A)"), Ok(Some("a/$(A)".into())));
+        assert_eq!(of("subPathExpr", "a/$(A)"), Ok(Some("a/x".into())));
+        for (field, text) in [("subPath", "/a"), ("subPath", "a/../b"), ("subPathExpr", "$(B)")] {
+            assert!(of(field, text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Security contexts of pods and containers as the runtime wants them; a container's fields override the pod's one by one.
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext};
-use podlife::spec;
+use podlife::{apparmor, spec};
 
 use crate::cri::proto::{self, NamespaceMode};
 
@@ -56,21 +56,40 @@ pub fn namespaces(pod: &Pod) -> proto::NamespaceOption {
     }
 }
 
-/// The sandbox's context.
-pub fn sandbox(pod: &Pod) -> proto::LinuxSandboxSecurityContext {
+/// The sandbox's context. `volume_groups` are those that the pod's volumes ask for.
+pub fn sandbox(pod: &Pod, volume_groups: &[i64]) -> proto::LinuxSandboxSecurityContext {
     let context = pod_context(pod);
     let all = spec::containers(pod).iter().chain(spec::init_containers(pod));
+    let ephemeral = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+    let mut ephemeral = ephemeral.iter().filter_map(|container| container.security_context.as_ref()?.privileged);
     proto::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(pod)),
         selinux_options: context.se_linux_options.as_ref().map(selinux),
         run_as_user: context.run_as_user.map(int64),
         run_as_group: context.run_as_user.and(context.run_as_group).map(int64),
         readonly_rootfs: false,
-        supplemental_groups: supplemental_groups(&context),
-        privileged: all.into_iter().any(is_privileged),
+        supplemental_groups: context
+            .fs_group
+            .into_iter()
+            .chain(volume_groups.iter().copied())
+            .chain(context.supplemental_groups.iter().flatten().copied())
+            .collect(),
+        privileged: all.into_iter().any(is_privileged) || ephemeral.any(|privileged| privileged),
         seccomp: Some(profile(proto::security_profile::ProfileType::RuntimeDefault, String::new())),
         apparmor: None,
     }
+}
+
+/// What a container's context depends on besides the pod.
+pub struct SecurityInput<'a> {
+    /// User of the image.
+    pub image: &'a ImageUser,
+    /// Directory of seccomp profiles on the node.
+    pub seccomp_root: &'a str,
+    /// Containers that name no profile get the runtime's own (`seccompDefault`).
+    pub seccomp_default: bool,
+    /// Groups that the pod's volumes ask for.
+    pub volume_groups: &'a [i64],
 }
 
 /// A container's context.
@@ -80,9 +99,9 @@ pub fn sandbox(pod: &Pod) -> proto::LinuxSandboxSecurityContext {
 pub fn container(
     pod: &Pod,
     container: &Container,
-    image: &ImageUser,
-    seccomp_root: &str,
+    input: &SecurityInput<'_>,
 ) -> Result<proto::LinuxContainerSecurityContext, String> {
+    let image = input.image;
     let shared = pod_context(pod);
     let own = container.security_context.clone().unwrap_or_default();
     let user = own.run_as_user.or(shared.run_as_user);
@@ -103,13 +122,40 @@ pub fn container(
         run_as_username: if user.is_none() { image.username.clone() } else { String::new() },
         run_as_group: own.run_as_group.or(shared.run_as_group).map(int64),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
-        supplemental_groups: supplemental_groups(&shared),
+        supplemental_groups: shared
+            .fs_group
+            .into_iter()
+            .chain(shared.supplemental_groups.iter().flatten().copied())
+            .chain(input.volume_groups.iter().copied())
+            .collect(),
         no_new_privs: own.allow_privilege_escalation == Some(false),
-        masked_paths: if unmasked { Vec::new() } else { paths(&MASKED) },
+        masked_paths: if unmasked { Vec::new() } else { paths(&MASKED).into_iter().chain(thermal()).collect() },
         readonly_paths: if unmasked { Vec::new() } else { paths(&READ_ONLY) },
-        seccomp: Some(seccomp(own.seccomp_profile.as_ref().or(shared.seccomp_profile.as_ref()), seccomp_root)),
-        apparmor: None,
+        seccomp: Some(seccomp(own.seccomp_profile.as_ref().or(shared.seccomp_profile.as_ref()), input)),
+        apparmor: apparmor::profile(pod, container).map(apparmor_profile),
     })
+}
+
+fn apparmor_profile(wanted: apparmor::Profile) -> proto::SecurityProfile {
+    use proto::security_profile::ProfileType;
+    match wanted {
+        apparmor::Profile::RuntimeDefault => profile(ProfileType::RuntimeDefault, String::new()),
+        apparmor::Profile::Unconfined => profile(ProfileType::Unconfined, String::new()),
+        apparmor::Profile::Localhost(name) => profile(ProfileType::Localhost, name),
+    }
+}
+
+/// Masked too, where the machine has them: they tell how busy the neighbours are.
+fn thermal() -> Vec<String> {
+    let entries = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    let mut found: Vec<String> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("cpu"))
+        .map(|entry| entry.path().join("thermal_throttle"))
+        .filter(|path| path.exists())
+        .map(|path| path.display().to_string())
+        .collect();
+    found.sort_unstable();
+    found
 }
 
 fn check_non_root(
@@ -142,18 +188,15 @@ fn check_non_root(
     }
 }
 
-fn supplemental_groups(context: &PodSecurityContext) -> Vec<i64> {
-    context.fs_group.into_iter().chain(context.supplemental_groups.iter().flatten().copied()).collect()
-}
-
-fn seccomp(wanted: Option<&SeccompProfile>, root: &str) -> proto::SecurityProfile {
+fn seccomp(wanted: Option<&SeccompProfile>, input: &SecurityInput<'_>) -> proto::SecurityProfile {
     use proto::security_profile::ProfileType;
     match wanted.map(|profile| profile.type_.as_str()) {
         Some("RuntimeDefault") => profile(ProfileType::RuntimeDefault, String::new()),
         Some("Localhost") => {
             let file = wanted.and_then(|profile| profile.localhost_profile.clone()).unwrap_or_default();
-            profile(ProfileType::Localhost, format!("{root}/{file}"))
+            profile(ProfileType::Localhost, format!("{}/{file}", input.seccomp_root))
         }
+        None if input.seccomp_default => profile(ProfileType::RuntimeDefault, String::new()),
         _ => profile(ProfileType::Unconfined, String::new()),
     }
 }
@@ -184,7 +227,9 @@ mod tests {
 
     fn context(spec: serde_json::Value, image: ImageUser) -> Result<proto::LinuxContainerSecurityContext, String> {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
-        container(&pod, &pod.spec.as_ref().unwrap().containers[0], &image, "/seccomp")
+        let input =
+            SecurityInput { image: &image, seccomp_root: "/seccomp", seccomp_default: false, volume_groups: &[77] };
+        container(&pod, &pod.spec.as_ref().unwrap().containers[0], &input)
     }
 
     #[test]
@@ -198,10 +243,32 @@ mod tests {
         .unwrap();
         assert_eq!(made.run_as_user.unwrap().value, 3);
         assert_eq!(made.run_as_group.unwrap().value, 2);
-        assert_eq!(made.supplemental_groups, [7, 8]);
+        assert_eq!(made.supplemental_groups, [7, 8, 77]);
         assert!(made.no_new_privs && made.readonly_rootfs && !made.privileged);
         assert_eq!(made.capabilities.unwrap().drop_capabilities, ["ALL"]);
         assert!(made.masked_paths.contains(&"/proc/kcore".to_owned()));
+    }
+
+    #[test]
+    fn profiles_of_seccomp_and_apparmor() {
+        use proto::security_profile::ProfileType;
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "none"},
+            {"name": "local", "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"},
+                "appArmorProfile": {"type": "Localhost", "localhostProfile": "a"}}},
+            {"name": "open", "securityContext": {"seccompProfile": {"type": "Unconfined"}, "procMount": "Unmasked"}}]}}))
+        .unwrap();
+        let of = |index: usize, seccomp_default: bool| {
+            let image = ImageUser::default();
+            let input = SecurityInput { image: &image, seccomp_root: "/s", seccomp_default, volume_groups: &[] };
+            container(&pod, &spec::containers(&pod)[index], &input).unwrap()
+        };
+        assert_eq!(of(0, false).seccomp.unwrap().profile_type(), ProfileType::Unconfined);
+        assert_eq!(of(0, true).seccomp.unwrap().profile_type(), ProfileType::RuntimeDefault);
+        assert_eq!(of(1, true).seccomp.unwrap().localhost_ref, "/s/p.json");
+        assert_eq!(of(1, true).apparmor.unwrap().localhost_ref, "a");
+        let open = of(2, true);
+        assert_eq!(open.seccomp.unwrap().profile_type(), ProfileType::Unconfined);
+        assert!(open.masked_paths.is_empty() && open.readonly_paths.is_empty() && open.apparmor.is_none());
     }
 
     #[test]

@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ContainerStart, Runtime, StartError};
 use crate::{
-    cgroups,
     container::{
         self, ContainerInput,
         env::{EnvObjects, environment},
         fields::FieldSource,
         hosts::HostsFile,
         mounts::{MountInput, mounts},
-        resources, security,
+        resources,
+        security::{self, SecurityInput},
     },
     cri::proto,
     dns,
@@ -55,10 +55,14 @@ impl Runtime {
     /// Makes directories and volumes; repeated calls bring changed ConfigMaps and Secrets into mounted volumes.
     ///
     /// # Errors
-    /// Reason `FailedMount` with the text of that event: a volume is not there (yet).
+    /// Reason `FailedMount`: a volume is not there (yet). The events are recorded already.
     pub async fn prepare_pod(&self, pod: &Pod, cancel: &CancellationToken) -> Result<(), StartError> {
         let identity = identity(pod)?;
-        let failed = |what: &str, error: std::io::Error| StartError::new("FailedMount", format!("{what}: {error}"));
+        let failed = |what: &str, error: std::io::Error| {
+            let text = format!("error making pod data directories: {what}: {error}");
+            self.recorder.pod(pod, EventType::Warning, "FailedToMakePodDataDirectories", text.clone());
+            StartError::new("FailedMount", text)
+        };
         let dir = self.paths.pod(&identity.uid);
         make_private_dir(&dir).map_err(|error| failed(&dir.display().to_string(), error))?;
         let log_dir = self.paths.pod_logs(&identity);
@@ -66,7 +70,12 @@ impl Runtime {
         let host_ips = self.host_ips();
         let fields = FieldSource { pod, pod_ips: &[], host_ips: &host_ips, node: self.resources() };
         tokio::select! {
-            result = self.volumes.set_up(&fields) => result.map_err(|text| StartError::new("FailedMount", text)),
+            result = self.volumes.set_up(&fields) => result.map_err(|failed| {
+                for text in failed.events {
+                    self.recorder.pod(pod, EventType::Warning, "FailedMount", text);
+                }
+                StartError::new("FailedMount", failed.message)
+            }),
             () = cancel.cancelled() => Err(StartError::new("FailedMount", "cut short: the pod has changed")),
         }
     }
@@ -81,8 +90,8 @@ impl Runtime {
         logs::make_dir(&log_dir)
             .map_err(|error| StartError::new("CreatePodSandboxError", format!("{}: {error}", log_dir.display())))?;
         self.tell_dns_problems(pod);
-        if self.settings.cgroups_per_qos {
-            cgroups::create(self.driver().await, pod, &identity.uid);
+        if let Err(error) = self.set_pod_cgroup(pod, &identity.uid).await {
+            tracing::debug!(pod = identity.name, error, "pod cgroup without all of its limits");
         }
         let config = self.sandbox_config(pod, &identity, attempt).await?;
         let created = self.cri.run_sandbox(config).await;
@@ -104,6 +113,7 @@ impl Runtime {
             cgroup_parent: self.cgroup_parent(pod, &identity.uid).await,
             cluster_domain: &self.settings.cluster_domain,
             node: self.resources(),
+            volume_groups: &self.volume_groups(pod),
         };
         sandbox::config(input).map_err(|error| StartError::new("CreatePodSandboxError", error.to_string()))
     }
@@ -113,7 +123,12 @@ impl Runtime {
         if !self.settings.cgroups_per_qos {
             return String::new();
         }
-        self.driver().await.pod_cgroup(uid, qos_class(pod))
+        self.cgroups().await.pod(uid, qos_class(pod))
+    }
+
+    /// Groups that the pod's volumes ask for.
+    fn volume_groups(&self, pod: &Pod) -> Vec<i64> {
+        self.volumes.locations(pod).into_values().filter_map(|volume| volume.group).collect()
     }
 
     fn tell_dns_problems(&self, pod: &Pod) {
@@ -195,18 +210,26 @@ impl Runtime {
         let host_ips = self.host_ips();
         let fields = FieldSource { pod, pod_ips: start.pod_ips, host_ips: &host_ips, node };
         let objects = EnvObjects::load(&self.meta, &identity.namespace, container).await.map_err(|e| e.to_string())?;
-        let env = environment(container, &fields, &objects, self.settings.kubernetes_service.as_ref())?;
+        let services = self.kubernetes.variables(&self.settings, &self.meta).await;
+        let env = environment(container, &fields, &objects, &services)?;
         let input = MountInput {
             volumes: &self.volumes.locations(pod),
             env: &env,
             hosts_file: self.hosts_file(pod, identity, start.pod_ips)?,
             container_dir: self.paths.container(&identity.uid, &container.name),
             subpaths: self.paths.subpaths(&identity.uid),
+            recursive_read_only: self.recursive_read_only().await,
         };
         let mounts = mounts(container, &input)?;
         let log_dir = self.paths.pod_logs(identity).join(&container.name);
         logs::make_dir(&log_dir).map_err(|error| format!("{}: {error}", log_dir.display()))?;
         let seccomp_root = self.settings.root_dir.join("seccomp").display().to_string();
+        let security = SecurityInput {
+            image: &image.user,
+            seccomp_root: &seccomp_root,
+            seccomp_default: self.settings.seccomp_default,
+            volume_groups: &self.volume_groups(pod),
+        };
         Ok(container::config(ContainerInput {
             pod,
             identity,
@@ -215,7 +238,7 @@ impl Runtime {
             image_ref: image.reference.clone(),
             mounts,
             resources: resources::container(pod, container, node),
-            security: security::container(pod, container, &image.user, &seccomp_root)?,
+            security: security::container(pod, container, &security)?,
             env,
         }))
     }

@@ -145,7 +145,7 @@ async fn missing_configuration_and_failing_calls_are_named() {
     let error = runtime.prepare_pod(&pod, &CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.reason, "FailedMount");
     assert!(error.message.contains("volume \"conf\" : configmap \"later\" not found"), "{}", error.message);
-    assert!(error.message.contains("persistentVolumeClaim volumes are not supported"), "{}", error.message);
+    assert!(error.message.contains("error processing PVC default/x: failed to fetch PVC"), "{}", error.message);
 
     fake.fail_next("RunPodSandbox", "no network");
     let error = runtime.run_sandbox(&pod, 0).await.unwrap_err();

@@ -5,9 +5,11 @@
 //! minute is ignored as slow and run by `cargo xtask e2e --slow`.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests may panic and speak for themselves")]
 
+mod cgroups;
 #[path = "../pods/cloud.rs"]
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
 mod cloud;
+mod container;
 mod hooks;
 mod images;
 mod init;
@@ -19,5 +21,6 @@ mod site;
 mod status;
 mod termination;
 mod told;
+mod volumes;
 
 pub use site::{Site, pod, pod_with};

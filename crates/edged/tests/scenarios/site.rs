@@ -35,6 +35,8 @@ pub struct Site {
     directory: tempfile::TempDir,
     options: ContainerdOptions,
     running: JoinSet<()>,
+    /// Goes after everything that runs in it.
+    _cgroups: CgroupRoot,
 }
 
 impl Site {
@@ -62,8 +64,19 @@ impl Site {
         settings.runtime_endpoint = containerd.endpoint();
         settings.node_ip = Some("192.0.2.2".parse().unwrap());
         settings.read_only_port = 0;
+        // Pods of tests that run side by side are not each other's orphans.
+        settings.cgroup_root = format!("/{}", options.bridge);
         change(&mut settings);
-        Self { containerd, cloud: Cloud::new(), settings, directory, options, running: JoinSet::new() }
+        let cgroups = CgroupRoot(settings.cgroup_root.clone());
+        Self {
+            containerd,
+            cloud: Cloud::new(),
+            settings,
+            directory,
+            options,
+            running: JoinSet::new(),
+            _cgroups: cgroups,
+        }
     }
 
     /// Starts edged.
@@ -83,6 +96,8 @@ impl Site {
     pub async fn power_cut(&mut self) {
         self.kill_edged().await;
         self.containerd.power_off().await.unwrap();
+        // What was in memory is gone.
+        Containerd::unmount_below(&self.settings.root_dir).unwrap();
         self.containerd.start_again().await.unwrap();
     }
 
@@ -212,10 +227,47 @@ impl Site {
         (answer.exit_code, String::from_utf8(output).unwrap())
     }
 
+    /// Directories of a pod's cgroup, in all hierarchies.
+    pub fn cgroups_of(&self, uid: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let hierarchies = std::fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root]) {
+            for class in ["", "burstable", "besteffort"] {
+                let top = hierarchy.join(self.settings.cgroup_root.trim_start_matches('/')).join("kubepods");
+                found.push(top.join(class).join(format!("pod{uid}")));
+            }
+        }
+        found.retain(|path| path.is_dir());
+        found
+    }
+
     /// A container's log on disk, whole.
     pub fn log(&self, pod: &str, container: &str, restart: u32) -> String {
         std::fs::read_to_string(self.log_dir(pod).join(container).join(format!("{restart}.log"))).unwrap_or_default()
     }
+}
+
+/// The cgroups of one site, in all hierarchies.
+struct CgroupRoot(String);
+
+impl Drop for CgroupRoot {
+    fn drop(&mut self) {
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root.to_owned()]) {
+            remove_cgroups(&hierarchy.join(self.0.trim_start_matches('/')));
+        }
+    }
+}
+
+fn remove_cgroups(dir: &Path) {
+    for child in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroups(&child.path());
+        }
+    }
+    drop(std::fs::remove_dir(dir));
 }
 
 impl Drop for Site {
