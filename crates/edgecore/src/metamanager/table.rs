@@ -23,6 +23,8 @@ pub const SCHEMA: Migrations = Migrations(&["CREATE TABLE meta (
 /// A token is used for this part of its life, and not longer than a day; then a new one is asked for.
 const FRESH_PART: f64 = 0.8;
 const MAX_AGE: f64 = 24.0 * 3600.0;
+/// Seconds by which the clocks of node and cloud may differ.
+const CLOCK_LEEWAY: f64 = 300.0;
 
 /// The node's objects.
 #[derive(Clone)]
@@ -186,7 +188,8 @@ pub(super) fn is_fresh(token: &Content) -> bool {
     let lifetime = token["spec"]["expirationSeconds"].as_f64().unwrap_or(3600.0);
     expires.is_some_and(|expires| {
         let age = lifetime - expires.duration_since(Timestamp::now()).as_secs_f64();
-        age < (lifetime * FRESH_PART).min(MAX_AGE)
+        // One from the future tells that the node's clock is slow, not how old it is.
+        (-CLOCK_LEEWAY..(lifetime * FRESH_PART).min(MAX_AGE)).contains(&age)
     })
 }
 
@@ -267,6 +270,7 @@ mod tests {
             is_fresh(&Content::json(&token).expect("token"))
         };
         assert!(of_age(2800, 3600) && !of_age(2900, 3600));
+        assert!(of_age(-200, 3600) && !of_age(-86_400, 3600), "clocks differ, but not by a day");
         assert!(of_age(86_000, 864_000) && !of_age(87_000, 864_000), "a day is the longest");
         table.delete(&path(), "u1").await.expect("pod gone");
         assert_eq!(table.token(&account, &request("u1")).expect("read"), None);

@@ -67,7 +67,7 @@ fn version_2_hands_controllers_on() {
     cgroups.set_pod(&pod(), "u-1", &NodeResources::default()).unwrap();
     for level in ["", "top", "top/kubepods", "top/kubepods/burstable"] {
         assert_eq!(
-            text(&root, &format!("{level}/cgroup.subtree_control").trim_start_matches('/').to_owned()),
+            text(&root, format!("{level}/cgroup.subtree_control").trim_start_matches('/')),
             "+cpu +memory +pids"
         );
     }

@@ -22,7 +22,7 @@ impl Site {
 
     fn cgroup_value(&self, controller: &str, path: &str, file: &str) -> String {
         let path = self.cgroup(controller, path).join(file);
-        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim().to_owned()
+        std::fs::read_to_string(path).unwrap().trim().to_owned()
     }
 }
 
