@@ -9,13 +9,17 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use podlife::{
     observed::{ObservedPod, PodIdentity},
     spec,
     stage::End,
 };
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use wire::Content;
 
@@ -53,6 +57,19 @@ pub enum News {
     Online,
     /// The node ends a pod: see [`Desk::evict`].
     Evict(Eviction),
+    /// Somebody asks for the configured pods: all, or the one with this namespace and name.
+    List(Option<(String, String)>, oneshot::Sender<Vec<PodRecord>>),
+}
+
+/// A configured pod.
+#[derive(Clone, Debug)]
+pub struct PodRecord {
+    /// Namespace, name, UID.
+    pub identity: PodIdentity,
+    /// Spec and metadata.
+    pub pod: Arc<Pod>,
+    /// The newest status that this node knows.
+    pub status: Box<PodStatus>,
 }
 
 /// Handle of the desk.
@@ -60,6 +77,7 @@ pub enum News {
 pub struct Desk {
     news: mpsc::Sender<News>,
     pub(super) recorder: Recorder,
+    came_round: watch::Receiver<Instant>,
 }
 
 impl Desk {
@@ -68,6 +86,19 @@ impl Desk {
         // The desk ends only with the agent.
         let _ = self.news.send(news).await;
     }
+
+    /// The configured pods, or the one with this namespace and name. Empty also when the agent is stopping.
+    pub async fn pods(&self, wanted: Option<(&str, &str)>) -> Vec<PodRecord> {
+        let (answer, pods) = oneshot::channel();
+        let wanted = wanted.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
+        self.tell(News::List(wanted, answer)).await;
+        pods.await.unwrap_or_default()
+    }
+
+    /// When the main loop last came round.
+    pub fn came_round(&self) -> Instant {
+        *self.came_round.borrow()
+    }
 }
 
 /// A desk and the task that owns all workers.
@@ -75,6 +106,7 @@ pub fn desk(tools: Tools) -> (Desk, DeskTask) {
     let (sender, receiver) = mpsc::channel(NEWS_QUEUE);
     let recorder = tools.recorder.clone();
     let (reporter, reporter_task) = reporter::reporter(tools.meta.clone());
+    let (round, came_round) = watch::channel(Instant::now());
     let task = DeskTask {
         tools,
         news: receiver,
@@ -87,8 +119,9 @@ pub fn desk(tools: Tools) -> (Desk, DeskTask) {
         scan_at: None,
         lists: JoinSet::new(),
         touched: BTreeSet::new(),
+        round,
     };
-    (Desk { news: sender, recorder }, task)
+    (Desk { news: sender, recorder, came_round }, task)
 }
 
 /// The owner of all workers.
@@ -108,6 +141,8 @@ pub struct DeskTask {
     lists: JoinSet<List>,
     /// Pods that messages spoke of since the stored list was asked for: the messages are newer than the list.
     touched: BTreeSet<String>,
+    /// Told at each round of the main loop.
+    round: watch::Sender<Instant>,
 }
 
 enum List {
@@ -117,6 +152,7 @@ enum List {
 
 struct Entry {
     identity: PodIdentity,
+    /// The newest version.
     pod: Arc<Pod>,
     mailbox: Arc<Mailbox>,
     /// The source dropped it.
@@ -134,6 +170,7 @@ impl DeskTask {
         }
         loop {
             let (list_at, scan_at) = (self.list_at, self.scan_at);
+            self.round.send_replace(Instant::now());
             tokio::select! {
                 () = stopping.cancelled() => break,
                 news = self.news.recv() => match news {
@@ -188,6 +225,14 @@ impl DeskTask {
                 if let Some(entry) = self.pods.get(&eviction.uid) {
                     eviction.begin(&entry.pod, &entry.mailbox);
                 }
+            }
+            News::List(wanted, answer) => {
+                let is_wanted = |identity: &PodIdentity| {
+                    wanted.as_ref().is_none_or(|(ns, name)| *ns == identity.namespace && *name == identity.name)
+                };
+                let entries = self.pods.values().filter(|e| !e.removed && is_wanted(&e.identity));
+                let pods = entries.map(|e| (e.identity.clone(), Arc::clone(&e.pod))).collect();
+                self.reporter.send(Report::List { pods, answer }).await;
             }
         }
     }

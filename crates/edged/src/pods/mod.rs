@@ -23,7 +23,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-pub use desk::{Desk, DeskTask, News, desk};
+pub use desk::{Desk, DeskTask, News, PodRecord, desk};
 pub use evict::EvictError;
 pub use probes::{ProbeCount, ProbeCounters, ProbeLabels};
 pub use source::{PodChange, PodVersion, SourceError, read_change};

@@ -8,11 +8,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use podlife::{observed::PodIdentity, patch, spec, status};
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use wire::{Content, kind};
 
-use super::mailbox::Mailbox;
+use super::{PodRecord, mailbox::Mailbox};
 use crate::meta::{MetaClient, MetaError};
 
 /// Reports waiting for the reporter: a few per pod of a full node.
@@ -48,6 +52,8 @@ pub(super) enum Report {
     Forget { uid: String },
     /// The link to the cloud is back: repeat at once.
     Online,
+    /// Somebody asks how these pods are.
+    List { pods: Vec<(PodIdentity, Arc<Pod>)>, answer: oneshot::Sender<Vec<PodRecord>> },
 }
 
 struct Entry {
@@ -162,6 +168,18 @@ impl ReporterTask {
             }
             Report::Forget { uid } => {
                 self.entries.remove(&uid);
+            }
+            Report::List { pods, answer } => {
+                let status = |uid: &str| {
+                    let entry = self.entries.get(uid)?;
+                    Some(entry.wanted.clone().unwrap_or_else(|| Box::new(entry.acked.clone())))
+                };
+                let records = pods.into_iter().map(|(identity, pod)| {
+                    let status = status(&identity.uid).unwrap_or_default();
+                    PodRecord { identity, pod, status }
+                });
+                // Who asked may be gone.
+                let _ = answer.send(records.collect());
             }
             Report::Online => {
                 for entry in self.entries.values_mut() {
