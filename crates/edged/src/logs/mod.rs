@@ -2,8 +2,10 @@
 //!
 //! The runtime writes the files; edged makes the directories, links and removals (layout and format of Kubernetes).
 
+pub mod read;
 pub mod rotate;
 mod tail;
+pub mod watch;
 
 use std::fs;
 use std::io::{self, Read};

@@ -1,7 +1,6 @@
 //! Keeps container logs from filling the disk.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -10,9 +9,6 @@ use super::{Runtime, RuntimeError};
 use crate::cri::proto::ContainerState;
 use crate::labels;
 use crate::logs::rotate::{self, LargeLog};
-
-/// Between looks at the sizes (Kubernetes).
-const PERIOD: Duration = Duration::from_secs(10);
 
 impl Runtime {
     /// Rotates logs that have grown too large, until cancelled.
@@ -23,7 +19,7 @@ impl Runtime {
                 () = stop.cancelled() => return,
             }
             tokio::select! {
-                () = tokio::time::sleep(PERIOD) => {}
+                () = tokio::time::sleep(self.settings.container_log_monitor_interval) => {}
                 () = stop.cancelled() => return,
             }
         }
