@@ -182,6 +182,24 @@ impl CriClient {
         self.call("ExecSync", self.limit.saturating_add(limit), client.exec_sync(request)).await
     }
 
+    /// Address of a stream to a new process in a container.
+    pub async fn exec_url(&self, request: proto::ExecRequest) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        Ok(self.call("Exec", self.limit, client.exec(request)).await?.url)
+    }
+
+    /// Address of a stream to a container's own process.
+    pub async fn attach_url(&self, request: proto::AttachRequest) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        Ok(self.call("Attach", self.limit, client.attach(request)).await?.url)
+    }
+
+    /// Address of a stream to ports of a sandbox.
+    pub async fn port_forward_url(&self, request: proto::PortForwardRequest) -> Result<String, CriError> {
+        let mut client = self.runtime.clone();
+        Ok(self.call("PortForward", self.limit, client.port_forward(request)).await?.url)
+    }
+
     /// Events of containers; unimplemented in containerd before 1.7.
     pub async fn container_events(&self) -> Result<Streaming<proto::ContainerEventResponse>, CriError> {
         let mut client = self.runtime.clone();

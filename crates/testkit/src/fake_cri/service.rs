@@ -382,6 +382,21 @@ impl RuntimeService for Service {
         Err(Status::unimplemented("unknown method ListPodSandboxStats"))
     }
 
+    async fn exec(&self, _: Request<proto::ExecRequest>) -> Result<Response<proto::ExecResponse>, Status> {
+        Err(Status::unimplemented("no streams in memory"))
+    }
+
+    async fn attach(&self, _: Request<proto::AttachRequest>) -> Result<Response<proto::AttachResponse>, Status> {
+        Err(Status::unimplemented("no streams in memory"))
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<proto::PortForwardRequest>,
+    ) -> Result<Response<proto::PortForwardResponse>, Status> {
+        Err(Status::unimplemented("no streams in memory"))
+    }
+
     async fn get_container_events(
         &self,
         _: Request<proto::GetEventsRequest>,
