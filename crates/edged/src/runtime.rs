@@ -3,6 +3,7 @@
 //! Every method is safe to repeat. Identity lives in labels and annotations, so that a restarted
 //! edged finds everything again with [`Runtime::list_pods`].
 
+mod access;
 mod cgroups;
 mod hooks;
 mod host;
@@ -30,6 +31,7 @@ use crate::{
     events::Recorder,
     images::Images,
     logs,
+    measures::Measures,
     meta::MetaClient,
     node::facts,
     observe,
@@ -150,6 +152,8 @@ pub struct Runtime {
     resources: OnceLock<NodeResources>,
     /// Whether pods are being started or stopped, which calls for a closer watch.
     busy: channel::Sender<bool>,
+    /// How long things take.
+    pub(crate) measures: Measures,
 }
 
 impl Runtime {
@@ -169,6 +173,7 @@ impl Runtime {
             kubernetes: service::KubernetesService::default(),
             resources: OnceLock::new(),
             busy: channel::Sender::new(false),
+            measures: Measures::default(),
             settings,
             meta,
             recorder,

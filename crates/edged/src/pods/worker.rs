@@ -295,6 +295,14 @@ impl PodWorker {
             tracing::error!(pod = self.identity.name, error = %error, "computed status is refused");
             return;
         }
+        let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
+        if runs(&computed)
+            && !runs(before)
+            && let Some(start) = &computed.start_time
+        {
+            let took = Timestamp::now().duration_since(start.0);
+            self.tools.runtime.measures.pod_start.add(Duration::try_from(took).unwrap_or_default());
+        }
         if self.status.as_ref() != Some(&computed) {
             let (uid, status) = (self.identity.uid.clone(), Box::new(computed.clone()));
             self.status = Some(computed);

@@ -103,7 +103,10 @@ impl Runtime {
                     }
                 }
             }
-            match self.fingerprints().await {
+            let begun = Instant::now();
+            let fingerprints = self.fingerprints().await;
+            self.measures.relist.add(begun.elapsed());
+            match fingerprints {
                 Ok(now) => watch.compare(now),
                 Err(error) => {
                     if !watch.lost {
