@@ -1,5 +1,7 @@
 //! The node agent's settings, from `modules.edged` of `edgecore.yaml`.
 
+use std::time::Duration;
+
 use api::edgecore::Config;
 use edged::Settings;
 
@@ -44,10 +46,19 @@ pub fn edged(config: &Config) -> Settings {
     settings.registry_burst = count("registryBurst");
     let parallel = usize::try_from(document.number(&kubelet("maxParallelImagePulls"))).ok().filter(|count| *count > 0);
     settings.parallel_image_pulls = if document.flag(&kubelet("serializeImagePulls")) { Some(1) } else { parallel };
+    // Without a pause between two looks nothing else would get a turn.
+    settings.container_log_monitor_interval =
+        config.duration(&kubelet("containerLogMonitorInterval")).max(Duration::from_secs(1));
     settings.max_pods = i32::try_from(document.number(&kubelet("maxPods"))).unwrap_or(settings.max_pods);
     settings.node_status_update_frequency = config.duration(&kubelet("nodeStatusUpdateFrequency"));
     settings.node_status_report_frequency = config.duration(&kubelet("nodeStatusReportFrequency"));
     settings.read_only_port = u16::try_from(document.number(&kubelet("readOnlyPort"))).unwrap_or_default();
+    settings.api_address = document.text(&kubelet("address")).parse().ok().filter(|_| settings.read_only_port != 0);
+    settings.client_ca_file = config.edge_hub().ca_file;
+    let idle = config.duration(&kubelet("streamingConnectionIdleTimeout"));
+    // 0 is no limit.
+    settings.streaming_idle_timeout = if idle.is_zero() { Duration::MAX } else { idle };
+    settings.kubelet_config = document.get("modules.edged.tailoredKubeletConfig").to_string();
     settings.report_event = document.flag(&own("reportEvent"));
     settings
 }

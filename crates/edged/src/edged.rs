@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use wire::{Message, kind, operation};
 
 use crate::{
+    access::Access,
+    api::{self, Api},
     events::{EventType, Recorder},
     meta::MetaClient,
     node::{NodeAgent, NodeOnline},
@@ -23,12 +28,18 @@ pub const EDGED: &str = "edged";
 /// The node agent as a module of edgecore.
 pub struct Edged {
     settings: Arc<Settings>,
+    access: watch::Sender<Option<Arc<Access>>>,
 }
 
 impl Edged {
     /// A node agent with these settings; nothing starts before the module runs.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings) }
+        Self { settings: Arc::new(settings), access: watch::Sender::new(None) }
+    }
+
+    /// What other modules may ask of the agent, as soon as it runs.
+    pub fn access(&self) -> watch::Receiver<Option<Arc<Access>>> {
+        self.access.subscribe()
     }
 
     async fn serve(&self, context: Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
@@ -40,19 +51,29 @@ impl Edged {
         let _cancel = stopping.clone().drop_guard();
         let answers = context.clone();
         let meta = MetaClient::new(context);
-        let (recorder, events) = Recorder::new(&self.settings, meta.clone());
-        let runtime = Arc::new(Runtime::connect(Arc::clone(&self.settings), meta.clone(), recorder.clone()));
+        let listener = api::listen(&self.settings).await;
+        let mut settings = Settings::clone(&self.settings);
+        if let Some(address) = listener.as_ref().and_then(|listener| listener.local_addr().ok()) {
+            settings.read_only_port = address.port();
+        }
+        let settings = Arc::new(settings);
+        let (recorder, events) = Recorder::new(&settings, meta.clone());
+        let runtime = Arc::new(Runtime::connect(Arc::clone(&settings), meta.clone(), recorder.clone()));
+        let probe_counters = Arc::default();
         let tools = Tools {
-            settings: Arc::clone(&self.settings),
+            settings: Arc::clone(&settings),
             runtime: Arc::clone(&runtime),
             recorder: recorder.clone(),
             meta: meta.clone(),
             busy: Busy::default(),
-            probe_counters: Arc::default(),
+            probe_counters: Arc::clone(&probe_counters),
         };
         let (desk, desk_task) = pods::desk(tools);
+        let parts_of_access = (Arc::clone(&settings), Arc::clone(&runtime), desk.clone(), probe_counters);
+        let access = Access::new(parts_of_access, stopping.clone());
+        self.access.send_replace(Some(Arc::clone(&access)));
         let mut parts = JoinSet::new();
-        let node = NodeAgent::new(Arc::clone(&self.settings), meta, Arc::clone(&runtime), recorder.clone());
+        let node = NodeAgent::new(settings, meta, Arc::clone(&runtime), recorder.clone());
         let online = node.online();
         parts.spawn(events.run(stopping.clone()));
         parts.spawn(node.run(stopping.clone()));
@@ -60,7 +81,9 @@ impl Edged {
         let logs = Arc::clone(&runtime);
         let stop_logs = stopping.clone();
         parts.spawn(async move { logs.rotate_logs(stop_logs).await });
-        parts.spawn(pass_runtime_events(Arc::clone(&runtime), desk.clone(), stopping.clone()));
+        parts.spawn(Arc::clone(&access).run());
+        parts.spawn(Api::new(Arc::clone(&access)).serve(listener));
+        parts.spawn(pass_runtime_events(Arc::clone(&runtime), desk.clone(), access, stopping.clone()));
         loop {
             tokio::select! {
                 () = stopping.cancelled() => break,
@@ -125,10 +148,11 @@ fn refuse_volume(context: &Context, request: &Message) {
     context.respond(compose::error(request, &text));
 }
 
-async fn pass_runtime_events(runtime: Arc<Runtime>, desk: Desk, stopping: CancellationToken) {
+async fn pass_runtime_events(runtime: Arc<Runtime>, desk: Desk, access: Arc<Access>, stopping: CancellationToken) {
     let (sender, mut receiver) = mpsc::channel(RUNTIME_EVENT_QUEUE);
     let pass = async {
         while let Some(event) = receiver.recv().await {
+            access.runtime_changed(&event);
             desk.tell(News::Runtime(event)).await;
         }
     };

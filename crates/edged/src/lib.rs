@@ -3,6 +3,8 @@
 //! Edged talks to MetaManager only by beehive messages (`meta`). The pod side (`pods`) owns one task per
 //! pod and decides with the pure crate `podlife`; the runtime side ([`runtime`] over `cri`) carries the decisions out.
 
+pub mod access;
+pub mod api;
 pub mod cri;
 pub mod edged;
 pub mod events;
@@ -20,10 +22,12 @@ mod http;
 mod images;
 mod labels;
 mod logs;
+mod measures;
 mod observe;
 mod paths;
 mod quantity;
 mod sandbox;
+pub mod streams;
 mod volumes;
 
 pub use edged::Edged;

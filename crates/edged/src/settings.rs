@@ -2,7 +2,12 @@
 //!
 //! `edgecore` fills it from `modules.edged` of `edgecore.yaml`.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::Taint;
 
@@ -63,14 +68,24 @@ pub struct Settings {
     pub registry_burst: u32,
     /// Images pulled at the same time; `None` for any number (`serializeImagePulls`, `maxParallelImagePulls`).
     pub parallel_image_pulls: Option<usize>,
+    /// How often the sizes of logs are looked at (`containerLogMonitorInterval`).
+    pub container_log_monitor_interval: Duration,
     /// Pods that fit on the node (`maxPods`).
     pub max_pods: i32,
     /// How often the node status is computed (`nodeStatusUpdateFrequency`).
     pub node_status_update_frequency: Duration,
     /// How often an unchanged node status is sent all the same (`nodeStatusReportFrequency`).
     pub node_status_report_frequency: Duration,
-    /// Port of the local kubelet API in the node status (`readOnlyPort`).
+    /// Port of the node's HTTP API (`readOnlyPort`); 0 takes any free one. The node status tells it.
     pub read_only_port: u16,
+    /// Address of that API (`address`); `None`: there is none.
+    pub api_address: Option<IpAddr>,
+    /// CA of client certificates for that API: the one of the hub (`edgeHub.tlsCaFile`).
+    pub client_ca_file: PathBuf,
+    /// After so long without a byte an exec, attach or port-forward ends (`streamingConnectionIdleTimeout`).
+    pub streaming_idle_timeout: Duration,
+    /// `tailoredKubeletConfig` as it is in force, JSON.
+    pub kubelet_config: String,
     /// Whether events leave the node (`reportEvent`).
     pub report_event: bool,
     /// Address of MetaServer for `KUBERNETES_SERVICE_HOST`, only when it runs.
@@ -114,10 +129,15 @@ impl Settings {
             registry_pull_qps: 5,
             registry_burst: 10,
             parallel_image_pulls: Some(1),
+            container_log_monitor_interval: Duration::from_secs(10),
             max_pods: 110,
             node_status_update_frequency: Duration::from_secs(10),
             node_status_report_frequency: Duration::from_secs(300),
             read_only_port: 10350,
+            api_address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            client_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
+            streaming_idle_timeout: Duration::from_secs(4 * 3600),
+            kubelet_config: "{}".into(),
             report_event: true,
             kubernetes_service: None,
         }

@@ -55,6 +55,14 @@ fn kubelet(document: &mut Document) {
         document.mistake(&at("cgroupDriver"), &format!("{driver:?} is not known: use cgroupfs or systemd"));
     }
     absolute(document, &at("podLogsDir"));
+    let address = document.text(&at("address"));
+    if address.parse::<IpAddr>().is_err() {
+        let why = format!("{address:?} is no IP address: use 127.0.0.1, or 0.0.0.0 for all of the node's");
+        document.mistake(&at("address"), &why);
+    }
+    if u16::try_from(document.number(&at("readOnlyPort"))).is_err() {
+        document.mistake(&at("readOnlyPort"), "must be a port (1 to 65535), or 0 for no API");
+    }
     for key in ["containerRuntimeEndpoint", "imageServiceEndpoint"] {
         let endpoint = document.text(&at(key));
         let optional = key == "imageServiceEndpoint" && endpoint.is_empty();
@@ -159,6 +167,8 @@ mod tests {
                 "modules: {edged: {tailoredKubeletConfig: {imageGCLowThresholdPercent: 90}}}",
                 "imageGCHighThresholdPercent",
             ),
+            ("modules: {edged: {tailoredKubeletConfig: {address: localhost}}}", "tailoredKubeletConfig.address"),
+            ("modules: {edged: {tailoredKubeletConfig: {readOnlyPort: 70000}}}", "tailoredKubeletConfig.readOnlyPort"),
             ("modules: {edged: {tailoredKubeletConfig: {clusterDNS: [dns.local]}}}", "clusterDNS"),
             ("modules: {edged: {tailoredKubeletConfig: {registerWithTaints: [{key: a}]}}}", "registerWithTaints[0]"),
             ("modules: {edgeHub: {websocket: {enable: no}, quic: {enable: yes}}}", "modules.edgeHub.quic"),
