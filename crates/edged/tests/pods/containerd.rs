@@ -34,6 +34,7 @@ fn start(directory: &Path, endpoint: String, cloud: &Cloud) -> JoinSet<()> {
     settings.root_dir = directory.join("kubelet");
     settings.pod_logs_dir = directory.join("logs");
     settings.runtime_endpoint = endpoint;
+    settings.read_only_port = 0;
     settings.node_ip = Some("192.0.2.2".parse().unwrap());
     let mut modules = ModuleManager::new();
     modules.register(Edged::new(settings));

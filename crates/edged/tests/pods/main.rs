@@ -1,12 +1,15 @@
 //! Edged against a container runtime and a MetaManager in memory: what a pod goes through, and what must survive.
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests may panic and speak for themselves")]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests may panic and speak for themselves")]
 
+mod api;
 mod cloud;
 mod containerd;
 mod crash_points;
 mod faults;
 mod lifecycle;
 mod mutations;
+#[allow(dead_code, reason = "shared with the scenarios")]
+mod node_api;
 mod probes;
 mod recovery;
 
@@ -57,6 +60,8 @@ impl Node {
         settings.pod_logs_dir = path("logs");
         settings.runtime_endpoint = self.cri.endpoint();
         settings.register_node = false;
+        settings.read_only_port = 0;
+        settings.client_ca_file = path("rootCA.crt");
         settings.cgroups_per_qos = false;
         settings.node_ip = Some("192.0.2.2".parse().unwrap());
         settings

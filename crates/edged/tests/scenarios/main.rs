@@ -3,7 +3,7 @@
 //!
 //! Needs root, containerd, runc, CNI plugins and a static busybox, as `cargo xtask test` installs them. What takes over a
 //! minute is ignored as slow and run by `cargo xtask e2e --slow`.
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests may panic and speak for themselves")]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests may panic and speak for themselves")]
 
 mod cgroups;
 #[path = "../pods/cloud.rs"]
@@ -13,12 +13,19 @@ mod container;
 mod hooks;
 mod images;
 mod init;
+mod kubectl;
+mod logs;
+#[path = "../pods/node_api.rs"]
+#[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
+mod node_api;
 mod probes;
 mod recovery;
 mod restart;
 mod sandbox;
 mod site;
+mod stats;
 mod status;
+mod streams;
 mod termination;
 mod told;
 mod volumes;

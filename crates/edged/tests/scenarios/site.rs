@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use beehive::ModuleManager;
+use edged::access::Access;
 use edged::{Edged, Settings};
 use serde_json::{Value, json};
 use testkit::containerd::{BUSYBOX_IMAGE, Containerd, ContainerdOptions};
 use testkit::cri;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +38,8 @@ pub struct Site {
     directory: tempfile::TempDir,
     options: ContainerdOptions,
     running: JoinSet<()>,
+    /// What edged gives to other modules of the program.
+    pub access: Option<watch::Receiver<Option<Arc<Access>>>>,
     /// Goes after everything that runs in it.
     _cgroups: CgroupRoot,
 }
@@ -75,6 +80,7 @@ impl Site {
             directory,
             options,
             running: JoinSet::new(),
+            access: None,
             _cgroups: cgroups,
         }
     }
@@ -82,7 +88,9 @@ impl Site {
     /// Starts edged.
     pub fn start_edged(&mut self) {
         let mut modules = ModuleManager::new();
-        modules.register(Edged::new(self.settings.clone()));
+        let edged = Edged::new(self.settings.clone());
+        self.access = Some(edged.access());
+        modules.register(edged);
         modules.register(self.cloud.module());
         self.running.spawn(modules.run(CancellationToken::new()));
     }
