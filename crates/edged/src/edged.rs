@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
+use podlife::admission::Pressure;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -60,11 +61,14 @@ impl Edged {
         let (recorder, events) = Recorder::new(&settings, meta.clone());
         let runtime = Arc::new(Runtime::connect(Arc::clone(&settings), meta.clone(), recorder.clone()));
         let probe_counters = Arc::default();
+        // Nobody sets it yet: the node is taken as without trouble.
+        let (_pressure, pressure_watch) = watch::channel(Pressure::default());
         let tools = Tools {
             settings: Arc::clone(&settings),
             runtime: Arc::clone(&runtime),
             recorder: recorder.clone(),
             meta: meta.clone(),
+            pressure: pressure_watch,
             busy: Busy::default(),
             probe_counters: Arc::clone(&probe_counters),
         };

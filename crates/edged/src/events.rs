@@ -4,6 +4,7 @@
 //! repetitions of the same event into one object and holds back an object that emits too many (both as client-go does),
 //! so that a crash loop costs neither the link nor the API server.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,7 +63,7 @@ pub struct EventSender {
 struct Occurrence {
     object: ObjectReference,
     kind: EventType,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
 }
@@ -72,7 +73,7 @@ struct Occurrence {
 struct Key {
     uid: String,
     field_path: String,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
 }
 
@@ -118,8 +119,8 @@ impl Recorder {
     }
 
     /// An event of a pod.
-    pub fn pod(&self, pod: &Pod, kind: EventType, reason: &'static str, message: impl Into<String>) {
-        self.record(pod_reference(pod, None), kind, reason, message.into());
+    pub fn pod(&self, pod: &Pod, kind: EventType, reason: impl Into<Cow<'static, str>>, message: impl Into<String>) {
+        self.record(pod_reference(pod, None), kind, reason.into(), message.into());
     }
 
     /// An event of one of its containers (`involvedObject.fieldPath` is `spec.containers{name}`).
@@ -131,7 +132,7 @@ impl Recorder {
         reason: &'static str,
         message: impl Into<String>,
     ) {
-        self.record(pod_reference(pod, Some(container)), kind, reason, message.into());
+        self.record(pod_reference(pod, Some(container)), kind, reason.into(), message.into());
     }
 
     /// An event of this node.
@@ -144,30 +145,38 @@ impl Recorder {
             name: Some(name),
             ..Default::default()
         };
-        self.record(object, kind, reason, message.into());
+        self.record(object, kind, reason.into(), message.into());
     }
 
-    fn record(&self, object: ObjectReference, kind: EventType, reason: &'static str, mut message: String) {
+    fn record(&self, object: ObjectReference, kind: EventType, reason: Cow<'static, str>, mut message: String) {
         let about = object.name.as_deref().unwrap_or_default();
-        tracing::debug!(object = about, event = kind.as_str(), reason, message, "event");
+        tracing::debug!(object = about, event = kind.as_str(), %reason, message, "event");
         if message.len() > MAX_MESSAGE {
             let end = (0..=MAX_MESSAGE - 3).rev().find(|end| message.is_char_boundary(*end)).unwrap_or_default();
             message.truncate(end);
             message.push_str("...");
         }
+        let told = reason.clone();
         let occurrence = Occurrence { object, kind, reason, message, at: Timestamp::now() };
         if let Some(queue) = &self.queue
             && queue.try_send(occurrence).is_err()
         {
-            tracing::debug!(reason, "event dropped, too many wait");
+            tracing::debug!(reason = %told, "event dropped, too many wait");
         }
     }
 }
 
 fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
     let field_path = container.map(|name| {
-        let is_init = podlife::spec::init_containers(pod).iter().any(|c| c.name == name);
-        if is_init { format!("spec.initContainers{{{name}}}") } else { format!("spec.containers{{{name}}}") }
+        let ephemeral = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+        let list = if podlife::spec::init_containers(pod).iter().any(|c| c.name == name) {
+            "initContainers"
+        } else if ephemeral.iter().any(|c| c.name == name) {
+            "ephemeralContainers"
+        } else {
+            "containers"
+        };
+        format!("spec.{list}{{{name}}}")
     });
     ObjectReference {
         api_version: Some("v1".into()),
@@ -214,7 +223,7 @@ impl EventSender {
         let key = Key {
             uid,
             field_path: occurrence.object.field_path.clone().unwrap_or_default(),
-            reason: occurrence.reason,
+            reason: occurrence.reason.clone(),
             message: occurrence.message.clone(),
         };
         let time = Time(seconds(occurrence.at));
@@ -243,7 +252,7 @@ impl EventSender {
                 ..Default::default()
             },
             involved_object: occurrence.object.clone(),
-            reason: Some(occurrence.reason.into()),
+            reason: Some(occurrence.reason.clone().into_owned()),
             message: Some(occurrence.message.clone()),
             type_: Some(occurrence.kind.as_str().into()),
             first_timestamp: Some(time.clone()),
@@ -312,7 +321,7 @@ mod tests {
         Occurrence {
             object: pod_reference(&pod, Some("c")),
             kind: EventType::Warning,
-            reason: "BackOff",
+            reason: "BackOff".into(),
             message: message.into(),
             at: Timestamp::from_nanosecond(1_795_402_342_542_000_001).unwrap(),
         }

@@ -47,6 +47,13 @@ pub struct GetError {
     cause: Cause,
 }
 
+impl GetError {
+    /// The server does not speak TLS.
+    pub fn is_plain_server(&self) -> bool {
+        matches!(self.cause, Cause::PlainServer)
+    }
+}
+
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
 enum Cause {

@@ -122,6 +122,18 @@ impl Paths {
         of_pod.map(|entry| entry.path()).collect()
     }
 
+    /// UIDs of pods that have a log directory.
+    pub fn logged_pods(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.logs).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        // Neither a namespace nor a pod's name holds an underscore.
+        let uid = |name: String| match name.split('_').collect::<Vec<_>>()[..] {
+            [_, _, uid] if !uid.is_empty() => Some(uid.to_owned()),
+            _ => None,
+        };
+        names.filter_map(uid).collect()
+    }
+
     /// The link to a container's log in `/var/log/containers`; its name has at most 255 bytes.
     pub fn container_link(&self, pod: &PodIdentity, container: &str, id: &str) -> PathBuf {
         let mut name = format!("{}_{}_{container}-{id}", pod.name, pod.namespace);

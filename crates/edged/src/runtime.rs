@@ -4,13 +4,17 @@
 //! edged finds everything again with [`Runtime::list_pods`].
 
 mod access;
+mod allocatable;
 mod cgroups;
+mod class;
 mod hooks;
 mod host;
 mod rotation;
 mod service;
 mod start;
 mod watch;
+
+pub use allocatable::has_apparmor;
 
 use std::{
     collections::HashMap,
@@ -101,6 +105,8 @@ pub struct ContainerStart<'a> {
     pub sandbox_attempt: u32,
     /// `metadata.attempt` and the restart count annotation.
     pub restart_count: u32,
+    /// Container whose processes it sees, for an ephemeral one.
+    pub target_id: Option<&'a str>,
     /// IPs of the pod; for the hosts file and `status.podIP`.
     pub pod_ips: &'a [String],
     /// Ends waits that may be long (an image pull); calls that create something are never cut off in the middle.
@@ -369,10 +375,19 @@ impl Runtime {
         logs::last_restart(&self.paths.pod_logs(pod).join(container))
     }
 
-    /// UIDs of pods that have a directory here.
+    /// UIDs of pods that have a directory or logs here.
     pub fn pods_on_disk(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.paths.pods()).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        let mut uids: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        uids.extend(self.paths.logged_pods());
+        uids.sort_unstable();
+        uids.dedup();
+        uids
+    }
+
+    /// Removes links to container logs that are gone.
+    pub fn remove_dangling_links(&self) {
+        logs::remove_dangling_links(&self.paths);
     }
 
     /// Tells that pods are being started or stopped: where the runtime has no events, it is then looked at every second.

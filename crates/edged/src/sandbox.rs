@@ -43,11 +43,6 @@ pub enum SandboxError {
     /// `setHostnameAsFQDN` gives a name that Linux does not take.
     #[error("failed to construct FQDN from pod hostname and cluster domain, FQDN {0} is too long (64 characters is the max, {len} characters requested)", len = .0.len())]
     LongFqdn(String),
-    /// A `runtimeClassName`: RuntimeClass objects do not reach the edge.
-    #[error(
-        "failed to get sandbox runtime: RuntimeClass {0:?} is not available on edge nodes; remove runtimeClassName from the pod"
-    )]
-    RuntimeClass(String),
 }
 
 /// The configuration to create a sandbox with; also sent with each of its containers.
@@ -56,10 +51,6 @@ pub enum SandboxError {
 /// See [`SandboxError`].
 pub fn config(input: SandboxInput<'_>) -> Result<proto::PodSandboxConfig, SandboxError> {
     let pod = input.pod;
-    let pod_spec = pod.spec.clone().unwrap_or_default();
-    if let Some(class) = pod_spec.runtime_class_name.filter(|class| !class.is_empty()) {
-        return Err(SandboxError::RuntimeClass(class));
-    }
     let mut sandbox_labels = pod.metadata.labels.clone().unwrap_or_default();
     sandbox_labels.extend(identity_labels(input.identity));
     let (hostname, _) = hostname(pod, input.identity, input.cluster_domain)?;
@@ -217,10 +208,6 @@ mod tests {
         assert_eq!(config.hostname, "");
         let options = config.linux.unwrap().security_context.unwrap().namespace_options.unwrap();
         assert_eq!([options.network(), options.pid(), options.ipc()], [proto::NamespaceMode::Node; 3]);
-        assert!(matches!(
-            config_of(json!({"containers": [], "runtimeClassName": "kata"})),
-            Err(SandboxError::RuntimeClass(_))
-        ));
         let long = json!({"containers": [], "subdomain": "x".repeat(50), "setHostnameAsFQDN": true});
         assert!(matches!(config_of(long), Err(SandboxError::LongFqdn(_))));
     }

@@ -24,6 +24,8 @@ pub struct PodActions {
     pub sandbox_id: Option<String>,
     /// Its attempt.
     pub sandbox_attempt: u32,
+    /// Indices of `spec.ephemeralContainers` to start.
+    pub start_ephemeral: Vec<usize>,
     /// Indices of `spec.initContainers` to start.
     pub start_init: Vec<usize>,
     /// Indices of `spec.containers` to start.
@@ -49,6 +51,7 @@ impl PodActions {
         !self.kill_pod
             && self.kill.is_empty()
             && self.create_sandbox.is_none()
+            && self.start_ephemeral.is_empty()
             && self.start_init.is_empty()
             && self.start.is_empty()
     }
@@ -101,6 +104,7 @@ pub fn compute(pod: &Pod, observed: &ObservedPod, probes: &ProbeResults) -> PodA
     let mut actions = PodActions {
         sandbox_id: sandbox.map(|s| s.id.clone()),
         sandbox_attempt: sandbox.map_or(0, |s| s.attempt),
+        start_ephemeral: new_ephemeral(pod, observed),
         ..PodActions::default()
     };
     let initialized = init_steps(pod, observed, probes, &mut actions);
@@ -113,8 +117,16 @@ pub fn compute(pod: &Pod, observed: &ObservedPod, probes: &ProbeResults) -> PodA
         actions.kill_pod = true;
         actions.kill.clear();
         actions.start_init.clear();
+        actions.start_ephemeral.clear();
     }
     actions
+}
+
+/// Ephemeral containers that have never been started; they need not wait for initialization.
+fn new_ephemeral(pod: &Pod, observed: &ObservedPod) -> Vec<usize> {
+    let list = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+    let new = list.iter().enumerate().filter(|(_, container)| observed.newest(&container.name).is_none());
+    new.map(|(index, _)| index).collect()
 }
 
 /// The sandbox is missing or unusable: everything goes, and initialization runs again.
@@ -199,6 +211,7 @@ fn init_steps(pod: &Pod, observed: &ObservedPod, probes: &ProbeResults, actions:
                 if !sidecar && spec::restart_policy(pod) == RestartPolicy::Never {
                     actions.kill_pod = true;
                     actions.kill.clear();
+                    actions.start_ephemeral.clear();
                     return false;
                 }
                 if newest.state == RuntimeState::Unknown {

@@ -60,6 +60,28 @@ impl ContainerInput<'_> {
         spec::init_containers(self.pod).iter().map(|c| self.status(c, find(previous, &c.name), true)).collect()
     }
 
+    /// Statuses of the ephemeral containers, sorted by name. They are started once and never count for the pod.
+    pub fn ephemeral(&self, previous: &[ContainerStatus]) -> Vec<ContainerStatus> {
+        let made = spec::ephemeral_containers(self.pod).into_iter().map(|container| {
+            let previous = find(previous, &container.name);
+            let mut instances = self.observed.instances(&container.name);
+            let mut status = match instances.next() {
+                Some(newest) => self.observed_status(&container, newest, instances.next(), previous),
+                None => {
+                    let mut status = self.absent_status(&container, previous);
+                    self.show_start_failure(&container, None, false, &mut status);
+                    status
+                }
+            };
+            status.volume_mounts = volume_mounts(&container);
+            status.ready = false;
+            status
+        });
+        let mut list: Vec<_> = made.collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
     fn status(&self, container: &Container, previous: Option<&ContainerStatus>, init: bool) -> ContainerStatus {
         let mut instances = self.observed.instances(&container.name);
         let newest = instances.next();

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use k8s_openapi::{
-    api::core::v1::{Container, HTTPHeader, LifecycleHandler},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 
-use crate::observed::PodIdentity;
+use crate::{
+    observed::PodIdentity,
+    probe::{self, HttpGet},
+};
 
 /// What a hook does.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,24 +15,9 @@ pub enum HookAction {
     /// A command in the container; exit code 0 is success.
     Exec(Vec<String>),
     /// An HTTP GET; any answer is success.
-    Http(HttpHook),
+    Http(HttpGet),
     /// A pause.
     Sleep(Duration),
-}
-
-/// An HTTP GET of a hook.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HttpHook {
-    /// Host to connect to; the pod's address when absent.
-    pub host: Option<String>,
-    /// Port.
-    pub port: u16,
-    /// Path with query, beginning with `/`.
-    pub path: String,
-    /// The scheme is HTTPS.
-    pub tls: bool,
-    /// Extra headers.
-    pub headers: Vec<HTTPHeader>,
 }
 
 /// Reads what a hook does; the error says why it cannot be done.
@@ -44,35 +29,13 @@ pub fn action(handler: &LifecycleHandler, container: &Container) -> Result<HookA
         return Ok(HookAction::Exec(exec.command.clone().unwrap_or_default()));
     }
     if let Some(http) = &handler.http_get {
-        let path = http.path.clone().unwrap_or_default();
-        return Ok(HookAction::Http(HttpHook {
-            host: http.host.clone().filter(|host| !host.is_empty()),
-            port: port(&http.port, container)?,
-            path: if path.starts_with('/') { path } else { format!("/{path}") },
-            tls: http.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")),
-            headers: http.http_headers.clone().unwrap_or_default(),
-        }));
+        return probe::http_get(http, container).map(HookAction::Http);
     }
     if let Some(sleep) = &handler.sleep {
         return Ok(HookAction::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))));
     }
     let what = if handler.tcp_socket.is_some() { "tcpSocket is no hook handler" } else { "it has no handler" };
     Err(format!("invalid handler: {what}"))
-}
-
-fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
-    let number = match port {
-        IntOrString::Int(number) => Some(*number),
-        IntOrString::String(name) => {
-            let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
-            named.map(|p| p.container_port).or_else(|| name.parse().ok())
-        }
-    };
-    let number = number.and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
-    number.ok_or_else(|| match port {
-        IntOrString::Int(number) => format!("invalid port number: {number}"),
-        IntOrString::String(name) => format!("couldn't find port: {name:?} in container {:?}", container.name),
-    })
 }
 
 /// The message of a hook that failed, in the words of the kubelet; `message` is what a command wrote.
@@ -107,8 +70,9 @@ mod tests {
     fn handlers() {
         let container: Container =
             serde_json::from_value(json!({"name": "a", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
-        let http =
-            |tls| HookAction::Http(HttpHook { host: None, port: 8080, path: "/bye".into(), tls, headers: Vec::new() });
+        let http = |https| {
+            HookAction::Http(HttpGet { https, host: None, port: 8080, path: "/bye".into(), headers: Vec::new() })
+        };
         for (value, expected) in [
             (json!({"exec": {"command": ["true"]}}), Some(HookAction::Exec(vec!["true".into()]))),
             (json!({"httpGet": {"port": "web", "path": "bye"}}), Some(http(false))),

@@ -1,11 +1,12 @@
 //! Pod and container life cycle as pure decisions.
 //!
 //! No clock, no files, no sockets: the shell (`edged`) hands in the pod as the API has it, what the
-//! runtime says ([`observed`]) and the time, and gets back what to do ([`actions`], [`stage`], [`grace`],
-//! [`backoff`]) and what to report ([`status`], [`patch`]). The rules are those of the kubelet 1.32, whose
+//! runtime says ([`observed`]) and the time, and gets back what to do ([`admission`], [`actions`], [`stage`], [`grace`],
+//! [`backoff`], [`hooks`]) and what to report ([`status`], [`patch`]). The rules are those of the kubelet 1.32, whose
 //! decision tables are the tables of this crate's tests.
 
 pub mod actions;
+pub mod admission;
 pub mod apparmor;
 pub mod backoff;
 pub mod conditions;
@@ -19,7 +20,9 @@ pub mod patch;
 pub mod phase;
 pub mod probe;
 pub mod qos;
+pub mod quantity;
 pub mod recover;
+pub mod requests;
 pub mod spec;
 pub mod stage;
 pub mod status;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 
 use crate::observed::PodIdentity;
 
@@ -43,6 +43,43 @@ pub fn containers(pod: &Pod) -> &[Container] {
 /// `spec.initContainers`, sidecars included.
 pub fn init_containers(pod: &Pod) -> &[Container] {
     pod.spec.as_ref().and_then(|s| s.init_containers.as_deref()).unwrap_or_default()
+}
+
+/// `spec.ephemeralContainers` in the form of containers.
+pub fn ephemeral_containers(pod: &Pod) -> Vec<Container> {
+    let list = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+    list.iter().map(as_container).collect()
+}
+
+/// The container whose processes an ephemeral container sees.
+pub fn ephemeral_target<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let list = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+    let found = list.iter().find(|container| container.name == name)?;
+    found.target_container_name.as_deref().filter(|target| !target.is_empty())
+}
+
+/// The fields are those of a container, but for the target.
+fn as_container(ephemeral: &EphemeralContainer) -> Container {
+    let e = ephemeral.clone();
+    Container {
+        args: e.args,
+        command: e.command,
+        env: e.env,
+        env_from: e.env_from,
+        image: e.image,
+        image_pull_policy: e.image_pull_policy,
+        name: e.name,
+        security_context: e.security_context,
+        stdin: e.stdin,
+        stdin_once: e.stdin_once,
+        termination_message_path: e.termination_message_path,
+        termination_message_policy: e.termination_message_policy,
+        tty: e.tty,
+        volume_devices: e.volume_devices,
+        volume_mounts: e.volume_mounts,
+        working_dir: e.working_dir,
+        ..Container::default()
+    }
 }
 
 /// Finds a main or init container by name.

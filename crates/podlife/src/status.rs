@@ -101,6 +101,7 @@ pub fn compute(input: &StatusInput<'_>) -> PodStatus {
         terminal: input.ending != Ending::No,
     };
     let mut main = containers.main(before.container_statuses.as_deref().unwrap_or_default());
+    let ephemeral = containers.ephemeral(before.ephemeral_container_statuses.as_deref().unwrap_or_default());
     let mut init = containers.init(before.init_container_statuses.as_deref().unwrap_or_default());
     if input.ending == Ending::Final {
         end_statuses(input.pod, &mut init, &mut main);
@@ -137,7 +138,7 @@ pub fn compute(input: &StatusInput<'_>) -> PodStatus {
         resource_claim_statuses: input.api.resource_claim_statuses.clone(),
         resize: input.api.resize.clone(),
         observed_generation: input.api.observed_generation,
-        ephemeral_container_statuses: input.api.ephemeral_container_statuses.clone(),
+        ephemeral_container_statuses: Some(ephemeral).filter(|list| !list.is_empty()),
     };
     delay_terminal_phase(input, &mut status);
     status
@@ -330,7 +331,6 @@ pub fn rebase(mut status: PodStatus, api: &PodStatus) -> PodStatus {
     status.resource_claim_statuses.clone_from(&api.resource_claim_statuses);
     status.resize.clone_from(&api.resize);
     status.observed_generation = api.observed_generation;
-    status.ephemeral_container_statuses.clone_from(&api.ephemeral_container_statuses);
     status
 }
 

@@ -270,3 +270,16 @@ proptest! {
         prop_assert_eq!(observed.sandboxes.iter().filter(|s| s.ready).count(), 1);
     }
 }
+
+#[test]
+fn ephemeral_containers_start_once() {
+    let mut pod = pod("Always", &["i"], &[], &["a"]);
+    pod.spec.as_mut().unwrap().ephemeral_containers =
+        serde_json::from_value(serde_json::json!([{"name": "e"}, {"name": "f"}])).unwrap();
+    let i = container(&pod, "i", 0, Running, 0);
+    let starts = |containers| compute(&pod, &with_sandbox(containers)).start_ephemeral;
+    assert_eq!(starts(vec![i.clone()]), [0, 1], "before initialization is over");
+    for state in [Created, Running, Exited, Unknown] {
+        assert_eq!(starts(vec![i.clone(), container(&pod, "e", 0, state, 1)]), [1], "{state:?}");
+    }
+}

@@ -11,7 +11,7 @@ use podlife::{
     patch::status_patch,
     probe::ProbeResults,
     stage::deadline_exceeded,
-    status::{self, Ending, StatusInput},
+    status::{self, EndVerdict, Ending, StatusInput},
 };
 use serde_json::{Value, json};
 use support::{at, container, observed, pod, sandbox};
@@ -38,6 +38,22 @@ impl Case {
 
     fn compute(&self) -> PodStatus {
         self.compute_after(None)
+    }
+
+    fn compute_with(&self, observed: &ObservedPod, verdict: Option<&EndVerdict>) -> PodStatus {
+        status::compute(&StatusInput {
+            pod: &self.pod,
+            api: &self.api,
+            previous: None,
+            observed,
+            failures: &self.failures,
+            probes: &ProbeResults::default(),
+            runtime_name: "containerd",
+            host_ips: &["192.0.2.2".into()],
+            ending: self.ending,
+            verdict,
+            now: at(self.now),
+        })
     }
 
     fn compute_after(&self, previous: Option<&PodStatus>) -> PodStatus {
@@ -237,22 +253,72 @@ fn a_terminal_phase_waits_until_nothing_runs() {
 
 #[test]
 fn a_verdict_fails_the_pod() {
-    let case = Case::new(pod("Always", &[], &[], &["a"]));
+    let mut case = Case::new(pod("Always", &[], &[], &["a"]));
+    case.ending = Ending::Stopped;
     let verdict = deadline_exceeded();
-    let status = status::compute(&StatusInput {
-        pod: &case.pod,
-        api: &case.api,
-        previous: None,
-        observed: &observed(),
-        failures: &case.failures,
-        probes: &ProbeResults::default(),
-        runtime_name: "containerd",
-        host_ips: &[],
-        ending: Ending::Stopped,
-        verdict: Some(&verdict),
-        now: at(0),
-    });
+    let status = case.compute_with(&observed(), Some(&verdict));
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("DeadlineExceeded")));
+}
+
+#[test]
+fn a_rejected_pod_tells_the_refusal_and_nothing_else() {
+    let case = Case::new(pod("Always", &["i"], &[], &["a"]));
+    let verdict = EndVerdict::rejected("OutOfcpu", "no room");
+    let status = case.compute_with(&observed(), Some(&verdict));
+    assert_eq!(
+        serde_json::to_value(&status).unwrap(),
+        json!({"phase": "Failed", "reason": "OutOfcpu", "message": "Pod was rejected: no room", "qosClass": "BestEffort",
+            "startTime": "2027-01-15T08:01:40Z"})
+    );
+    // One that runs from an earlier life keeps what can be said of it.
+    let mut running = Case::new(pod("Always", &[], &[], &["a"]));
+    running.observed.containers.push(container(&running.pod, "a", 0, Exited, 137));
+    running.ending = Ending::Stopped;
+    let status = running.compute_with(&running.observed, Some(&verdict));
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+    assert_eq!(status.container_statuses.unwrap().len(), 1);
+}
+
+#[test]
+fn a_disruption_is_told_with_the_end_and_keeps_its_place() {
+    let mut case = Case::new(pod("Always", &[], &[], &["a"]));
+    case.api.conditions =
+        serde_json::from_value(json!([{"type": "DisruptionTarget", "status": "True", "reason": "Theirs"},
+            {"type": "x/y", "status": "True"}]))
+        .unwrap();
+    case.observed.containers.push(container(&case.pod, "a", 0, Running, 0));
+    let verdict = EndVerdict::disruption("Evicted", "low", "low on memory");
+    let target = |status: &PodStatus| {
+        let conditions = status.conditions.as_ref().unwrap();
+        assert_eq!(conditions[1].type_, "x/y");
+        (conditions[0].type_.clone(), conditions[0].reason.clone().unwrap())
+    };
+    let early = case.compute_with(&case.observed, Some(&verdict));
+    assert_eq!(early.phase.as_deref(), Some("Pending"));
+    assert_eq!(target(&early), ("DisruptionTarget".into(), "Theirs".into()));
+    case.observed.containers[0] = container(&case.pod, "a", 0, Exited, 137);
+    case.ending = Ending::Stopped;
+    let late = case.compute_with(&case.observed, Some(&verdict));
+    assert_eq!(late.phase.as_deref(), Some("Failed"));
+    assert_eq!(target(&late), ("DisruptionTarget".into(), "TerminationByKubelet".into()));
+    let rebased = status::rebase(late, &case.api);
+    assert_eq!(target(&rebased), ("DisruptionTarget".into(), "TerminationByKubelet".into()));
+}
+
+#[test]
+fn ephemeral_containers_have_statuses_and_count_for_nothing() {
+    let mut case = Case::new(pod("Never", &[], &[], &["a"]));
+    case.pod.spec.as_mut().unwrap().ephemeral_containers =
+        serde_json::from_value(json!([{"name": "z"}, {"name": "e", "targetContainerName": "a"}])).unwrap();
+    case.observed.containers = vec![container(&case.pod, "a", 0, Running, 0), container(&case.pod, "e", 0, Exited, 3)];
+    case.failures.insert("z".into(), StartFailure { reason: "ErrImagePull".into(), message: "no".into() });
+    let status = case.compute();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let ready = status.conditions.as_ref().unwrap().iter().find(|c| c.type_ == "Ready").unwrap();
+    assert_eq!(ready.status, "True");
+    let value = serde_json::to_value(status.ephemeral_container_statuses.unwrap()).unwrap();
+    assert_eq!((&value[0]["name"], &value[0]["state"]["terminated"]["exitCode"]), (&json!("e"), &json!(3)));
+    assert_eq!((&value[1]["name"], &value[1]["state"]["waiting"]["reason"]), (&json!("z"), &json!("ErrImagePull")));
 }
 
 #[test]

@@ -153,6 +153,8 @@ pub mod kind {
     pub const PERSISTENT_VOLUME: &str = "persistentvolume";
     /// A PersistentVolumeClaim.
     pub const PERSISTENT_VOLUME_CLAIM: &str = "persistentvolumeclaim";
+    /// A RuntimeClass.
+    pub const RUNTIME_CLASS: &str = "runtimeclass";
     /// A VolumeAttachment.
     pub const VOLUME_ATTACHMENT: &str = "volumeattachment";
     /// A Rule's counters.

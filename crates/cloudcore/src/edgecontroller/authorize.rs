@@ -50,6 +50,8 @@ pub fn check(view: &View, node: &str, resource: &EdgeResource, message: &Message
         kind::SERVICE_ACCOUNT_TOKEN => token(view, node, namespace, name, message).or_else(no),
         kind::EVENT => event(view, node, message).or_else(no),
         kind::CERTIFICATE_SIGNING_REQUEST => serving_request(message).or_else(no),
+        // Which handlers there are is no secret; only reading is served.
+        kind::RUNTIME_CLASS => Ok(()),
         kind::PERSISTENT_VOLUME | kind::VOLUME_ATTACHMENT => Ok(()),
         // Where pods find the API server.
         kind::SERVICE | kind::ENDPOINTS

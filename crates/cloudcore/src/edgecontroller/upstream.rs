@@ -104,6 +104,9 @@ impl Upstream {
             (kind::SERVICE, operation::QUERY) => api.get(&format!("{}/{name}", core("services"))).await,
             (kind::ENDPOINTS, operation::QUERY) => api.get(&format!("{}/{name}", core("endpoints"))).await,
             (kind::PERSISTENT_VOLUME, operation::QUERY) => api.get(&format!("/api/v1/persistentvolumes/{name}")).await,
+            (kind::RUNTIME_CLASS, operation::QUERY) => {
+                api.get(&format!("/apis/node.k8s.io/v1/runtimeclasses/{name}")).await
+            }
             (kind::VOLUME_ATTACHMENT, operation::QUERY) => {
                 api.get(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}")).await
             }

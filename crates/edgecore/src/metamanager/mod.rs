@@ -112,6 +112,7 @@ impl MetaManager {
                 | kind::SERVICE_ACCOUNT_TOKEN
                 | kind::PERSISTENT_VOLUME
                 | kind::PERSISTENT_VOLUME_CLAIM
+                | kind::RUNTIME_CLASS
                 | kind::SERVICE
                 | kind::ENDPOINTS,
             ) => {

@@ -137,6 +137,7 @@ pub(super) async fn keep_late(table: &Table, resource: &EdgeResource, answer: &M
         kind::SECRET,
         kind::PERSISTENT_VOLUME,
         kind::PERSISTENT_VOLUME_CLAIM,
+        kind::RUNTIME_CLASS,
         kind::SERVICE,
         kind::ENDPOINTS,
     ];

@@ -64,10 +64,11 @@ impl CriClient {
         }
     }
 
-    /// Creates and starts a sandbox, network included. Returns its id.
-    pub async fn run_sandbox(&self, config: PodSandboxConfig) -> Result<String, CriError> {
+    /// Creates and starts a sandbox, network included, with a handler of the runtime's configuration (empty for its
+    /// default). Returns its id.
+    pub async fn run_sandbox(&self, config: PodSandboxConfig, runtime_handler: &str) -> Result<String, CriError> {
         let mut client = self.runtime.clone();
-        let request = proto::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let request = proto::RunPodSandboxRequest { config: Some(config), runtime_handler: runtime_handler.to_owned() };
         Ok(self.call("RunPodSandbox", 2 * self.limit, client.run_pod_sandbox(request)).await?.pod_sandbox_id)
     }
 

@@ -82,6 +82,16 @@ pub fn remove_pod_logs(paths: &Paths, uid: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes links of containers whose logs are gone.
+pub fn remove_dangling_links(paths: &Paths) {
+    for entry in fs::read_dir(paths.container_links()).into_iter().flatten().flatten() {
+        let link = entry.path();
+        if link.is_symlink() && !link.exists() {
+            drop(fs::remove_file(link));
+        }
+    }
+}
+
 /// What an exited container left as its last words: its termination message file, or the end of its log where the pod asks
 /// for that and the container failed.
 pub fn termination_message(status: &proto::ContainerStatus) -> String {

@@ -24,7 +24,7 @@ use crate::settings::Settings;
 use facts::Machine;
 
 /// Namespace segment of things that have none.
-const NO_NAMESPACE: &str = "null";
+pub const NO_NAMESPACE: &str = "null";
 /// First pause between attempts to register; each is half as long again as the one before.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Longest pause.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use podlife::{
     observed::{ObservedPod, PodIdentity},
     spec,
@@ -21,19 +21,22 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use wire::Content;
+use wire::{Content, kind};
 
 use super::{
     PodChange, Tools,
+    admit::{Held, NodeFacts, Waiting},
     evict::Eviction,
     mailbox::Mailbox,
+    orphans::ORPHAN_DELAY,
     reporter::{self, Report, Reporter},
-    source::{PodVersion, read_list},
+    source::{PodVersion, is_held, read_list},
     worker::PodWorker,
 };
 use crate::{
     events::Recorder,
     meta::MetaError,
+    node,
     runtime::{RuntimeError, RuntimeEvent},
 };
 
@@ -41,11 +44,6 @@ use crate::{
 const NEWS_QUEUE: usize = 256;
 /// Time between two attempts to read the stored pods.
 const LIST_RETRY: Duration = Duration::from_secs(1);
-/// How often the runtime is searched for pods that nobody wants.
-const ORPHAN_SCAN: Duration = Duration::from_secs(120);
-/// Pause between an unknown pod's event and the search: its message may be on the way.
-const ORPHAN_DELAY: Duration = Duration::from_secs(5);
-
 /// Something the desk has to hear.
 #[derive(Debug)]
 pub enum News {
@@ -105,6 +103,7 @@ impl Desk {
 pub fn desk(tools: Tools) -> (Desk, DeskTask) {
     let (sender, receiver) = mpsc::channel(NEWS_QUEUE);
     let recorder = tools.recorder.clone();
+    let node = NodeFacts::own(&tools.settings);
     let (reporter, reporter_task) = reporter::reporter(tools.meta.clone());
     let (round, came_round) = watch::channel(Instant::now());
     let task = DeskTask {
@@ -117,7 +116,10 @@ pub fn desk(tools: Tools) -> (Desk, DeskTask) {
         listed: false,
         list_at: Some(Instant::now()),
         scan_at: None,
-        lists: JoinSet::new(),
+        slow: JoinSet::new(),
+        waiting: Vec::new(),
+        held: BTreeMap::new(),
+        node,
         touched: BTreeSet::new(),
         round,
     };
@@ -126,39 +128,59 @@ pub fn desk(tools: Tools) -> (Desk, DeskTask) {
 
 /// The owner of all workers.
 pub struct DeskTask {
-    tools: Tools,
+    pub(super) tools: Tools,
     news: mpsc::Receiver<News>,
-    reporter: Reporter,
+    pub(super) reporter: Reporter,
     reporter_task: Option<reporter::ReporterTask>,
-    pods: BTreeMap<String, Entry>,
+    pub(super) pods: BTreeMap<String, Entry>,
+    /// Pods that are not admitted yet, in the order of their arrival.
+    pub(super) waiting: Vec<Waiting>,
+    /// Updates that are held, by namespace and name.
+    pub(super) held: BTreeMap<(String, String), Held>,
+    /// Labels and taints of the node.
+    pub(super) node: NodeFacts,
     /// Each ends with the UID of its pod.
     workers: JoinSet<String>,
     /// The stored list has been read: unknown pods may be ended.
-    listed: bool,
+    pub(super) listed: bool,
     list_at: Option<Instant>,
-    scan_at: Option<Instant>,
-    /// At most one list of each kind on its way; the desk never waits for it.
-    lists: JoinSet<List>,
+    pub(super) scan_at: Option<Instant>,
+    /// What takes its time; the desk never waits for it. At most one list of each kind, and one for each pod put aside.
+    pub(super) slow: JoinSet<Slow>,
     /// Pods that messages spoke of since the stored list was asked for: the messages are newer than the list.
     touched: BTreeSet<String>,
     /// Told at each round of the main loop.
     round: watch::Sender<Instant>,
 }
 
-enum List {
-    Stored(Result<Vec<Content>, MetaError>),
+/// The end of something slow.
+pub(super) enum Slow {
+    /// The stored pods, and the node.
+    Stored(Result<Vec<Content>, MetaError>, Box<Result<Option<Node>, MetaError>>),
+    /// The runtime's pods.
     Observed(Result<Vec<ObservedPod>, RuntimeError>),
+    /// The node was read again for this pod.
+    Node { uid: String, node: Box<Result<Option<Node>, MetaError>> },
+    /// Others have ended for this pod.
+    Room { uid: String },
+    /// The API was told of a held update, or could not be.
+    Held { key: (String, String), told: bool },
 }
 
-struct Entry {
-    identity: PodIdentity,
+/// A pod that is here.
+pub(super) struct Entry {
+    pub identity: PodIdentity,
     /// The newest version.
-    pod: Arc<Pod>,
-    mailbox: Arc<Mailbox>,
+    pub pod: Arc<Pod>,
+    pub mailbox: Arc<Mailbox>,
     /// The source dropped it.
-    removed: bool,
+    pub removed: bool,
     /// The same UID came back while it was being removed: start anew afterwards.
-    successor: Option<Box<PodVersion>>,
+    pub successor: Option<Box<PodVersion>>,
+    /// Admission refused it.
+    pub refused: bool,
+    /// The API calls it Succeeded or Failed.
+    pub ended: bool,
 }
 
 impl DeskTask {
@@ -178,16 +200,29 @@ impl DeskTask {
                     None => break,
                 },
                 Some(ended) = self.workers.join_next() => self.worker_ended(ended.ok(), &stopping).await,
-                Some(Ok(list)) = self.lists.join_next() => match list {
-                    List::Stored(list) => self.take_stored(list, &stopping).await,
-                    List::Observed(list) => self.end_orphans(list, &stopping),
-                },
+                Some(Ok(slow)) = self.slow.join_next() => self.go_on(slow, &stopping).await,
                 () = sleep_until(list_at) => self.ask_stored(),
                 () = sleep_until(scan_at) => self.ask_observed(),
             }
         }
         while self.workers.join_next().await.is_some() {}
         while reporter.join_next().await.is_some() {}
+    }
+
+    async fn go_on(&mut self, slow: Slow, stopping: &CancellationToken) {
+        match slow {
+            Slow::Stored(list, node) => {
+                self.know_node(*node);
+                self.take_stored(list, stopping).await;
+            }
+            Slow::Observed(list) => self.end_orphans(list, stopping),
+            Slow::Node { uid, node } => {
+                self.know_node(*node);
+                self.decide_again(&uid, stopping).await;
+            }
+            Slow::Room { uid } => self.decide_again(&uid, stopping).await,
+            Slow::Held { key, told } => self.held_told(&key, told),
+        }
     }
 
     async fn hear(&mut self, news: News, stopping: &CancellationToken) {
@@ -198,6 +233,16 @@ impl DeskTask {
                 // Who hears of the cloud can reach it.
                 self.reporter.send(Report::Online).await;
             }
+            News::Change(PodChange::Hold(version)) => {
+                self.touched.insert(version.identity.uid.clone());
+                // A status that comes back from the API is no upgrade.
+                if self.pods.get(&version.identity.uid).is_some_and(|entry| entry.pod.spec == version.pod.spec) {
+                    self.upsert(version, stopping).await;
+                } else {
+                    self.hold(version);
+                }
+            }
+            News::Change(PodChange::Release { pod }) => self.release_held(pod, stopping).await,
             News::Change(PodChange::Remove { uid }) => {
                 self.remove(&uid);
                 self.touched.insert(uid);
@@ -220,7 +265,10 @@ impl DeskTask {
                 }
                 self.scan_soon(ORPHAN_DELAY);
             }
-            News::Online => self.reporter.send(Report::Online).await,
+            News::Online => {
+                self.reporter.send(Report::Online).await;
+                self.tell_held();
+            }
             News::Evict(eviction) => {
                 if let Some(entry) = self.pods.get(&eviction.uid) {
                     eviction.begin(&entry.pod, &entry.mailbox);
@@ -237,13 +285,14 @@ impl DeskTask {
         }
     }
 
-    async fn upsert(&mut self, version: Box<PodVersion>, stopping: &CancellationToken) {
+    pub(super) async fn upsert(&mut self, version: Box<PodVersion>, stopping: &CancellationToken) {
         let node = version.pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
         if node != Some(self.tools.settings.node_name.as_str()) {
             tracing::debug!(pod = version.identity.name, node, "pod of another node ignored");
             return;
         }
         let uid = version.identity.uid.clone();
+        self.held.remove(&(version.identity.namespace.clone(), version.identity.name.clone()));
         if let Some(entry) = self.pods.get_mut(&uid) {
             if entry.removed {
                 entry.successor = Some(version);
@@ -251,20 +300,15 @@ impl DeskTask {
             }
             let (reporter, mailbox) = (self.reporter.clone(), Arc::clone(&entry.mailbox));
             entry.pod = Arc::clone(&version.pod);
+            entry.ended = spec::is_terminal_phase(version.api.phase.as_deref());
             reporter.send(api_report(&version, &mailbox)).await;
             mailbox.version(version);
             return;
         }
-        let mailbox = Arc::new(Mailbox::default());
-        self.reporter.send(api_report(&version, &mailbox)).await;
-        let identity = version.identity.clone();
-        tracing::info!(pod = identity.name, namespace = identity.namespace, uid, "pod taken over");
-        let pod = Arc::clone(&version.pod);
-        let worker = PodWorker::new(*version, Arc::clone(&mailbox), self.reporter.clone(), self.tools.clone());
-        self.spawn(Entry { identity, pod, mailbox, removed: false, successor: None }, worker, stopping);
+        self.take_new(version, stopping).await;
     }
 
-    fn spawn(&mut self, entry: Entry, worker: PodWorker, stopping: &CancellationToken) {
+    pub(super) fn spawn(&mut self, entry: Entry, worker: PodWorker, stopping: &CancellationToken) {
         let uid = entry.identity.uid.clone();
         self.pods.insert(uid.clone(), entry);
         let stopping = stopping.clone();
@@ -275,6 +319,7 @@ impl DeskTask {
     }
 
     fn remove(&mut self, uid: &str) {
+        self.forget_waiting(uid);
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.removed = true;
             entry.successor = None;
@@ -289,19 +334,20 @@ impl DeskTask {
         if let Some(successor) = entry.successor {
             self.upsert(successor, stopping).await;
         }
+        self.next_in_turn(stopping).await;
     }
 
     fn ask_stored(&mut self) {
         self.list_at = None;
         self.touched.clear();
         let (meta, settings) = (self.tools.meta.clone(), Arc::clone(&self.tools.settings));
-        self.lists.spawn(async move { List::Stored(meta.list_pods(&settings.register_node_namespace).await) });
-    }
-
-    fn ask_observed(&mut self) {
-        self.scan_at = None;
-        let runtime = Arc::clone(&self.tools.runtime);
-        self.lists.spawn(async move { List::Observed(runtime.list_pods().await) });
+        self.slow.spawn(async move {
+            let (pods, node) = tokio::join!(
+                meta.list_pods(&settings.register_node_namespace),
+                meta.get(node::NO_NAMESPACE, kind::NODE, &settings.node_name)
+            );
+            Slow::Stored(pods, Box::new(node))
+        });
     }
 
     /// Takes the pods of the local store; until that has worked once, nothing unknown is ended.
@@ -315,71 +361,33 @@ impl DeskTask {
         }
     }
 
-    async fn replace_all(&mut self, versions: Vec<PodVersion>, stopping: &CancellationToken) {
+    async fn replace_all(&mut self, mut versions: Vec<PodVersion>, stopping: &CancellationToken) {
         let wanted: BTreeSet<&String> = versions.iter().map(|v| &v.identity.uid).collect();
         let keep = |uid: &String| wanted.contains(uid) || self.touched.contains(uid);
         let gone: Vec<String> = self.pods.keys().filter(|uid| !keep(uid)).cloned().collect();
+        let wanted: BTreeSet<String> = wanted.into_iter().chain(&self.touched).cloned().collect();
         for uid in gone {
             self.remove(&uid);
         }
-        for version in versions {
-            if !self.touched.contains(&version.identity.uid) {
-                self.upsert(Box::new(version), stopping).await;
+        self.keep_waiting(|uid| wanted.contains(uid));
+        // Those that were here first have the first claim on the node.
+        versions.sort_by_key(|version| version.pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        for version in versions.into_iter().map(Box::new) {
+            if self.touched.contains(&version.identity.uid) {
+                continue;
+            }
+            if is_held(&version) {
+                self.hold(version);
+            } else {
+                self.upsert(version, stopping).await;
             }
         }
         self.listed = true;
         self.scan_soon(Duration::ZERO);
     }
-
-    fn scan_soon(&mut self, delay: Duration) {
-        if self.listed {
-            let at = Instant::now() + delay;
-            self.scan_at = Some(self.scan_at.map_or(at, |scan| scan.min(at)));
-        }
-    }
-
-    /// Ends pods that the runtime has and nobody wants.
-    fn end_orphans(&mut self, list: Result<Vec<ObservedPod>, RuntimeError>, stopping: &CancellationToken) {
-        self.scan_at = Some(Instant::now() + ORPHAN_SCAN);
-        let observed = match list {
-            Ok(observed) => observed,
-            Err(error) => {
-                tracing::warn!(error = %error, "the runtime's pods cannot be listed");
-                self.scan_at = Some(Instant::now() + ORPHAN_DELAY);
-                return;
-            }
-        };
-        let mut unwanted = observed;
-        // What an agent killed in the middle of a clean-up left on disk has no container any more.
-        unwanted.extend(
-            self.tools
-                .runtime
-                .pods_on_disk()
-                .into_iter()
-                .map(|uid| ObservedPod::absent(PodIdentity { namespace: String::new(), name: String::new(), uid })),
-        );
-        for orphan in &unwanted {
-            if self.pods.contains_key(&orphan.identity.uid) {
-                continue;
-            }
-            let identity = orphan.identity.clone();
-            tracing::info!(
-                pod = identity.name,
-                namespace = identity.namespace,
-                uid = identity.uid,
-                "ending a pod that nobody wants"
-            );
-            let mailbox = Arc::new(Mailbox::default());
-            let worker = PodWorker::orphan(orphan, Arc::clone(&mailbox), self.reporter.clone(), self.tools.clone());
-            let pod = Arc::clone(&worker.pod);
-            self.spawn(Entry { identity, pod, mailbox, removed: true, successor: None }, worker, stopping);
-        }
-        let pods = &self.pods;
-        self.tools.runtime.remove_orphan_cgroups(|uid| pods.contains_key(uid));
-    }
 }
 
-fn api_report(version: &PodVersion, mailbox: &Arc<Mailbox>) -> Report {
+pub(super) fn api_report(version: &PodVersion, mailbox: &Arc<Mailbox>) -> Report {
     Report::Api {
         identity: version.identity.clone(),
         version: reporter::resource_version(&version.pod),

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{Desk, News, mailbox::Mailbox};
-use crate::events::EventType;
+use crate::events::{EventType, Recorder};
 
 /// Least time that a killer waits.
 const MIN_WAIT: Duration = Duration::from_secs(10);
@@ -66,10 +66,14 @@ impl Dying {
     }
 
     /// Waits until no container of it runs, for half as long again as its grace period and at least ten seconds.
-    pub async fn stopped(mut self) -> Result<(), Arc<Pod>> {
+    pub async fn stopped(mut self, recorder: &Recorder) -> Result<(), EvictError> {
         // A worker that is gone has stopped everything.
         let stopped = self.stage.wait_for(|stage| *stage > Stage::Terminating);
-        timeout(self.limit, stopped).await.map(drop).map_err(|_| self.pod)
+        timeout(self.limit, stopped).await.map(drop).map_err(|_| {
+            let text = "Container runtime did not kill the pod within specified grace period.";
+            recorder.pod(&self.pod, EventType::Warning, "ExceededGracePeriod", text);
+            EvictError::ExceededGracePeriod
+        })
     }
 }
 
@@ -83,11 +87,7 @@ impl Desk {
         let (begun, dying) = oneshot::channel();
         self.tell(News::Evict(Eviction { uid: uid.to_owned(), verdict, grace, begun })).await;
         let dying = dying.await.map_err(|_| EvictError::Unknown)?;
-        dying.stopped().await.map_err(|pod| {
-            let text = "Container runtime did not kill the pod within specified grace period.";
-            self.recorder.pod(&pod, EventType::Warning, "ExceededGracePeriod", text);
-            EvictError::ExceededGracePeriod
-        })
+        dying.stopped(&self.recorder).await
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
                 mailbox.set_stage(Stage::Terminated);
             }
             let began = tokio::time::Instant::now();
-            assert_eq!(dying.stopped().await.is_ok(), stops, "{grace:?}");
+            assert_eq!(dying.stopped(&Recorder::silent("n1")).await.is_ok(), stops, "{grace:?}");
             assert_eq!(began.elapsed().as_secs(), limit, "{grace:?}");
         }
     }

@@ -1,21 +1,18 @@
 //! Life cycle hooks. A postStart hook belongs to the start of its container; a preStop hook runs beside the worker, so that
 //! a step that is cut short (a shorter grace period) finds it still under way.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use podlife::{
     actions::ContainerKill,
     containers::StartFailure,
-    hooks::{self, HookAction, HttpHook},
+    hooks::{self, HookAction},
     observed::{ObservedContainer, ObservedPod, PodIdentity, RuntimeState},
+    probe::HttpGet,
     spec,
 };
 use tokio::{
-    net::TcpStream,
     sync::watch,
     task::{AbortHandle, JoinSet},
     time::{Instant, timeout, timeout_at},
@@ -23,11 +20,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Tools, sync::Started, worker::PodWorker};
-use crate::{events::EventType, runtime::RuntimeError};
+use crate::{events::EventType, http, runtime::RuntimeError};
 
 /// Longest time for a postStart hook; the kubelet has no bound of its own, and a hook that hangs for ever would keep the
 /// pod's later containers from starting without a word.
 pub(super) const POST_START_LIMIT: Duration = Duration::from_secs(600);
+
+/// How hooks name themselves.
+const USER_AGENT: &str = "kube-lifecycle/1.32";
 
 /// One hook of one container instance.
 pub(super) struct Hook {
@@ -90,7 +90,7 @@ impl Hook {
                     Err(_) => failed(&format!("command timed out after {}s", limit.as_secs()), None),
                 }
             }
-            Ok(HookAction::Http(http)) => match timeout(limit, self.get(&http)).await {
+            Ok(HookAction::Http(get)) => match timeout(limit, Box::pin(self.get(&get))).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => failed(&error, None),
                 Err(_) => failed(&format!("no answer within {}s", limit.as_secs()), None),
@@ -102,29 +102,21 @@ impl Hook {
         }
     }
 
-    /// Any answer is success, as for the kubelet.
-    async fn get(&self, http: &HttpHook) -> Result<(), String> {
-        let host = http.host.as_deref().or(self.address.as_deref()).ok_or("the pod has no address")?;
-        let scheme = if http.tls { "https" } else { "http" };
-        let failed =
-            |error: &dyn std::fmt::Display| format!("Get \"{scheme}://{host}:{}{}\": {error}", http.port, http.path);
-        if http.tls {
-            return Err(failed(&"HTTPS is not supported by this agent; use the scheme HTTP or an exec hook"));
+    /// Any answer is success, as for the kubelet; a server that does not speak TLS is asked without.
+    async fn get(&self, get: &HttpGet) -> Result<(), String> {
+        let address = self.address.as_deref().unwrap_or_default();
+        let error = match http::get(get, address, USER_AGENT).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let plain = HttpGet { https: false, ..get.clone() };
+        if get.https && error.is_plain_server() && http::get(&plain, address, USER_AGENT).await.is_ok() {
+            let host = http::join_host_port(get.host.as_deref().unwrap_or(address), get.port);
+            let text = format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded");
+            self.tell(EventType::Warning, "LifecycleHTTPFallback", &text);
+            return Ok(());
         }
-        let stream = TcpStream::connect((host, http.port)).await;
-        let stream = stream.map_err(|error| failed(&format!("dial tcp {host}:{}: {error}", http.port)))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        let request = request(http, host).map_err(|error| failed(&error))?;
-        // The connection is driven only as long as the answer's head is awaited; its body is not read.
-        tokio::select! {
-            answer = sender.send_request(request) => answer.map(drop).map_err(|error| failed(&error)),
-            ended = async {
-                let ended = connection.await;
-                std::future::pending::<()>().await;
-                ended
-            } => ended.map_err(|error| failed(&error)),
-        }
+        Err(error.to_string())
     }
 
     fn tell(&self, kind: EventType, reason: &'static str, text: &str) {
@@ -156,21 +148,6 @@ impl Hook {
             }
         }
     }
-}
-
-fn request(http: &HttpHook, host: &str) -> Result<hyper::Request<Empty<Bytes>>, io::Error> {
-    let given = |name: &str| http.headers.iter().any(|header| header.name.eq_ignore_ascii_case(name));
-    let address = format!("{host}:{}", http.port);
-    let mut request = hyper::Request::get(&http.path).header("Connection", "close");
-    for (name, value) in [("User-Agent", "kube-lifecycle/1.32"), ("Accept", "*/*"), ("Host", &address)] {
-        if !given(name) {
-            request = request.header(name, value);
-        }
-    }
-    for header in http.headers.iter().filter(|header| !header.value.is_empty()) {
-        request = request.header(&header.name, &header.value);
-    }
-    request.body(Empty::new()).map_err(io::Error::other)
 }
 
 impl PodWorker {

@@ -115,6 +115,11 @@ impl Mailbox {
         self.stage.subscribe()
     }
 
+    /// No container of the pod runs any more.
+    pub fn is_stopped(&self) -> bool {
+        *self.stage.borrow() > Stage::Terminating
+    }
+
     /// Waits for mail.
     pub async fn arrived(&self) {
         self.arrived.notified().await;

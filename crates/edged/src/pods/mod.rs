@@ -5,11 +5,13 @@
 //! restarts, `teardown` stops and releases. Statuses go to the `reporter`, which knows what the API has acknowledged,
 //! keeps trying while the cloud is away, and asks for the deletion of pods that have ended. Read `worker` first.
 
+mod admit;
 mod desk;
 mod evict;
 mod field_path;
 mod hooks;
 mod mailbox;
+mod orphans;
 mod probes;
 mod reporter;
 mod source;
@@ -28,6 +30,9 @@ pub use evict::EvictError;
 pub use probes::{ProbeCount, ProbeCounters, ProbeLabels};
 pub use source::{PodChange, PodVersion, SourceError, read_change};
 
+use podlife::admission::Pressure;
+use tokio::sync::watch;
+
 use crate::{events::Recorder, meta::MetaClient, runtime::Runtime, settings::Settings};
 
 /// What every worker needs.
@@ -41,6 +46,8 @@ pub struct Tools {
     pub recorder: Recorder,
     /// The API.
     pub meta: MetaClient,
+    /// Trouble of the node, which keeps new pods out.
+    pub pressure: watch::Receiver<Pressure>,
     /// Workers that are starting or stopping something.
     pub busy: Busy,
     /// How often probes ended how.

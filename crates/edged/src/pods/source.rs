@@ -29,6 +29,13 @@ pub struct PodVersion {
 pub enum PodChange {
     /// Run this, or look at its newer version.
     Upsert(Box<PodVersion>),
+    /// A newer version of a pod that is to be held back until somebody on the node releases it.
+    Hold(Box<PodVersion>),
+    /// Somebody on the node releases what was held.
+    Release {
+        /// Namespace and name of the pod; all pods when absent.
+        pod: Option<(String, String)>,
+    },
     /// The pod is gone from the API.
     Remove {
         /// Its UID.
@@ -71,13 +78,30 @@ pub enum SourceError {
     List(#[source] MetaError),
 }
 
+/// Operation that releases a held update (KubeEdge v1.23, sent on the node by its MetaServer).
+const UNHOLD: &str = "unhold-upgrade";
+/// Asks that updates of a pod wait until they are released.
+const HOLD_ANNOTATION: &str = "edge.kubeedge.io/hold-upgrade";
+
+/// Whether updates of this pod wait: it asks for that, has not run yet and is not being deleted.
+pub(super) fn is_held(version: &PodVersion) -> bool {
+    let wanted = version.pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(HOLD_ANNOTATION));
+    wanted.is_some_and(|value| value == "true")
+        && version.api.phase.as_deref() == Some("Pending")
+        && !spec::is_deleted(&version.pod)
+}
+
 /// Reads a message of edged's inbox.
 pub fn read_change(message: &Message) -> Result<PodChange, SourceError> {
     let Ok(resource) = EdgeResource::parse(&message.route.resource) else { return Ok(PodChange::None) };
     match (resource.kind.as_str(), message.route.operation.as_str()) {
         (kind::POD, operation::INSERT | operation::UPDATE) => {
-            read_pod(&message.route.resource, &message.content).map(|version| PodChange::Upsert(Box::new(version)))
+            let version = Box::new(read_pod(&message.route.resource, &message.content)?);
+            let hold = message.route.operation == operation::UPDATE && is_held(&version);
+            Ok(if hold { PodChange::Hold(version) } else { PodChange::Upsert(version) })
         }
+        (kind::POD, UNHOLD) => Ok(PodChange::Release { pod: resource.name.map(|name| (resource.namespace, name)) }),
+        (kind::NODE, UNHOLD) => Ok(PodChange::Release { pod: None }),
         (kind::POD, operation::DELETE) => Ok(read_delete(&message.content)),
         (kind::POD, operation::RESPONSE) if resource.name.is_none() => {
             let items = meta::list(&message.route.resource, &message.content).map_err(SourceError::List)?;

@@ -3,7 +3,7 @@
 //! Every step starts from a fresh observation, so that an agent killed between any two calls finds
 //! what it did and goes on from there. After a change the worker looks again at once; the step ends when there is nothing to do.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
@@ -51,6 +51,7 @@ impl PodWorker {
             self.life.end(&self.pod, End::Completed);
             return Ok(Next::Now);
         }
+        self.prune(&observed).await?;
         if self.refuse_unsupported(&observed).await {
             return Ok(Next::resync());
         }
@@ -186,10 +187,12 @@ impl PodWorker {
         let pod = std::sync::Arc::clone(&self.pod);
         let init = spec::init_containers(&pod);
         let main = spec::containers(&pod);
+        let ephemeral = spec::ephemeral_containers(&pod);
         let wanted = actions
-            .start_init
+            .start_ephemeral
             .iter()
-            .filter_map(|&index| init.get(index))
+            .filter_map(|&index| ephemeral.get(index))
+            .chain(actions.start_init.iter().filter_map(|&index| init.get(index)))
             .chain(actions.start.iter().filter_map(|&index| main.get(index)));
         let mut next = Next::Now;
         for container in wanted {
@@ -223,13 +226,26 @@ impl PodWorker {
         if let Some(wait) = self.crash_backoff(container, observed) {
             return Ok(Started::Waits(wait));
         }
-        self.prune(container, observed).await?;
         // Made but never run, and not because its start failed here: an agent was killed in between, or the runtime finished
         // what a killed agent had asked for. That was no start.
         let unborn = observed.newest(&container.name).filter(|c| c.never_ran() && !self.start_failed.contains(&c.name));
         if let Some(unborn) = unborn {
             self.tools.runtime.remove_container(&unborn.id).await?;
         }
+        let target_id = match spec::ephemeral_target(&self.pod, &container.name) {
+            None => None,
+            Some(target) => match observed.newest(target) {
+                Some(target) => Some(target.id.as_str()),
+                None => {
+                    let message = format!("unable to find target container {target}");
+                    let text = format!("Error: {message}");
+                    self.tools.recorder.container(&self.pod, &container.name, EventType::Warning, "Failed", text);
+                    let failure = StartFailure { reason: "CreateContainerConfigError".into(), message };
+                    self.failures.insert(container.name.clone(), failure);
+                    return Ok(Started::Failed);
+                }
+            },
+        };
         let status = self.status.as_ref().and_then(|s| {
             let lists = [&s.container_statuses, &s.init_container_statuses];
             lists.into_iter().flatten().flatten().find(|c| c.name == container.name)
@@ -248,6 +264,7 @@ impl PodWorker {
                     next_restart_count(None, status).max(by_log.map_or(0, |count| count.saturating_add(1)))
                 }
             },
+            target_id,
             pod_ips: observed.ips(),
             cancel,
         };
@@ -295,11 +312,18 @@ impl PodWorker {
         Some(wait.remaining)
     }
 
-    /// Keeps only the newest dead instance of a container, for its logs and its last state.
-    async fn prune(&self, container: &Container, observed: &ObservedPod) -> Result<(), RuntimeError> {
+    /// Keeps only the newest dead instance of each container, for its logs and its last state. One that never ran does not
+    /// take the place of one that did: that one knows how often the container has run.
+    async fn prune(&self, observed: &ObservedPod) -> Result<(), RuntimeError> {
+        let mut kept: BTreeMap<&str, bool> = BTreeMap::new();
         let dead = |state| matches!(state, RuntimeState::Exited | RuntimeState::Created);
-        for old in observed.instances(&container.name).skip(1).filter(|c| dead(c.state)) {
-            self.tools.runtime.remove_container(&old.id).await?;
+        for container in observed.containers.iter().filter(|c| dead(c.state)) {
+            let ran = !container.never_ran();
+            match kept.get(container.name.as_str()) {
+                None => drop(kept.insert(&container.name, ran)),
+                Some(false) if ran => drop(kept.insert(&container.name, ran)),
+                Some(_) => self.tools.runtime.remove_container(&container.id).await?,
+            }
         }
         Ok(())
     }

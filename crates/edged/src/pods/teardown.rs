@@ -9,6 +9,9 @@ use super::{
 };
 use crate::runtime::RuntimeError;
 
+/// Reason of a pod that was ended because the node ran short of something.
+const EVICTED: &str = "Evicted";
+
 impl PodWorker {
     /// Stops all containers, then all sandboxes; left only when a fresh look shows nothing alive.
     pub(super) async fn terminate(&mut self, cancel: &CancellationToken) -> Result<Next, RuntimeError> {
@@ -50,12 +53,18 @@ impl PodWorker {
 
     /// Nothing runs. A pod that merely completed keeps its containers for their logs until it is deleted.
     pub(super) async fn finished(&mut self) -> Result<Next, RuntimeError> {
-        if !self.is_deleted() {
+        // What was evicted for want of room keeps none.
+        let evicted = self.life.verdict().is_some_and(|verdict| verdict.reason == EVICTED)
+            || self.api.reason.as_deref() == Some(EVICTED);
+        if !self.is_deleted() && !evicted {
             return Ok(Next::Mail);
         }
         if !self.cleaned {
             let observed = self.tools.runtime.observe(&self.identity).await?;
             self.clean_up(&observed).await?;
+        }
+        if !self.is_deleted() {
+            return Ok(Next::Mail);
         }
         if self.life.is_removed() {
             return Ok(Next::Exit);

@@ -12,6 +12,7 @@ use podlife::{
     recover, spec,
     stage::{self, End, Lifecycle, Stage},
     status::{self, Ending, StatusInput},
+    unsupported,
 };
 use rand::RngExt;
 use tokio::time::Instant;
@@ -25,7 +26,7 @@ use super::{
     reporter::{Report, Reporter},
     source::PodVersion,
 };
-use crate::runtime::RuntimeError;
+use crate::{events::EventType, runtime::RuntimeError};
 
 /// A healthy pod is looked at again after this time (kubelet's sync frequency), lengthened by up to half.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -225,6 +226,10 @@ impl PodWorker {
         }
         if let Some(version) = mail.version {
             look |= differs(&self.pod, &version.pod) || self.has_readiness_gates();
+            for field in unsupported::ignored_resize(&self.pod, &version.pod) {
+                let text = format!("{}: {}", field.field, field.reason);
+                self.tools.recorder.pod(&version.pod, EventType::Warning, "UnsupportedField", text);
+            }
             self.pod = version.pod;
             self.api = version.api;
         }

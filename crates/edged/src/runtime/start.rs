@@ -94,7 +94,8 @@ impl Runtime {
             tracing::debug!(pod = identity.name, error, "pod cgroup without all of its limits");
         }
         let config = self.sandbox_config(pod, &identity, attempt).await?;
-        let created = self.cri.run_sandbox(config).await;
+        let handler = self.handler(pod).await?;
+        let created = self.cri.run_sandbox(config, &handler).await;
         created.map_err(|error| StartError::new("CreatePodSandboxError", error.message()))
     }
 
@@ -224,12 +225,17 @@ impl Runtime {
         let log_dir = self.paths.pod_logs(identity).join(&container.name);
         logs::make_dir(&log_dir).map_err(|error| format!("{}: {error}", log_dir.display()))?;
         let seccomp_root = self.settings.root_dir.join("seccomp").display().to_string();
-        let security = SecurityInput {
+        let input = SecurityInput {
             image: &image.user,
             seccomp_root: &seccomp_root,
             seccomp_default: self.settings.seccomp_default,
             volume_groups: &self.volume_groups(pod),
         };
+        let mut security = security::container(pod, container, &input)?;
+        if let (Some(target), Some(options)) = (start.target_id, security.namespace_options.as_mut()) {
+            options.pid = proto::NamespaceMode::Target as i32;
+            options.target_id = target.to_owned();
+        }
         Ok(container::config(ContainerInput {
             pod,
             identity,
@@ -238,7 +244,7 @@ impl Runtime {
             image_ref: image.reference.clone(),
             mounts,
             resources: resources::container(pod, container, node),
-            security: security::container(pod, container, &security)?,
+            security,
             env,
         }))
     }

@@ -216,8 +216,8 @@ async fn a_changed_image_restarts_only_that_container() {
 #[tokio::test]
 async fn an_unsupported_field_is_told_and_the_pod_runs() {
     let node = Node::started().await;
-    let debugger = json!([{"name": "debug", "image": "busybox:1"}]);
-    node.cloud.create(pod_with("web", |pod| pod["spec"]["ephemeralContainers"] = debugger)).await;
+    let resources = json!({"limits": {"cpu": "1"}});
+    node.cloud.create(pod_with("web", |pod| pod["spec"]["resources"] = resources)).await;
     node.until("ready", || node.ready("web")).await;
     node.until("event", || node.cloud.events("web").iter().any(|reason| reason == "UnsupportedField")).await;
     node.cloud.create(pod_with("userns", |pod| pod["spec"]["hostUsers"] = json!(false))).await;

@@ -26,6 +26,7 @@ async fn start(runtime: &Runtime, pod: &Pod, index: usize, sandbox_id: &str) -> 
         sandbox_id,
         sandbox_attempt: 0,
         restart_count: 0,
+        target_id: None,
         pod_ips: &["10.99.0.3".to_owned()],
         cancel: &CancellationToken::new(),
     };

@@ -80,6 +80,7 @@ async fn a_web_server_answers_over_its_pod_ip() {
         sandbox_id: &sandbox,
         sandbox_attempt: 0,
         restart_count: 0,
+        target_id: None,
         pod_ips: &ips,
         cancel: &CancellationToken::new(),
     };
@@ -158,6 +159,7 @@ async fn after_a_power_cut_the_pod_is_seen_as_it_is_and_starts_anew() {
         sandbox_id,
         sandbox_attempt,
         restart_count,
+        target_id: None,
         pod_ips: &[],
         cancel: &cancel,
     };

@@ -91,24 +91,34 @@ async fn t45_pre_stop_comes_before_the_signal_within_the_grace() {
 #[tokio::test]
 async fn t45_hooks_over_http_and_hooks_that_fail() {
     let site = Site::start().await;
-    let web = pod_with("web", |pod| {
-        pod["spec"]["terminationGracePeriodSeconds"] = json!(20);
-        pod["spec"]["containers"][0]["command"][2] =
-            json!("trap 'echo TERM; sleep 1; exit 0' TERM; httpd -f -vv -p 8080 2>&1 & while :; do sleep 0.1; done");
-        pod["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 8080}]);
-        pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"httpGet": {"port": "web", "path": "/bye"}}});
-    });
+    let server = |name: &str, scheme: &str| {
+        pod_with(name, |pod| {
+            pod["spec"]["terminationGracePeriodSeconds"] = json!(20);
+            pod["spec"]["containers"][0]["command"][2] = json!(
+                "trap 'echo TERM; sleep 1; exit 0' TERM; httpd -f -vv -p 8080 2>&1 & while :; do sleep 0.1; done"
+            );
+            pod["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 8080}]);
+            pod["spec"]["containers"][0]["lifecycle"] =
+                json!({"preStop": {"httpGet": {"port": "web", "path": "/bye", "scheme": scheme}}});
+        })
+    };
     let wrong = pod_with("wrong", |pod| {
         pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["false"]}}});
     });
-    tokio::join!(site.run(web), site.run(wrong));
-    // What answers 404 has answered: that is success.
-    until_said(&site, "web", 20, "TERM").await;
-    let log = site.log("web", "main", 0);
-    assert!(log.find("/bye").is_some_and(|hook| hook < log.find("TERM").unwrap()), "{log}");
-    assert!(!has_event(&site, "web", "FailedPreStopHook", "PreStopHook failed"));
+    tokio::join!(site.run(server("web", "HTTP")), site.run(server("tls", "HTTPS")), site.run(wrong));
+    for name in ["web", "tls"] {
+        // What answers 404 has answered: that is success.
+        until_said(&site, name, 20, "TERM").await;
+        let log = site.log(name, "main", 0);
+        assert!(log.find("/bye").is_some_and(|hook| hook < log.find("TERM").unwrap()), "{log}");
+        assert!(!has_event(&site, name, "FailedPreStopHook", "PreStopHook failed"));
+    }
+    site.eventually("a server without TLS was asked without", async || {
+        site.cloud.events("tls").iter().any(|reason| reason == "LifecycleHTTPFallback")
+    })
+    .await;
     site.cloud.delete("wrong", 2).await;
-    for name in ["web", "wrong"] {
+    for name in ["web", "tls", "wrong"] {
         site.until_gone(name).await;
     }
     assert!(has_event(&site, "wrong", "FailedPreStopHook", "PreStopHook failed"));

@@ -5,6 +5,7 @@
 //! minute is ignored as slow and run by `cargo xtask e2e --slow`.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests may panic and speak for themselves")]
 
+mod admission;
 mod cgroups;
 #[path = "../pods/cloud.rs"]
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
@@ -18,6 +19,7 @@ mod logs;
 #[path = "../pods/node_api.rs"]
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
 mod node_api;
+mod phases;
 mod probes;
 mod recovery;
 mod restart;
@@ -28,6 +30,7 @@ mod status;
 mod streams;
 mod termination;
 mod told;
+mod unhappy;
 mod volumes;
 
 pub use site::{Site, pod, pod_with};

@@ -74,7 +74,10 @@ fn gaps(times: &[f64]) -> Vec<f64> {
 async fn t32_a_crash_loop_backs_off_and_is_shown() {
     let site = Site::start().await;
     site.cloud.create(with_main("crash", "Always", "exit 1")).await;
-    let pod = site.until("crash", "back-off", |pod| waiting(main_status(pod, "main")) == "CrashLoopBackOff").await;
+    let (times, pod) = tokio::join!(
+        made(&site, "crash", 4, Duration::from_secs(90)),
+        site.until("crash", "back-off", |pod| waiting(main_status(pod, "main")) == "CrashLoopBackOff")
+    );
     assert_eq!(phase(&pod), "Running");
     let main = main_status(&pod, "main");
     assert_eq!((&main["restartCount"], &main["lastState"]["terminated"]["exitCode"]), (&json!(1), &json!(1)));
@@ -84,7 +87,7 @@ async fn t32_a_crash_loop_backs_off_and_is_shown() {
     );
     let text = "Back-off restarting failed container main in pod crash_default(uid-crash)";
     site.eventually("event", async || has_event(&site, "crash", "BackOff", text)).await;
-    let gaps = gaps(&made(&site, "crash", 4, Duration::from_secs(90)).await);
+    let gaps = gaps(&times);
     for (gap, least) in gaps.iter().zip([0.0, 10.0, 20.0]) {
         assert!((least..least + 20.0).contains(gap), "{gaps:?}");
     }

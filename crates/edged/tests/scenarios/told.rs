@@ -56,6 +56,12 @@ pub fn second(time: &Value) -> i64 {
     time.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok()).map_or(0, jiff::Timestamp::as_second)
 }
 
+/// A condition of an object, `Value::Null` when it has none of this type.
+pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+    let list = object["status"]["conditions"].as_array();
+    list.and_then(|list| list.iter().find(|c| c["type"] == kind)).unwrap_or(&Value::Null)
+}
+
 pub fn phase(pod: &Value) -> &str {
     pod["status"]["phase"].as_str().unwrap_or_default()
 }

@@ -26,7 +26,7 @@ async fn run_pod(machine: &Machine, uid: &str) {
     let metadata =
         proto::PodSandboxMetadata { name: uid.into(), uid: uid.into(), namespace: "default".into(), attempt: 0 };
     let config = proto::PodSandboxConfig { metadata: Some(metadata), labels, ..Default::default() };
-    cri.run_sandbox(config).await.expect("sandbox");
+    cri.run_sandbox(config, "").await.expect("sandbox");
 }
 
 #[tokio::test]
