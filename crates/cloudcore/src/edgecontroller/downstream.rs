@@ -72,7 +72,6 @@ pub fn start(
         nodes: HashMap::new(),
         seen_pods: None,
         seen_nodes: None,
-        pods_listed: false,
         listed: HashSet::new(),
         departed: HashMap::new(),
         tasks: tasks.clone(),
@@ -96,7 +95,6 @@ struct Downstream {
     nodes: HashMap<String, u64>,
     seen_pods: Option<HashSet<NamespacedName>>,
     seen_nodes: Option<HashSet<String>>,
-    pods_listed: bool,
     /// What was listed once.
     listed: HashSet<references::Kind>,
     /// Nodes without a Node object, and since when that is known.
@@ -134,7 +132,7 @@ impl Downstream {
     }
 
     fn connected(&mut self, session: SessionHandle) {
-        if self.pods_listed {
+        if self.view.are_listed() {
             self.catch_up(session.clone());
         }
         self.sessions.insert(session.node().to_owned(), session);
@@ -196,7 +194,8 @@ impl Downstream {
                         );
                     }
                 }
-                if !std::mem::replace(&mut self.pods_listed, true) {
+                if !self.view.are_listed() {
+                    self.view.set_listed();
                     self.sessions
                         .values()
                         .cloned()
@@ -221,7 +220,7 @@ impl Downstream {
         }
         let (node, uid, version) = (entry.node.clone(), entry.uid.clone(), entry.version);
         self.view.write().put(name, entry);
-        if self.pods_listed {
+        if self.view.are_listed() {
             let verb = if old.is_none() && !is_terminating { operation::INSERT } else { operation::UPDATE };
             self.offer(&node, &uid, version, verb, &path, with_kind(text, "Pod"));
         }

@@ -75,6 +75,12 @@ pub fn of_pod(spec: &Value) -> Vec<Reference> {
     found
 }
 
+/// Whether a token of a ServiceAccount is put into the pod.
+pub fn has_token(spec: &Value) -> bool {
+    let sources = list(&spec["volumes"]).flat_map(|volume| list(&volume["projected"]["sources"]));
+    sources.into_iter().any(|source| !source["serviceAccountToken"].is_null())
+}
+
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }

@@ -1,6 +1,7 @@
 //! From the nodes to the cluster: one request, one call of the API, one answer (KubeEdge v1.23, upstream dispatch).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use beehive::compose;
 use bytes::Bytes;
@@ -10,20 +11,22 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 use wire::{Content, EdgeResource, ErrorAnswer, Message, ObjectResp, Status, kind, operation, source};
 
-use super::authorize;
+use super::authorize::{self, Decision};
 use super::view::View;
 use crate::kubernetes::{Kubernetes, KubernetesError, parse};
 
 const STRATEGIC: &str = "strategic-merge-patch";
 /// Calls of the API for nodes at the same time.
 const MAX_CALLS: usize = 256;
+/// How long the first list of the pods may take. An edge waits for a minute, and asks again when it hears that it must.
+const LISTING: Duration = Duration::from_secs(30);
 /// Labels with these prefixes a node may not give itself on a real API server.
 const PROTECTED: &str = "kubernetes.io";
 
 /// Answers requests of nodes. Cloning is cheap.
 #[derive(Clone)]
 pub struct Upstream {
-    kubernetes: Kubernetes,
+    pub(super) kubernetes: Kubernetes,
     view: Arc<View>,
     calls: Arc<Semaphore>,
 }
@@ -59,18 +62,55 @@ impl Upstream {
             }
         };
         let shape = shape(&resource, &message.route.operation);
-        if let Err(why) = authorize::check(&self.view, node, &resource, message) {
-            warn!(node, resource = %resource, operation = message.route.operation, why, "a request was refused");
-            return reply(message, shape, Err(Status::failure(403, "Forbidden", why)));
-        }
-        // First come, first served, and few per node at once: no node holds the others up for long.
-        let place = self.calls.acquire().await.ok()?;
-        let result = self.carry_out(node, &resource, message).await;
-        drop(place);
+        let result = self.decide_and_carry_out(node, &resource, message).await;
         if let Err(status) = &result {
-            debug!(node, resource = %resource, reason = status.reason, message = status.message, "a request failed");
+            let (reason, why, operation) = (&status.reason, &status.message, &message.route.operation);
+            match status.code {
+                403 => warn!(node, resource = %resource, operation, why, "a request was refused"),
+                _ => debug!(node, resource = %resource, operation, reason, why, "a request failed"),
+            }
         }
         reply(message, shape, result)
+    }
+
+    async fn decide_and_carry_out(
+        &self,
+        node: &str,
+        resource: &EdgeResource,
+        message: &Message,
+    ) -> Result<Option<Bytes>, Status> {
+        if authorize::needs_view(resource) && tokio::time::timeout(LISTING, self.view.listed()).await.is_err() {
+            let why =
+                "cloudcore has not read the pods yet: is the Kubernetes API in reach, and may cloudcore list pods?";
+            return Err(Status::failure(503, "ServiceUnavailable", why));
+        }
+        let verb = message.route.operation.as_str();
+        // What was decided about is what is sent: a text that says a field twice would be read otherwise elsewhere.
+        let content: Value = message.content.parse().unwrap_or_default();
+        let forbidden = |why: String| Status::failure(403, "Forbidden", why);
+        let decision = authorize::check(&self.view, node, resource, verb, &content).map_err(forbidden)?;
+        // First come, first served, and few per node at once: no node holds the others up for long.
+        let _place =
+            self.calls.acquire().await.map_err(|_| Status::failure(503, "ServiceUnavailable", "cloudcore ends"))?;
+        let uid = match decision {
+            Decision::Allowed => String::new(),
+            Decision::OwnPod(uid) => uid,
+            Decision::IfOwn((namespace, name)) => {
+                let pod = self.kubernetes.get_value(&format!("/api/v1/namespaces/{namespace}/pods/{name}")).await;
+                match pod {
+                    Ok(pod) if pod["spec"]["nodeName"] == node => {
+                        pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned()
+                    }
+                    Ok(_) => return Err(forbidden(authorize::refusal(node, verb, resource, authorize::FOREIGN_POD))),
+                    Err(error) if error.code() != 404 => return Err(error.to_status()),
+                    // Of a pod that is gone there are events still, and nothing is left to be deleted.
+                    Err(_) if resource.kind == kind::EVENT => String::new(),
+                    Err(_) if resource.kind == kind::POD => return Ok(None),
+                    Err(error) => return Err(error.to_status()),
+                }
+            }
+        };
+        self.carry_out(node, resource, message, content, &uid).await
     }
 
     /// What pods at the edge that speak to the Kubernetes API believe.
@@ -81,9 +121,19 @@ impl Upstream {
         answer
     }
 
-    /// The object that results, if any.
-    async fn carry_out(&self, node: &str, resource: &EdgeResource, message: &Message) -> Result<Option<Bytes>, Status> {
-        let body = Bytes::from(message.content.payload().into_owned());
+    /// The object that results, if any. `uid` is of the pod that the node was found to have.
+    async fn carry_out(
+        &self,
+        node: &str,
+        resource: &EdgeResource,
+        message: &Message,
+        content: Value,
+        uid: &str,
+    ) -> Result<Option<Bytes>, Status> {
+        let body = match &content {
+            Value::Object(_) => Bytes::from(content.to_string()),
+            _ => Bytes::from(message.content.payload().into_owned()),
+        };
         let (namespace, name) = (resource.namespace.as_str(), resource.name());
         let api = &self.kubernetes;
         let core = |plural: &str| format!("/api/v1/namespaces/{namespace}/{plural}");
@@ -93,9 +143,14 @@ impl Upstream {
             (kind::NODE, operation::QUERY) => api.get(&format!("/api/v1/nodes/{node}")).await,
             (kind::NODE, operation::UPDATE) => self.update_node(node, &body).await,
             (kind::NODE_PATCH, _) => api.patch(&format!("/api/v1/nodes/{node}/status"), STRATEGIC, body).await,
-            (kind::POD_PATCH, _) => api.patch(&format!("{}/{name}/status", core("pods")), STRATEGIC, body).await,
+            (kind::POD_PATCH, _) => {
+                let patch = of_pod(&content, uid).to_string();
+                api.patch(&format!("{}/{name}/status", core("pods")), STRATEGIC, patch).await
+            }
             (kind::POD, operation::INSERT) => api.create(&core("pods"), body).await,
-            (kind::POD, operation::DELETE) => return self.delete_pod(&core("pods"), name, body).await,
+            (kind::POD, operation::DELETE) => {
+                return self.delete_pod(&core("pods"), name, &body, uid).await;
+            }
             (kind::CONFIG_MAP, operation::QUERY) => api.get(&format!("{}/{name}", core("configmaps"))).await,
             (kind::SECRET, operation::QUERY) => api.get(&format!("{}/{name}", core("secrets"))).await,
             (kind::PERSISTENT_VOLUME_CLAIM, operation::QUERY) => {
@@ -175,15 +230,20 @@ impl Upstream {
     }
 
     /// A pod that is gone, or whose name another has, is deleted as far as the node is concerned.
-    async fn delete_pod(&self, pods: &str, name: &str, body: Bytes) -> Result<Option<Bytes>, Status> {
-        // Old edges send the uid alone.
-        let options = match serde_json::from_slice::<Value>(&body) {
-            Ok(Value::Object(options)) => Value::Object(options).to_string().into(),
+    async fn delete_pod(&self, pods: &str, name: &str, body: &[u8], uid: &str) -> Result<Option<Bytes>, Status> {
+        let mut options = match serde_json::from_slice::<Value>(body) {
+            Ok(options @ Value::Object(_)) => options,
+            // Old edges send the uid alone.
             _ => {
-                let uid = String::from_utf8_lossy(&body).trim_matches('"').to_owned();
-                Bytes::from(json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}).to_string())
+                let uid = String::from_utf8_lossy(body).trim_matches('"').to_owned();
+                json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})
             }
         };
+        // Not a namesake on another node that was made since.
+        if options["preconditions"]["uid"].is_null() {
+            options["preconditions"] = json!({"uid": uid});
+        }
+        let options = options.to_string();
         match self.kubernetes.delete(&format!("{pods}/{name}"), options).await {
             Ok(_) => Ok(None),
             Err(error) if error.code() == 404 => Ok(None),
@@ -205,6 +265,12 @@ impl Upstream {
             result => result,
         }
     }
+}
+
+/// A patch of a pod's status, for the pod with this uid alone.
+fn of_pod(patch: &Value, uid: &str) -> Value {
+    let uid = patch["metadata"]["uid"].as_str().unwrap_or(uid);
+    json!({"metadata": {"uid": uid}, "status": patch["status"]})
 }
 
 fn is_protected(label: &str) -> bool {

@@ -4,6 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use tokio::sync::watch;
+
 use super::references::Reference;
 
 /// Namespace and name.
@@ -28,6 +30,7 @@ pub struct PodEntry {
 #[derive(Default)]
 pub struct View {
     inner: RwLock<Pods>,
+    listed: watch::Sender<bool>,
 }
 
 /// The pods of the cluster that are on nodes.
@@ -41,6 +44,20 @@ impl View {
     /// For reading.
     pub fn read(&self) -> RwLockReadGuard<'_, Pods> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the pods were read once. Before that nobody can tell what a node has.
+    pub async fn listed(&self) {
+        // The sender lives in `self`.
+        let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
+    }
+
+    pub(super) fn are_listed(&self) -> bool {
+        *self.listed.borrow()
+    }
+
+    pub(super) fn set_listed(&self) {
+        self.listed.send_replace(true);
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Pods> {

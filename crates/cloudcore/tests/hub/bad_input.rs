@@ -94,6 +94,18 @@ async fn a_node_reaches_nothing_of_another() -> Result<()> {
     cloud.create("/api/v1/namespaces/default/pods", &theirs).await?;
     victim.wait("its pod", SOON, |seen| seen.rows.get("default/pod/theirs").cloned()).await?;
 
+    // Nobody's pod, for no node fits it.
+    let mut pending = pod("pending", "");
+    pending["spec"]["nodeSelector"] = json!({"nowhere": "true"});
+    cloud.create("/api/v1/namespaces/default/pods", &pending).await?;
+    // A pod on the node would open to it what the pod refers to.
+    let mut opening = pod("opening", "curious");
+    opening["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "hash"});
+    opening["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Node", "name": "curious", "uid": "u", "controller": true}]);
+    opening["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "casecret"}}]);
+    let event = json!({"involvedObject": {"kind": "Pod", "namespace": "default", "name": "pending"}});
+
     let token = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "theirs", "uid": "x"}}});
     for (operation, resource, content) in [
         ("insert", "null/node/victim", json!({})),
@@ -101,6 +113,9 @@ async fn a_node_reaches_nothing_of_another() -> Result<()> {
         ("update", "kube-node-lease/lease/victim", json!({})),
         ("patch", "default/podpatch/theirs", json!("{\"status\":{\"phase\":\"Failed\"}}")),
         ("delete", "default/pod/theirs", json!({"gracePeriodSeconds": 0})),
+        ("patch", "default/podpatch/pending", json!("{\"status\":{\"phase\":\"Failed\"}}")),
+        ("delete", "default/pod/pending", json!({"gracePeriodSeconds": 0})),
+        ("insert", "kubeedge/pod/opening", opening),
         // Each of these would be another URL of the API than the path says.
         ("delete", "default/pod", json!({"gracePeriodSeconds": 0})),
         ("delete", "default/pod/?", json!({"gracePeriodSeconds": 0})),
@@ -119,14 +134,49 @@ async fn a_node_reaches_nothing_of_another() -> Result<()> {
         );
         wait_logged(&["WARN", "curious", resource]).await?;
     }
+    edge.send(&request("insert", "default/event/e", event)).await?;
+    wait_logged(&["WARN", "curious", "default/event/e"]).await?;
     // A path that names the other node in front is no way round.
     let answer = edge.request(request("query", "node/victim/default/configmap/theirs", Value::Null)).await?;
     assert!(answer["content"]["ErrStatus"]["reason"].is_string(), "{answer}");
-    let phase = cloud.get("/api/v1/namespaces/default/pods/theirs").await?["status"]["phase"].clone();
-    assert_eq!(phase, "Pending");
+    for name in ["theirs", "pending"] {
+        let found = cloud.get(&format!("/api/v1/namespaces/default/pods/{name}")).await?;
+        assert_eq!(found["status"]["phase"], "Pending", "{name}");
+    }
     for edge in [edge, victim] {
         assert_eq!(edge.seen().faults, Vec::<String>::new());
     }
+    Ok(())
+}
+
+/// A cloudcore that has just started knows no pods yet: that is no reason to allow or to refuse anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_opens_nothing_and_closes_nothing() -> Result<()> {
+    let mut cloud = Cloud::start().await?;
+    let (edge, credentials) = cloud.edge("curious").await?;
+    let (victim, _) = cloud.edge("victim").await?;
+    cloud.create("/api/v1/namespaces/default/configmaps", &config_map("own", "value")).await?;
+    let mut own = pod("own", "curious");
+    own["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "own"}}]);
+    for pod in [&own, &pod("theirs", "victim")] {
+        cloud.create("/api/v1/namespaces/default/pods", pod).await?;
+    }
+    edge.wait("its pod", SOON, |seen| seen.rows.get("default/pod/own").cloned()).await?;
+    let mut before = edge.stop().await;
+    drop(victim);
+    for _ in 0..3 {
+        cloud.kill_hub();
+        cloud.start_hub("").await?;
+        let edge = cloud.reconnect(&credentials, before, "curious").await?;
+        let (deleted, asked) = tokio::try_join!(
+            edge.request(request("delete", "default/pod/theirs", json!({"gracePeriodSeconds": 0}))),
+            edge.request(request("query", "default/configmap/own", Value::Null)),
+        )?;
+        assert_eq!(deleted["content"]["ErrStatus"]["reason"], "Forbidden", "{deleted}");
+        assert_eq!(asked["content"]["data"]["key"], "value", "{asked}");
+        before = edge.stop().await;
+    }
+    cloud.get("/api/v1/namespaces/default/pods/theirs").await?;
     Ok(())
 }
 
