@@ -39,6 +39,8 @@ struct InFlight {
     message: Message,
     due: Instant,
     wait: Duration,
+    /// The node has said that it cannot take it.
+    refused: bool,
 }
 
 /// The lane without acknowledgements is full: the node does not read.
@@ -86,7 +88,7 @@ impl NodeQueue {
         let key = self.order.remove(at)?;
         let message = self.waiting.remove(&key)?;
         self.ids.insert(message.header.msg_id.clone(), key.clone());
-        let flying = InFlight { message: message.clone(), due: now + RESEND_AFTER, wait: RESEND_AFTER };
+        let flying = InFlight { message: message.clone(), due: now + RESEND_AFTER, wait: RESEND_AFTER, refused: false };
         self.in_flight.insert(key, flying);
         Some(message)
     }
@@ -97,6 +99,7 @@ impl NodeQueue {
         let (key, flying) = due.min_by_key(|(_, flying)| flying.due)?;
         flying.wait = (flying.wait * 2).min(LONGEST_WAIT);
         flying.due = now + flying.wait;
+        flying.refused = false;
         if let Some(newer) = self.waiting.remove(key) {
             self.order.retain(|waiting| waiting != key);
             self.ids.remove(&flying.message.header.msg_id);
@@ -116,6 +119,14 @@ impl NodeQueue {
         let key = self.ids.remove(id)?;
         let flying = self.in_flight.remove(&key)?;
         Some((key, flying.message))
+    }
+
+    /// The node could not take the message with this id: its object and itself, once for each time that it was sent. It stays in
+    /// flight and is sent again.
+    pub fn refused(&mut self, id: &str) -> Option<(&str, &Message)> {
+        let key = self.ids.get(id)?;
+        let flying = self.in_flight.get_mut(key)?;
+        (!std::mem::replace(&mut flying.refused, true)).then_some((key.as_str(), &flying.message))
     }
 
     /// Objects that are not acknowledged yet.
@@ -184,6 +195,19 @@ mod tests {
         assert!(queue.acknowledge("1-2").is_some());
         assert_eq!(queue.pending(), 0);
         assert!(queue.next(now + LONGEST_WAIT).is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_told_once_for_each_sending() {
+        let (mut queue, now) = (NodeQueue::new(), Instant::now());
+        queue.offer("a".into(), message(1, 1));
+        assert!(queue.refused("1-1").is_none(), "not sent yet");
+        queue.next(now).expect("sent");
+        assert_eq!(queue.refused("1-1").map(|(key, _)| key), Some("a"));
+        assert!(queue.refused("1-1").is_none(), "told already");
+        queue.next(now + RESEND_AFTER).expect("again");
+        assert!(queue.refused("1-1").is_some());
+        assert!(queue.acknowledge("1-1").is_some() && queue.refused("1-1").is_none());
     }
 
     #[test]

@@ -359,6 +359,14 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
     site.until("edgecore to say that the disk is full", || {
         has_line(&site.edge_log(), &["ERROR", "big-", "the disk that holds the database is full", "free some space"])
     });
+    site.until("describe to say that the disk is full", || {
+        names.iter().any(|name| {
+            let described = site.ask(&["describe", "pod", name]);
+            ["Warning", "NotStored", "edge-1", "the disk that holds the database is full", "free some space"]
+                .iter()
+                .all(|part| described.contains(part))
+        })
+    });
     // The node goes on with what it has, also after a crash.
     site.kill_edge();
     disk.fill();

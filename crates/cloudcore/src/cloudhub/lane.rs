@@ -92,6 +92,12 @@ impl Lane {
         Some((uid, message))
     }
 
+    /// The node could not take the message with this id: the object's uid and its path, once for each time that it was sent.
+    pub(super) fn refused(&mut self, id: &str) -> Option<(String, String)> {
+        let (uid, message) = self.queue.refused(id)?;
+        Some((uid.to_owned(), message.route.resource.clone()))
+    }
+
     fn deletion_is_done(&mut self, uid: &str, name: &str) {
         self.deleted.push_back(uid.to_owned());
         if self.deleted.len() > MAX_DELETED

@@ -13,6 +13,7 @@ use wire::{Message, group, operation, source};
 
 use super::lane::Lane;
 use super::turns::Turns;
+use crate::edgecontroller::told::NotTaken;
 use crate::edgecontroller::upstream::Upstream;
 use crate::objectsync::Records;
 
@@ -20,6 +21,8 @@ use crate::objectsync::Records;
 const MAX_REQUESTS: usize = 32;
 /// How long a node may take to close its side after it was told the reason.
 const CLOSING: Duration = Duration::from_secs(2);
+/// Of what a node says about its failures, so many characters are kept.
+const MAX_TEXT: usize = 512;
 
 /// A handle to a session. Cloning is cheap.
 #[derive(Clone)]
@@ -97,6 +100,11 @@ impl SessionHandle {
         let found = self.lane().acknowledge(id);
         self.shared.wake.notify_one();
         found
+    }
+
+    /// The node could not take the message with this id: the object's uid and its path.
+    fn refused(&self, id: &str) -> Option<(String, String)> {
+        self.lane().refused(id)
     }
 
     fn lane(&self) -> MutexGuard<'_, Lane> {
@@ -190,15 +198,20 @@ async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, 
             alive_until = tokio::time::Instant::now() + services.keepalive;
             continue;
         }
-        if let Some(request) = dispatch(handle, services, message) {
+        if let Some(work) = dispatch(handle, services, message) {
             // The session goes on existing as long as its requests are carried out.
             let Ok(place) = places.clone().acquire_owned().await else { return "cloudcore ends".to_owned() };
             let (handle, upstream) = (handle.clone(), services.upstream.clone());
-            let mut turn = turns.queue(&request.route.resource);
+            let mut turn = turns.queue(work.resource());
             tasks.spawn(async move {
                 turn.come().await;
-                if let Some(answer) = upstream.handle(handle.node(), &request).await {
-                    handle.answer(answer);
+                match work {
+                    Work::Request(request) => {
+                        if let Some(answer) = upstream.handle(handle.node(), &request).await {
+                            handle.answer(answer);
+                        }
+                    }
+                    Work::NotTaken(not_taken) => upstream.tell(handle.node(), &not_taken).await,
                 }
                 drop((turn, place));
             });
@@ -206,8 +219,23 @@ async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, 
     }
 }
 
-/// What is no request is dealt with at once; a request comes back.
-fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Option<Message> {
+/// What a message of the node is cause for and takes a while.
+enum Work {
+    Request(Message),
+    NotTaken(NotTaken),
+}
+
+impl Work {
+    fn resource(&self) -> &str {
+        match self {
+            Self::Request(request) => &request.route.resource,
+            Self::NotTaken(not_taken) => &not_taken.resource,
+        }
+    }
+}
+
+/// What is no request is dealt with at once.
+fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Option<Work> {
     let node = handle.node();
     let route = &message.route;
     if message.is_empty_envelope() {
@@ -222,8 +250,10 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
             return None;
         }
         operation::ERROR => {
-            warn!(node, resource = route.resource, "the node could not carry out a message; it is sent again");
-            return None;
+            let why = bounded(&message);
+            warn!(node, resource = route.resource, why, "the node could not carry out a message; it is sent again");
+            let (uid, resource) = handle.refused(&message.header.parent_msg_id)?;
+            return Some(Work::NotTaken(NotTaken { uid, resource, why }));
         }
         _ => {}
     }
@@ -250,7 +280,13 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
         );
         return None;
     }
-    Some(message)
+    Some(Work::Request(message))
+}
+
+/// The text of a failure, for logs and people.
+fn bounded(message: &Message) -> String {
+    let text = message.content.payload();
+    String::from_utf8_lossy(&text).chars().filter(|letter| !letter.is_control()).take(MAX_TEXT).collect()
 }
 
 /// The uid of the object in an answer.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use link::tls::{self, Certificate};
 use serde_json::{Value, json};
 use testkit::go_edge::channel::{Channel, Read};
-use testkit::go_edge::{GoEdge, message, request};
+use testkit::go_edge::{Behaviour, GoEdge, message, request};
 
 use crate::cloud::{Cloud, SOON, config_map, pod, wait_logged};
 use crate::registration::{certificate, foreign_ca};
@@ -227,6 +227,44 @@ async fn odd_messages_of_a_go_edge_are_taken() -> Result<()> {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(edge.seen().ended, None);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_cannot_store_is_told_by_describe() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (first, credentials) = cloud.edge("n1").await?;
+    drop(first);
+    let silent = Behaviour { acknowledge: false, ..Behaviour::default() };
+    let websocket = cloud.addresses().websocket;
+    let edge = GoEdge::connect_with(websocket, &credentials, "n1", silent, Default::default()).await?;
+    let created = cloud.create("/api/v1/namespaces/default/pods", &pod("web", "n1")).await?;
+    let push = |count: usize| {
+        edge.wait("the pod", SOON, move |seen| {
+            let pushes = seen.pushes("default/pod/web");
+            (pushes.len() >= count).then(|| pushes[count - 1]["header"]["msg_id"].clone())
+        })
+    };
+    let events = "/api/v1/namespaces/default/events";
+    for count in 1..=2 {
+        let mut failure = message("metamanager", "resource", "error", "default/pod/web", json!("no\nroom: free some space"));
+        failure["header"]["parent_msg_id"] = push(count).await?;
+        edge.send(&failure).await?;
+        // What is not about a message that was sent is nobody's event.
+        edge.send(&failure).await?;
+        failure["header"]["parent_msg_id"] = json!("unknown");
+        edge.send(&failure).await?;
+        let list = cloud
+            .wait_for(events, "the event", |list| {
+                let told = |event: &Value| event["reason"] == "NotStored" && event["count"] == count;
+                list["items"].as_array().is_some_and(|items| items.iter().any(told))
+            })
+            .await?;
+        let told: Vec<&Value> = list["items"].as_array().into_iter().flatten().filter(|e| e["reason"] == "NotStored").collect();
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0]["involvedObject"]["uid"], created["metadata"]["uid"]);
+        assert_eq!(told[0]["message"], "node n1: noroom: free some space");
+    }
+    wait_logged(&["WARN", "n1", "noroom: free some space"]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
