@@ -12,6 +12,6 @@ mod manager;
 
 pub mod compose;
 
-pub use context::{Context, Inbox, SendError, SendSyncError};
+pub use context::{Context, INBOX, Inbox, SendError, SendSyncError};
 pub use futures_util::future::BoxFuture;
 pub use manager::{Module, ModuleError, ModuleManager};

@@ -11,7 +11,7 @@ use super::certificates::Certificates;
 use super::outbox::Outbox;
 use super::reading::read;
 use super::sending::Sending;
-use super::{Ended, HubError, keep_or_refuse, tell_connection};
+use super::{Ended, HubError, keep_or_refuse, keeping, tell_connection};
 
 /// Tells the cloud that the node has lost what it once had (our own extension; a Go cloud ignores it).
 const STORE: &str = "x-ferroedge-store";
@@ -31,16 +31,11 @@ pub(super) async fn run(
     inbox: &mut Inbox,
     outbox: &mut Outbox,
 ) -> Ended {
-    // The bus must not stand still meanwhile: requests are refused, the rest is kept.
     let connected = {
-        let connecting = connect(node, certificates);
-        tokio::pin!(connecting);
-        loop {
-            tokio::select! {
-                () = context.stopping() => return Ended { cause: HubError::Stopping, lasted: None },
-                connected = &mut connecting => break connected,
-                Some(message) = inbox.recv() => keep_or_refuse(context, outbox, message),
-            }
+        let connecting = keeping(context, inbox, outbox, connect(node, certificates));
+        tokio::select! {
+            () = context.stopping() => return Ended { cause: HubError::Stopping, lasted: None },
+            connected = connecting => connected,
         }
     };
     let (reader, writer) = match connected {
@@ -49,7 +44,7 @@ pub(super) async fn run(
     };
     info!(server = node.settings.server, "connected to the cloud");
     let began = Instant::now();
-    tell_connection(context, true).await;
+    keeping(context, inbox, outbox, tell_connection(context, true)).await;
     let mut sending = Sending::new(node.settings, context, writer, reader.received());
     let mut reading = JoinSet::new();
     reading.spawn(read(reader, context.clone()));

@@ -68,7 +68,7 @@ impl EdgeHub {
                 if lasted >= GOOD_AFTER {
                     backoff.reset();
                 }
-                tell_connection(context, false).await;
+                keeping(context, inbox, &mut self.outbox, tell_connection(context, false)).await;
             }
             report(&ended.cause);
             let wait = backoff.next_wait();
@@ -134,14 +134,34 @@ struct Ended {
     lasted: Option<Duration>,
 }
 
+/// Waits, and keeps the bus moving meanwhile: who is waited for may himself wait for room in this inbox.
+async fn keeping<T>(
+    context: &Context,
+    inbox: &mut Inbox,
+    outbox: &mut Outbox,
+    waiting: impl std::future::Future<Output = T>,
+) -> T {
+    tokio::pin!(waiting);
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut waiting => return ended,
+            Some(message) = inbox.recv() => keep_or_refuse(context, outbox, message),
+        }
+    }
+}
+
 /// A message without link: a request is refused, an acknowledgement is void, the rest waits.
 fn keep_or_refuse(context: &Context, outbox: &mut Outbox, message: Message) {
     if context.is_waiting(&message.header.msg_id) {
-        refuse(context, &message, "the cloud is out of reach");
+        refuse(context, &message, OUT_OF_REACH);
     } else if message.route.operation != operation::RESPONSE {
         outbox.keep(message);
     }
 }
+
+/// Why a request is refused while there is no link.
+const OUT_OF_REACH: &str = "the cloud is out of reach";
 
 /// Tells the one who waits for an answer, if anybody does, that none will come.
 fn refuse(context: &Context, request: &Message, why: &str) {
@@ -182,5 +202,55 @@ fn report(cause: &HubError) {
         HubError::Certificate(error) if error.needs_a_person() => error!(cause = %text, "the node cannot join"),
         HubError::Rotated => info!(cause = %text, "disconnected"),
         _ => warn!(cause = %text, "no connection to the cloud"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beehive::INBOX;
+    use tokio_util::sync::CancellationToken;
+
+    fn status(number: usize) -> Message {
+        let resource = format!("default/podpatch/{number}");
+        compose::message(source::EDGED, group::META, operation::UPDATE, &resource, Content::null())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn telling_of_the_connection_waits_for_nobody_who_waits_for_the_hub() {
+        let modules = [(module::EDGE_HUB, group::HUB), (module::META_MANAGER, group::META)];
+        let (context, inboxes) = Context::new(&modules, CancellationToken::new());
+        let [mut hub, mut meta]: [Inbox; 2] = inboxes.try_into().map_err(|_| "two").expect("two");
+        for number in 0..INBOX {
+            context.send(module::EDGE_HUB, status(number)).await.expect("room");
+            context.send(module::META_MANAGER, status(number)).await.expect("room");
+        }
+        // As MetaManager does: a message is passed on before the next is taken.
+        let passing_on = async {
+            while let Some(message) = meta.recv().await {
+                if message.route.resource == kind::NODE_CONNECTION {
+                    return message.content;
+                }
+                context.send(module::EDGE_HUB, message).await.expect("hub");
+            }
+            Content::null()
+        };
+        let mut outbox = Outbox::default();
+        let telling = async {
+            // By now MetaManager has one message in hand, and another has taken its place.
+            context.send(module::META_MANAGER, status(INBOX)).await.expect("room");
+            keeping(&context, &mut hub, &mut outbox, tell_connection(&context, false)).await;
+            keeping(&context, &mut hub, &mut outbox, std::future::pending::<()>()).await;
+        };
+        let both = async {
+            tokio::select! {
+                biased;
+                told = passing_on => told,
+                () = telling => Content::null(),
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(60), both).await.expect("neither waits for ever");
+        assert_eq!(told, Content::text("cloud_disconnected"));
+        assert!(!outbox.is_empty(), "what came meanwhile is kept");
     }
 }
