@@ -48,8 +48,8 @@ async fn route(context: &Context, message: Message) {
 /// Wakes the one who asked. An answer that nobody waits for any more is for MetaManager to keep and acknowledge: a Go cloud
 /// repeats it for ever otherwise, and holds everything else for this node back meanwhile.
 async fn answer(context: &Context, message: Message) {
-    if context.is_waiting(&message.header.parent_msg_id) {
-        context.respond(message);
+    // The one who asked may give up at any moment: whether he heard is known afterwards only.
+    if context.respond(message.clone()) {
         return;
     }
     debug!(resource = message.route.resource, "an answer came too late");

@@ -1,5 +1,6 @@
 //! What goes to the cloud: heartbeats, and the modules' messages in their order and at a bounded rate.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use api::edgecore::EdgeHub as Settings;
@@ -7,11 +8,11 @@ use beehive::{Context, Inbox, compose};
 use link::ws::{LinkError, Received, Writer};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::error;
-use wire::{Content, MAX_MESSAGE_BYTES, Message, group, kind, operation, source};
+use wire::{Content, MAX_MESSAGE_BYTES, Message, Route, group, kind, operation, source};
 
 use super::outbox::Outbox;
 use super::rate::Rate;
-use super::{HubError, refuse};
+use super::{HubError, OUT_OF_REACH, refuse};
 
 /// The part of the sending rate's burst that events leave for requests and status: many pods that start at once make many
 /// events.
@@ -20,6 +21,9 @@ const KEPT_FROM_EVENTS: f64 = 0.75;
 const QUIET: Duration = Duration::from_millis(50);
 /// … or this is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Requests that are remembered before those with an answer are forgotten.
+const MAX_ANSWERED: usize = 256;
 
 /// The sending half of a connection.
 pub(super) struct Sending<'a> {
@@ -30,13 +34,19 @@ pub(super) struct Sending<'a> {
     rate: Rate,
     /// What is being sent; it stays here when that fails or is broken off.
     in_hand: Option<Message>,
+    /// What was sent and has no answer yet.
+    asked: Asked,
 }
+
+/// Requests on their way: id and path.
+#[derive(Default)]
+struct Asked(HashMap<String, String>);
 
 impl<'a> Sending<'a> {
     pub(super) fn new(settings: &'a Settings, context: &'a Context, writer: Writer, received: Received) -> Self {
         let pulse = Pulse { received, deadline: settings.read_deadline, asked: None };
         let rate = Rate::new(settings.message_qps, settings.message_burst);
-        Self { settings, context, writer, pulse, rate, in_hand: None }
+        Self { settings, context, writer, pulse, rate, in_hand: None, asked: Asked::default() }
     }
 
     /// Sends until the connection breaks. The bus is read all the time: what may not be sent yet waits in the outbox, and
@@ -106,14 +116,16 @@ impl<'a> Sending<'a> {
             refuse(self.context, &message, &format!("{resource} has {bytes} bytes, over the limit of {limit}"));
             return Ok(());
         }
-        self.in_hand = Some(message);
+        let message = self.in_hand.insert(message);
         self.writer.send(line).await?;
+        self.asked.add(self.context, message);
         self.in_hand = None;
         Ok(())
     }
 
-    /// The message that was not sent, after the connection broke.
+    /// After the connection broke: who was asked cannot answer any more, and what was not sent comes back.
     pub(super) fn into_unsent(self) -> Option<Message> {
+        self.asked.refuse_all(self.context);
         self.in_hand
     }
 
@@ -125,6 +137,26 @@ impl<'a> Sending<'a> {
         self.writer.send([beat.as_slice(), b"\n"].concat()).await?;
         self.pulse.ask();
         self.writer.ping().await
+    }
+}
+
+impl Asked {
+    fn add(&mut self, context: &Context, message: &Message) {
+        if self.0.len() >= MAX_ANSWERED {
+            self.0.retain(|id, _| context.is_waiting(id));
+        }
+        // Of what nobody waits for, an answer is not missed.
+        if context.is_waiting(&message.header.msg_id) {
+            self.0.insert(message.header.msg_id.clone(), message.route.resource.clone());
+        }
+    }
+
+    /// Answers come by the connection of their request alone: those who wait hear at once that none will come.
+    fn refuse_all(self, context: &Context) {
+        for (id, resource) in self.0.into_iter().filter(|(id, _)| context.is_waiting(id)) {
+            let route = Route::new(source::EDGED, group::META, operation::QUERY, &resource);
+            refuse(context, &Message::new(id, compose::now(), route, Content::null()), OUT_OF_REACH);
+        }
     }
 }
 
@@ -168,6 +200,30 @@ fn is_urgent(message: &Message) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio_util::sync::CancellationToken;
+    use wire::module;
+
+    #[tokio::test]
+    async fn a_broken_link_ends_the_wait_for_answers() {
+        let (context, mut inboxes) = Context::new(&[(module::EDGE_HUB, group::HUB)], CancellationToken::new());
+        let request = compose::message("edged", "meta", operation::QUERY, "default/secret/s", Content::null());
+        let asking = context.send_sync(module::EDGE_HUB, request, Duration::from_secs(60));
+        let breaking = async {
+            let sent = inboxes[0].recv().await.expect("the request");
+            let mut asked = Asked::default();
+            asked.add(&context, &sent);
+            for number in 0..2 * MAX_ANSWERED {
+                // Answered long ago, or no request at all.
+                asked.0.insert(number.to_string(), "default/secret/s".to_owned());
+            }
+            asked.add(&context, &sent);
+            assert_eq!(asked.0.len(), 1, "memory is bounded");
+            asked.refuse_all(&context);
+        };
+        let (answer, ()) = tokio::join!(asking, breaking);
+        let answer = answer.expect("an answer");
+        assert_eq!((answer.route.operation.as_str(), answer.content), ("error", Content::text(OUT_OF_REACH)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_noticed_after_the_deadline_and_bytes_are_life() {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testkit::go_cloud::GoCloud;
+use testkit::go_cloud::{Answer, GoCloud};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::support::{Edge, Log, eventually, id, pod, push};
+use crate::support::{Edge, Log, eventually, id, pod, push, text};
 
 #[tokio::test]
 async fn a_killed_cloud_is_noticed_and_found_again() {
@@ -220,6 +220,23 @@ async fn a_link_that_is_silently_dead_is_given_up() {
     let update = push("update", "default/pod/p", pod("p", 1));
     cloud.send(&update).await.unwrap();
     cloud.reply_to(id(&update)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_on_a_link_that_breaks_is_refused_at_once() {
+    let cloud = GoCloud::start().await.unwrap();
+    let edge = Edge::joined(&cloud).await;
+    cloud.answer("default/secret/s", Answer::Silence);
+    let began = Instant::now();
+    let asked = edge.ask("query", "default/secret/s", &Value::Null);
+    let breaking = async {
+        cloud.wait_for("request", |m| m.is("query", "default/secret/s")).await.unwrap();
+        cloud.hang_up();
+    };
+    let (answer, ()) = tokio::join!(asked, breaking);
+    assert_eq!(answer.route.operation, "error");
+    assert!(text(&answer).contains("out of reach"), "{}", text(&answer));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
