@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use rusqlite;
 use rusqlite::Connection;
 
-pub use open::{Durability, Migrations, OpenError};
+pub use open::{Durability, OpenError, Schema};
 use writer::Writer;
 
 /// A handle to an open database. Cloning is cheap; the file closes with the last clone.
@@ -45,8 +45,8 @@ impl Database {
     ///
     /// # Errors
     /// The file is damaged, newer than this program, in use in a way that excludes us, or cannot be created.
-    pub fn open(path: &Path, migrations: Migrations, durability: Durability) -> Result<Self, OpenError> {
-        let connection = open::open(path, migrations, durability)?;
+    pub fn open(path: &Path, schema: Schema, durability: Durability) -> Result<Self, OpenError> {
+        let connection = open::open(path, schema, durability)?;
         let reader = open::reader(path)?;
         let writer = Writer::start(connection).map_err(|error| OpenError::Thread(path.to_path_buf(), error))?;
         Ok(Self { writer: Arc::new(writer), reader: Arc::new(Mutex::new(reader)) })

@@ -11,9 +11,14 @@ const BUSY: Duration = Duration::from_secs(5);
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 64;
 
-/// The schema as a list of steps; the file remembers how many it has taken. Steps are only ever added at the end.
+/// What a file holds.
 #[derive(Clone, Copy)]
-pub struct Migrations(pub &'static [&'static str]);
+pub struct Schema {
+    /// The steps to it; the file remembers how many it has taken. Steps are only ever added at the end.
+    pub steps: &'static [&'static str],
+    /// What to do with a damaged file: the owner of the data knows whether they come again.
+    pub if_damaged: &'static str,
+}
 
 /// What survives a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +33,15 @@ pub enum Durability {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file is no SQLite database, or damaged.
-    #[error(
-        "database {} is damaged: move it away to start with an empty one (the cloud sends its content again)", .0.display()
-    )]
-    Corrupt(PathBuf, #[source] rusqlite::Error),
+    #[error("database {path} is damaged: {cure}", path = .path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        cure: &'static str,
+        /// What is wrong with it.
+        source: rusqlite::Error,
+    },
     /// There is no room for what every start needs.
     #[error("database {} cannot be opened, for its disk is full: free some space", .0.display())]
     DiskFull(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
@@ -56,7 +66,8 @@ pub enum OpenError {
     Thread(PathBuf, #[source] std::io::Error),
 }
 
-pub(crate) fn open(path: &Path, migrations: Migrations, durability: Durability) -> Result<Connection, OpenError> {
+pub(crate) fn open(path: &Path, schema: Schema, durability: Durability) -> Result<Connection, OpenError> {
+    let damaged = |source| OpenError::Corrupt { path: path.to_path_buf(), cure: schema.if_damaged, source };
     let cannot = |error: Box<dyn std::error::Error + Send + Sync>| OpenError::Open(path.to_path_buf(), error);
     // Created by ourselves first, so that nobody else can read it at any time.
     std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| {
@@ -79,17 +90,17 @@ pub(crate) fn open(path: &Path, migrations: Migrations, durability: Durability) 
         .and_then(|()| connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)));
     match set {
         Ok(verdict) if verdict == "ok" => {}
-        Ok(_) => return Err(OpenError::Corrupt(path.to_path_buf(), corrupt())),
+        Ok(_) => return Err(damaged(corrupt())),
         Err(error) => {
             return Err(match crate::StoreError::from(error) {
-                crate::StoreError::Corrupt(error) => OpenError::Corrupt(path.to_path_buf(), error),
+                crate::StoreError::Corrupt(error) => damaged(error),
                 crate::StoreError::DiskFull(error) => OpenError::DiskFull(path.to_path_buf(), error.into()),
                 error => cannot(error.into()),
             });
         }
     }
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    migrate(&connection, path, migrations)?;
+    migrate(&connection, path, schema)?;
     Ok(connection)
 }
 
@@ -109,19 +120,21 @@ pub(crate) fn reader(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-fn migrate(connection: &Connection, path: &Path, migrations: Migrations) -> Result<(), OpenError> {
+fn migrate(connection: &Connection, path: &Path, schema: Schema) -> Result<(), OpenError> {
     let fail = |error| match crate::StoreError::from(error) {
         crate::StoreError::DiskFull(error) => OpenError::DiskFull(path.to_path_buf(), error.into()),
-        crate::StoreError::Corrupt(error) => OpenError::Corrupt(path.to_path_buf(), error),
+        crate::StoreError::Corrupt(source) => {
+            OpenError::Corrupt { path: path.to_path_buf(), cure: schema.if_damaged, source }
+        }
         error => OpenError::Migrate(path.to_path_buf(), error.into()),
     };
     let found: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
     let found = found as usize;
-    let known = migrations.0.len();
+    let known = schema.steps.len();
     if found > known {
         return Err(OpenError::Newer { path: path.to_path_buf(), found, known });
     }
-    for (number, step) in migrations.0.iter().enumerate().skip(found) {
+    for (number, step) in schema.steps.iter().enumerate().skip(found) {
         let batch = format!("BEGIN IMMEDIATE; {step}; PRAGMA user_version = {}; COMMIT;", number + 1);
         if let Err(error) = connection.execute_batch(&batch) {
             // The step may have failed before or within the transaction.

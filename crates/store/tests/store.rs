@@ -3,9 +3,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use store::{Database, Durability, Migrations, OpenError, StoreError};
+use store::{Database, Durability, OpenError, Schema, StoreError};
 
-const SCHEMA: Migrations = Migrations(&["CREATE TABLE t (k TEXT PRIMARY KEY, v INTEGER NOT NULL) WITHOUT ROWID"]);
+const SCHEMA: Schema = Schema {
+    steps: &["CREATE TABLE t (k TEXT PRIMARY KEY, v INTEGER NOT NULL) WITHOUT ROWID"],
+    if_damaged: "ask the owner",
+};
 
 fn open(path: &Path) -> Database {
     Database::open(path, SCHEMA, Durability::Full).expect("database")
@@ -86,8 +89,8 @@ fn a_damaged_file_is_named_and_left_alone() {
     let (_dir, path) = file();
     std::fs::write(&path, b"this is no database, but somebody may want it back").expect("file");
     let error = Database::open(&path, SCHEMA, Durability::Full).map(|_| ()).expect_err("damaged");
-    assert!(matches!(error, OpenError::Corrupt(..)), "{error:?}");
-    assert!(error.to_string().contains("edge.db") && error.to_string().contains("move it away"), "{error}");
+    assert!(matches!(error, OpenError::Corrupt { .. }), "{error:?}");
+    assert!(error.to_string().contains("edge.db") && error.to_string().contains("damaged: ask the owner"), "{error}");
     assert!(std::fs::read(&path).expect("file").starts_with(b"this is no database"));
 }
 
@@ -104,12 +107,12 @@ async fn a_file_damaged_in_the_middle_is_noticed() {
     bytes[middle..middle + 4096].fill(0xa5);
     std::fs::write(&path, bytes).expect("file");
     let opened = Database::open(&path, SCHEMA, Durability::Full);
-    assert!(matches!(opened, Err(OpenError::Corrupt(..))));
+    assert!(matches!(opened, Err(OpenError::Corrupt { .. })));
 }
 
 #[test]
 fn a_newer_file_is_refused_and_an_older_one_brought_up_to_date() {
-    const NEXT: Migrations = Migrations(&[SCHEMA.0[0], "ALTER TABLE t ADD COLUMN w TEXT"]);
+    const NEXT: Schema = Schema { steps: &[SCHEMA.steps[0], "ALTER TABLE t ADD COLUMN w TEXT"], ..SCHEMA };
     let (_dir, path) = file();
     drop(open(&path));
     drop(Database::open(&path, NEXT, Durability::Normal).expect("brought up to date"));

@@ -11,9 +11,10 @@ use futures_util::future::BoxFuture;
 use kubeapi::ApiError;
 use kubeapi::storage::{Change, Event, EventLog, Expect, Key, Page, Storage, Stored, WriteError};
 use store::rusqlite::{self, Connection, OptionalExtension, Row, params};
-use store::{Database, Durability, Migrations, OpenError, StoreError};
+use store::{Database, Durability, OpenError, Schema, StoreError};
 
-const SCHEMA: Migrations = Migrations(&["CREATE TABLE objects (
+const SCHEMA: Schema = Schema {
+    steps: &["CREATE TABLE objects (
         resource TEXT NOT NULL,
         namespace TEXT NOT NULL,
         name TEXT NOT NULL,
@@ -22,7 +23,10 @@ const SCHEMA: Migrations = Migrations(&["CREATE TABLE objects (
         PRIMARY KEY (resource, namespace, name)
     ) WITHOUT ROWID;
     CREATE TABLE latest (revision INTEGER NOT NULL);
-    INSERT INTO latest VALUES (1)"]);
+    INSERT INTO latest VALUES (1)"],
+    if_damaged: "it holds every object of the embedded Kubernetes, and there is no other copy: put a backup of it in its place; \
+        without one, move it away to begin with an empty cluster, which every node must join anew",
+};
 
 /// A storage in one SQLite file.
 #[derive(Clone)]

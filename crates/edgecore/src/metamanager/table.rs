@@ -7,18 +7,21 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::rusqlite::{OptionalExtension, params};
-use store::{Database, Migrations, StoreError};
+use store::{Database, Schema, StoreError};
 use wire::{Content, EdgeResource, kind};
 
 /// The schema of the node's database.
-pub const SCHEMA: Migrations = Migrations(&["CREATE TABLE meta (
+pub const SCHEMA: Schema = Schema {
+    steps: &["CREATE TABLE meta (
         key TEXT PRIMARY KEY,
         kind TEXT NOT NULL,
         uid TEXT NOT NULL,
         revision INTEGER NOT NULL,
         value BLOB NOT NULL
     ) WITHOUT ROWID;
-    CREATE INDEX meta_kind ON meta (kind)"]);
+    CREATE INDEX meta_kind ON meta (kind)"],
+    if_damaged: "move it away to start with an empty one (the cloud sends its content again)",
+};
 
 /// A token is used for this part of its life, and not longer than a day; then a new one is asked for.
 const FRESH_PART: f64 = 0.8;
