@@ -65,16 +65,30 @@ impl State {
         let bookmark_at = (Instant::now() + BOOKMARK).min(self.end);
         match tokio::time::timeout_at(bookmark_at, self.watch.next()).await {
             Ok(Ok(event)) => Some(self.batch(&event)),
-            Ok(Err(error)) => {
-                self.over = true;
-                Some(line(&json!({"type": "ERROR", "object": error.to_status()})))
-            }
-            Err(_) if Instant::now() >= self.end && !self.bookmarks => None,
-            Err(_) => {
-                self.over = Instant::now() >= self.end;
-                if self.bookmarks { Some(self.bookmark()) } else { Some(Bytes::new()) }
-            }
+            Ok(Err(error)) => Some(self.failed(&error)),
+            Err(_) => self.quiet(),
         }
+    }
+
+    /// Nothing came for a while.
+    fn quiet(&mut self) -> Option<Bytes> {
+        // First the version, then what was committed up to it: a client continues from a bookmark and never gets what it skips.
+        let version = self.api.revision();
+        match self.watch.try_next() {
+            Ok(Some(event)) => return Some(self.batch(&event)),
+            Ok(None) => {}
+            Err(error) => return Some(self.failed(&error)),
+        }
+        self.over = Instant::now() >= self.end;
+        match self.bookmarks {
+            true => Some(self.bookmark(version)),
+            false => (!self.over).then(Bytes::new),
+        }
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Bytes {
+        self.over = true;
+        line(&json!({"type": "ERROR", "object": error.to_status()}))
     }
 
     /// This event, and those behind it that are there already.
@@ -121,8 +135,8 @@ impl State {
         }
     }
 
-    fn bookmark(&mut self) -> Bytes {
-        let version = json!({"resourceVersion": self.api.revision().to_string(), "creationTimestamp": null});
+    fn bookmark(&mut self, version: u64) -> Bytes {
+        let version = json!({"resourceVersion": version.to_string(), "creationTimestamp": null});
         let object = json!({"kind": self.what.resource.kind, "apiVersion": self.what.resource.api_version(), "metadata": version});
         let object = match self.form {
             Form::Table(include) => table::table(&self.what.resource, &[], version, include, false),
@@ -165,5 +179,71 @@ impl<S: stream::Stream> stream::Stream for SyncStream<S> {
     ) -> std::task::Poll<Option<S::Item>> {
         let inner = self.get_mut().0.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         inner.as_mut().poll_next(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::api::{Action, Authority, ListOptions, User};
+    use crate::storage::{self, Event, EventLog, Expect, Key, Page, Storage, Stored, WriteError};
+
+    /// Something is committed just before anybody asks for the version.
+    struct Busy(EventLog);
+
+    impl Storage for Busy {
+        fn get(&self, _: &Key) -> Result<Option<Stored>, ApiError> {
+            Ok(None)
+        }
+
+        fn list(&self, _: &str, _: Option<&str>, _: Option<(&str, &str)>, _: usize) -> Result<Page, ApiError> {
+            Ok(Page { items: Vec::new(), revision: 1, more: false })
+        }
+
+        fn write(&self, _: Key, _: Expect, _: storage::Change) -> BoxFuture<'_, Result<u64, WriteError>> {
+            Box::pin(async { Err(WriteError::Unexpected) })
+        }
+
+        fn revision(&self) -> u64 {
+            let json = Bytes::from_static(b"{\"metadata\":{\"name\":\"new\"}}");
+            let (namespace, name) = ("default".to_owned(), "new".to_owned());
+            self.0.push("pods", Event { revision: 2, json, previous: None, deleted: false, namespace, name });
+            2
+        }
+
+        fn events(&self) -> &EventLog {
+            &self.0
+        }
+    }
+
+    struct Nobody;
+
+    impl Authority for Nobody {
+        fn issue_token(&self, _: &Value, request: Value) -> Result<Value, ApiError> {
+            Ok(request)
+        }
+
+        fn authenticate(&self, _: &Api, _: &str, _: &[&str]) -> Option<(User, Vec<String>)> {
+            None
+        }
+
+        fn authorize(&self, _: &Api, _: &User, _: &Action<'_>) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bookmark_skips_no_event() {
+        let api = Api::new(Busy(EventLog::new(1)), Nobody).expect("an API");
+        let resource = api.catalog().find("", "v1", "pods").expect("pods");
+        let what = ResourceRef { resource, namespace: String::new(), name: String::new(), subresource: String::new() };
+        let watch = api.watch(&what, &ListOptions::default(), Some(1)).expect("a watch");
+        let end = Instant::now() + LONGEST;
+        let mut state = State { api, watch, what, form: Form::Plain, bookmarks: true, end, first: true, over: false };
+        let told = state.quiet().expect("something");
+        let told = String::from_utf8_lossy(&told);
+        assert!(told.contains("ADDED") && told.contains("new"), "{told}");
     }
 }
