@@ -5,12 +5,14 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,8 +27,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-/// How long a peer may take for TLS, and for the head of a request.
+/// How long a peer may take for TLS, for its first request, and for the head of a request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection that is quiet for so long between requests is closed: it has a place that others wait for.
+const IDLE: Duration = Duration::from_secs(90);
+/// How often the other end of an HTTP/2 connection is asked whether it lives, and how long it may take to answer.
+const PING: Duration = Duration::from_secs(30);
 /// How long running requests may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(3);
 /// The wait after a failed accept, which mostly means too many open files.
@@ -179,9 +185,12 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let address = peer.address;
+    let (busy, running) = watch::channel(0_usize);
+    let busy = Arc::new(busy);
     let service = service_fn(move |request| {
+        let running = Running::begin(&busy);
         let answer = handler(request, peer.clone());
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move { Ok::<_, Infallible>(running.until_sent(answer.await)) }
     });
     let io = TokioIo::new(stream);
     let ended = if http1_only {
@@ -189,31 +198,134 @@ where
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HANDSHAKE).max_buf_size(MAX_HEAD);
         let connection = builder.serve_connection(io, service).with_upgrades();
-        let ended = drive(connection, |connection| connection.graceful_shutdown(), &stop).await;
+        let ended = drive(connection, |connection| connection.graceful_shutdown(), &stop, running).await;
         ended.map_err(Box::<dyn std::error::Error + Send + Sync>::from)
     } else {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE).max_buf_size(MAX_HEAD);
         builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
+        builder.http2().keep_alive_interval(PING).keep_alive_timeout(PING);
         let connection = builder.serve_connection_with_upgrades(io, service);
-        drive(connection, |connection| connection.graceful_shutdown(), &stop).await
+        drive(connection, |connection| connection.graceful_shutdown(), &stop, running).await
     };
     if let Err(error) = ended {
         debug!(%address, %error, "a connection ended with an error");
     }
 }
 
-/// Runs a connection to its end; after `stop` only as long as its requests need, within the grace period.
-async fn drive<C, E>(connection: C, shut_down: impl FnOnce(Pin<&mut C>), stop: &CancellationToken) -> Result<(), E>
+/// Runs a connection to its end; after `stop`, and when it is idle, only as long as its requests need, within the grace period.
+async fn drive<C, E>(
+    connection: C,
+    shut_down: impl FnOnce(Pin<&mut C>),
+    stop: &CancellationToken,
+    running: watch::Receiver<usize>,
+) -> Result<(), E>
 where
     C: Future<Output = Result<(), E>>,
 {
     tokio::pin!(connection);
     tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            shut_down(connection.as_mut());
-            tokio::time::timeout(GRACE, connection).await.unwrap_or(Ok(()))
+        ended = connection.as_mut() => return ended,
+        () = stop.cancelled() => {}
+        () = idle(running) => {}
+    }
+    shut_down(connection.as_mut());
+    tokio::time::timeout(GRACE, connection).await.unwrap_or(Ok(()))
+}
+
+/// A request that is being answered, until the last byte of the answer is taken or given up.
+struct Running(Arc<watch::Sender<usize>>);
+
+impl Running {
+    fn begin(busy: &Arc<watch::Sender<usize>>) -> Self {
+        busy.send_modify(|running| *running += 1);
+        Self(busy.clone())
+    }
+
+    fn until_sent(self, answer: Response<Body>) -> Response<Body> {
+        answer.map(|body| Sending { body, _running: self }.boxed())
+    }
+}
+
+/// A body, and that it is being sent.
+struct Sending {
+    body: Body,
+    _running: Running,
+}
+
+impl hyper::body::Body for Sending {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    /// Answers keep their Content-Length.
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
+    }
+}
+
+/// Resolves when no request came in time, or none followed the last one.
+async fn idle(mut running: watch::Receiver<usize>) {
+    let mut limit = HANDSHAKE;
+    loop {
+        let none = *running.borrow_and_update() == 0;
+        let news = match none {
+            true => tokio::time::timeout(limit, running.changed()).await,
+            false => Ok(running.changed().await),
+        };
+        match news {
+            Ok(Ok(())) => limit = IDLE,
+            // Too quiet, or the connection has ended.
+            _ => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::Full;
+    use hyper::body::Body as _;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_may_be_quiet_for_a_while_and_answer_for_ever() {
+        let (busy, running) = watch::channel(0);
+        let busy = Arc::new(busy);
+        let began = tokio::time::Instant::now();
+        idle(running.clone()).await;
+        assert_eq!(began.elapsed(), HANDSHAKE, "no request came");
+
+        let began = tokio::time::Instant::now();
+        let watching = idle(running.clone());
+        let answering = async {
+            tokio::time::sleep(HANDSHAKE / 2).await;
+            let first = Running::begin(&busy);
+            let body = Full::new(Bytes::new()).map_err(|never| match never {}).boxed();
+            let answer = first.until_sent(Response::new(body));
+            assert_eq!(answer.body().size_hint().exact(), Some(0), "its length is known still");
+            tokio::time::sleep(IDLE * 3).await;
+            let second = Running::begin(&busy);
+            drop(answer);
+            tokio::time::sleep(IDLE * 3).await;
+            drop(second);
+        };
+        tokio::join!(watching, answering);
+        assert_eq!(began.elapsed(), HANDSHAKE / 2 + IDLE * 7);
     }
 }

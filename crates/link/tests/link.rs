@@ -267,6 +267,31 @@ async fn whoever_may_not_connect_is_told_why() {
 }
 
 #[tokio::test]
+async fn who_connects_and_says_nothing_loses_his_place() {
+    let ca = CertificateAuthority::generate().expect("CA");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let address = listener.local_addr().expect("address");
+    let tls = server(&hub(&ca), ClientAuth::Requested, &[b"http/1.1"]).expect("TLS");
+    let (_keep, tls) = tokio::sync::watch::channel(tls);
+    let mut tasks = tokio::task::JoinSet::new();
+    let http = HttpServer { listener, tls: Some(tls), max_connections: 1 };
+    tasks.spawn(http.serve(
+        |_, _| async { Response::new(Full::new(Bytes::from("served")).map_err(|never| match never {}).boxed()) },
+        CancellationToken::new(),
+    ));
+    let tls = client(ca.certificate(), None).expect("TLS");
+    let connector = tokio_rustls::TlsConnector::from(tls.clone());
+    let tcp = tokio::net::TcpStream::connect(address).await.expect("connected");
+    let name = link::rustls::pki_types::ServerName::try_from("127.0.0.1").expect("name");
+    let _silent = connector.connect(name, tcp).await.expect("TLS");
+    let url = format!("https://{address}/");
+    let deadline = SOON * 2;
+    let call = Call { method: "GET", url: &url, headers: &[], body: Vec::new(), tls, deadline, max_answer: 100 };
+    let (_, body) = call.send().await.expect("answer");
+    assert_eq!(body.as_ref(), b"served");
+}
+
+#[tokio::test]
 async fn https_carries_a_body_on_get_and_shows_the_handler_the_certificate() {
     let ca = CertificateAuthority::generate().expect("CA");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");

@@ -246,7 +246,8 @@ async fn what_a_node_cannot_store_is_told_by_describe() -> Result<()> {
     };
     let events = "/api/v1/namespaces/default/events";
     for count in 1..=2 {
-        let mut failure = message("metamanager", "resource", "error", "default/pod/web", json!("no\nroom: free some space"));
+        let mut failure =
+            message("metamanager", "resource", "error", "default/pod/web", json!("no\nroom: free some space"));
         failure["header"]["parent_msg_id"] = push(count).await?;
         edge.send(&failure).await?;
         // What is not about a message that was sent is nobody's event.
@@ -259,7 +260,8 @@ async fn what_a_node_cannot_store_is_told_by_describe() -> Result<()> {
                 list["items"].as_array().is_some_and(|items| items.iter().any(told))
             })
             .await?;
-        let told: Vec<&Value> = list["items"].as_array().into_iter().flatten().filter(|e| e["reason"] == "NotStored").collect();
+        let told: Vec<&Value> =
+            list["items"].as_array().into_iter().flatten().filter(|e| e["reason"] == "NotStored").collect();
         assert_eq!(told.len(), 1);
         assert_eq!(told[0]["involvedObject"]["uid"], created["metadata"]["uid"]);
         assert_eq!(told[0]["message"], "node n1: noroom: free some space");
