@@ -4,6 +4,7 @@ mod reflector;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, header};
@@ -17,6 +18,9 @@ pub use reflector::{Change, Reflector};
 
 /// A longer answer is refused; lists come in pages.
 const MAX_ANSWER: usize = 64 << 20;
+/// How long an answer may take. A connection that died without a word would be waited for otherwise until the system gives it
+/// up, which takes a quarter of an hour.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// A client of the API server. Cloning is cheap.
 #[derive(Clone)]
@@ -86,6 +90,14 @@ impl Kubernetes {
         Ok(Self { client: kube::Client::try_from(config).map_err(KubernetesError::Client)?, ca: ca.into() })
     }
 
+    /// For tests: without encryption.
+    #[cfg(test)]
+    pub(crate) fn at(url: &str) -> Self {
+        link::tls::install_provider();
+        let config = kube::Config::new(url.parse().expect("a URL"));
+        Self { client: kube::Client::try_from(config).expect("a client"), ca: "".into() }
+    }
+
     /// The API server's CA in PEM; empty when the system's CAs are trusted.
     pub fn ca(&self) -> &str {
         &self.ca
@@ -140,6 +152,10 @@ impl Kubernetes {
     }
 
     async fn send(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Bytes, KubernetesError> {
+        in_time(ANSWER, self.exchange(method, path, kind, body)).await
+    }
+
+    async fn exchange(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Bytes, KubernetesError> {
         let mut request = Request::builder().method(method).uri(path);
         if !kind.is_empty() {
             request = request.header(header::CONTENT_TYPE, kind);
@@ -161,10 +177,64 @@ impl Kubernetes {
     }
 }
 
+/// An answer, or the error that there was none in time.
+async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, KubernetesError>>,
+) -> Result<T, KubernetesError> {
+    let late = || KubernetesError::Request(format!("no answer within {} s", limit.as_secs()).into());
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(late()))
+}
+
 /// JSON text as a value.
 ///
 /// # Errors
 /// It is no JSON.
 pub fn parse(text: &[u8]) -> Result<Value, KubernetesError> {
     serde_json::from_slice(text).map_err(|error| KubernetesError::Request(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+    use tokio::task::JoinSet;
+
+    /// An API server whose host has lost its power: connections stand, and nobody answers.
+    async fn silent() -> (Kubernetes, JoinSet<Vec<TcpStream>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                connections.push(connection);
+            }
+            connections
+        });
+        (Kubernetes::at(&url), accepting)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_api_is_given_up() {
+        let (kubernetes, _accepting) = silent().await;
+        let began = tokio::time::Instant::now();
+        let asking = tokio::time::timeout(ANSWER * 5, kubernetes.get("/api/v1/nodes"));
+        let error = asking.await.expect("given up").expect_err("no answer");
+        assert!(error.to_status().message.contains("no answer within 60 s"), "{error:?}");
+        assert_eq!((error.code(), began.elapsed().as_secs()), (0, ANSWER.as_secs()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_watch_is_opened_again() {
+        let (kubernetes, _accepting) = silent().await;
+        let reflector = Reflector { kubernetes, path: "/api/v1/nodes".to_owned(), query: String::new() };
+        let (changes, _incoming) = mpsc::channel(1);
+        let mut version = "5".to_owned();
+        let watching = reflector.watch(&mut version, &changes, &|change| change);
+        let watched = tokio::time::timeout(ANSWER * 5, watching).await.expect("given up");
+        watched.expect_err("no answer");
+        assert_eq!(version, "5", "its place is kept");
+    }
 }

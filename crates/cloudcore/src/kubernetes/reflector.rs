@@ -1,7 +1,7 @@
 //! Following a resource: a list in pages, then a watch, and the list again when the watch has lost its place. Objects are
 //! handed on as JSON text.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{AsyncBufReadExt, StreamExt};
@@ -10,14 +10,18 @@ use link::backoff::Backoff;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
-use super::{Kubernetes, KubernetesError};
+use super::{ANSWER, Kubernetes, KubernetesError, in_time};
 
 /// Objects in one page of a list.
 const PAGE: usize = 500;
 /// How long one watch lasts; the server may end it earlier.
 const WATCH_SECONDS: u32 = 290;
+/// A watch is opened again when nothing came for so long. Servers send a bookmark each minute: the connection is likely dead.
+const QUIET: Duration = Duration::from_secs(90);
+/// A watch that ended sooner is opened again after a pause.
+const BRIEF: Duration = Duration::from_secs(1);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
@@ -80,6 +84,9 @@ impl Reflector {
         while !changes.is_closed() {
             match self.list_and_watch(&changes, &wrap, &mut backoff).await {
                 Ok(()) => debug!(path = self.path, "listing again"),
+                Err(error) if error.code() == 403 => {
+                    error!(path = self.path, %error, "cloudcore may not read what it needs: give its user the rights in deploy/rbac.yaml; tried again");
+                }
                 Err(error) => {
                     warn!(path = self.path, %error, cause = ?std::error::Error::source(&error), "following a resource failed; tried again")
                 }
@@ -97,7 +104,9 @@ impl Reflector {
         let mut version = self.list(changes, wrap).await?;
         backoff.reset();
         while !changes.is_closed() {
+            let began = Instant::now();
             match self.watch(&mut version, changes, wrap).await {
+                Ok(true) if began.elapsed() < BRIEF => tokio::time::sleep(backoff.next_wait()).await,
                 Ok(true) => backoff.reset(),
                 Ok(false) => return Ok(()),
                 Err(error) if error.code() == 410 => return Ok(()),
@@ -137,7 +146,7 @@ impl Reflector {
     }
 
     /// `false` when the place is lost and a new list is needed.
-    async fn watch<T: Send>(
+    pub(super) async fn watch<T: Send>(
         &self,
         version: &mut String,
         changes: &mpsc::Sender<T>,
@@ -148,14 +157,18 @@ impl Reflector {
             self.path, self.query
         );
         let request = Request::get(path).body(Vec::new()).map_err(|e| KubernetesError::Request(e.into()))?;
-        let stream = self.kubernetes.client.request_stream(request).await.map_err(|error| match error {
-            kube::Error::Api(status) if status.code == 410 => {
-                KubernetesError::Refused(Box::new(wire::Status::failure(410, "Expired", status.message.clone())))
-            }
-            error => KubernetesError::Request(error.into()),
-        })?;
-        let mut lines = Box::pin(stream).lines();
-        while let Some(line) = lines.next().await.transpose().map_err(|e| KubernetesError::Request(e.into()))? {
+        let opening = async {
+            self.kubernetes.client.request_stream(request).await.map_err(|error| match error {
+                kube::Error::Api(status) if status.code == 410 => {
+                    KubernetesError::Refused(Box::new(wire::Status::failure(410, "Expired", status.message.clone())))
+                }
+                error => KubernetesError::Request(error.into()),
+            })
+        };
+        let mut lines = Box::pin(in_time(ANSWER, opening).await?).lines();
+        loop {
+            let Ok(next) = tokio::time::timeout(QUIET, lines.next()).await else { return Ok(true) };
+            let Some(line) = next.transpose().map_err(|e| KubernetesError::Request(e.into()))? else { break };
             if line.is_empty() {
                 continue;
             }
