@@ -64,19 +64,7 @@ pub fn start(
     follow("/api/v1/pods", "fieldSelector=spec.nodeName%21%3D", Event::Pod);
     follow("/api/v1/configmaps", "", Event::ConfigMap);
     follow("/api/v1/secrets", "", Event::Secret);
-    let controller = Downstream {
-        kubernetes: kubernetes.clone(),
-        view: view.clone(),
-        records,
-        sessions: HashMap::new(),
-        nodes: HashMap::new(),
-        seen_pods: None,
-        seen_nodes: None,
-        listed: HashSet::new(),
-        departed: HashMap::new(),
-        tasks: tasks.clone(),
-        stopping: stopping.clone(),
-    };
+    let controller = Downstream::new(kubernetes, view, records, tasks, stopping);
     let stopping = stopping.clone();
     tasks.spawn(async move {
         tokio::select! {
@@ -104,6 +92,28 @@ struct Downstream {
 }
 
 impl Downstream {
+    fn new(
+        kubernetes: &Kubernetes,
+        view: &Arc<View>,
+        records: Records,
+        tasks: &TaskTracker,
+        stopping: &CancellationToken,
+    ) -> Self {
+        Self {
+            kubernetes: kubernetes.clone(),
+            view: view.clone(),
+            records,
+            sessions: HashMap::new(),
+            nodes: HashMap::new(),
+            seen_pods: None,
+            seen_nodes: None,
+            listed: HashSet::new(),
+            departed: HashMap::new(),
+            tasks: tasks.clone(),
+            stopping: stopping.clone(),
+        }
+    }
+
     async fn run(mut self, mut incoming: mpsc::Receiver<Event>) {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.tick().await;
@@ -122,20 +132,26 @@ impl Downstream {
                 Event::ConfigMap(change) => self.referenced(references::Kind::ConfigMap, change),
                 Event::Secret(change) => self.referenced(references::Kind::Secret, change),
                 Event::Connected(session) => self.connected(session),
-                Event::Disconnected(session) => {
-                    if self.sessions.get(session.node()).is_some_and(|current| current.is(&session)) {
-                        self.sessions.remove(session.node());
-                    }
-                }
+                Event::Disconnected(session) => self.disconnected(&session),
             }
         }
     }
 
     fn connected(&mut self, session: SessionHandle) {
+        // The news of two connections may come in either order; the older one has been closed by then.
+        if session.has_ended() {
+            return;
+        }
         if self.view.are_listed() {
             self.catch_up(session.clone());
         }
         self.sessions.insert(session.node().to_owned(), session);
+    }
+
+    fn disconnected(&mut self, session: &SessionHandle) {
+        if self.sessions.get(session.node()).is_some_and(|current| current.is(session)) {
+            self.sessions.remove(session.node());
+        }
     }
 
     /// Finds in the background what the node lacks; what changes meanwhile is newer and wins.
@@ -339,5 +355,28 @@ impl Downstream {
         if let Some(session) = self.sessions.get(node) {
             session.offer(uid, version, push(verb, path, version, content));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn news_of_an_older_connection_do_not_replace_a_newer_one() {
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        stopping.cancel();
+        let kubernetes = Kubernetes::at("http://127.0.0.1:1");
+        let records = crate::objectsync::start(kubernetes.clone(), &tasks, &stopping);
+        let mut controller = Downstream::new(&kubernetes, &Arc::default(), records, &tasks, &stopping);
+        let (first, second) = (SessionHandle::new("n1", false), SessionHandle::new("n1", false));
+        // The second took over and was quicker to tell.
+        first.close("another connection of this node took over");
+        controller.connected(second.clone());
+        controller.connected(first.clone());
+        controller.disconnected(&first);
+        assert!(controller.sessions.get("n1").is_some_and(|current| current.is(&second)));
+        controller.disconnected(&second);
+        assert!(controller.sessions.is_empty());
     }
 }
