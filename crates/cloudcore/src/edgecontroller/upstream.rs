@@ -6,12 +6,13 @@ use std::time::Duration;
 use beehive::compose;
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 use wire::{Content, EdgeResource, ErrorAnswer, Message, ObjectResp, Status, kind, operation, source};
 
 use super::authorize::{self, Decision};
+use super::node;
 use super::view::View;
 use crate::kubernetes::{Kubernetes, KubernetesError, parse};
 
@@ -20,8 +21,6 @@ const STRATEGIC: &str = "strategic-merge-patch";
 const MAX_CALLS: usize = 256;
 /// How long the first list of the pods may take. An edge waits for a minute, and asks again when it hears that it must.
 const LISTING: Duration = Duration::from_secs(30);
-/// Labels with these prefixes a node may not give itself on a real API server.
-const PROTECTED: &str = "kubernetes.io";
 
 /// Answers requests of nodes. Cloning is cheap.
 #[derive(Clone)]
@@ -105,7 +104,7 @@ impl Upstream {
                     Err(error) if error.code() != 404 => return Err(error.to_status()),
                     // Of a pod that is gone there are events still, and nothing is left to be deleted.
                     Err(_) if resource.kind == kind::EVENT => String::new(),
-                    Err(_) if resource.kind == kind::POD => return Ok(None),
+                    Err(_) if resource.kind == kind::POD && verb == operation::DELETE => return Ok(None),
                     Err(error) => return Err(error.to_status()),
                 }
             }
@@ -139,10 +138,13 @@ impl Upstream {
         let core = |plural: &str| format!("/api/v1/namespaces/{namespace}/{plural}");
         let lease = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
         let done = match (resource.kind.as_str(), message.route.operation.as_str()) {
-            (kind::NODE, operation::INSERT) => return self.create_node(node, &body).await.map(Some),
+            (kind::NODE, operation::INSERT) => return self.create_node(node, content).await.map(Some),
             (kind::NODE, operation::QUERY) => api.get(&format!("/api/v1/nodes/{node}")).await,
-            (kind::NODE, operation::UPDATE) => self.update_node(node, &body).await,
-            (kind::NODE_PATCH, _) => api.patch(&format!("/api/v1/nodes/{node}/status"), STRATEGIC, body).await,
+            (kind::NODE, operation::UPDATE) => return self.update_node(node, &content).await.map(Some),
+            (kind::NODE_PATCH, _) => {
+                let patch = node::status_patch(node, &content).to_string();
+                api.patch(&format!("/api/v1/nodes/{node}/status"), STRATEGIC, patch).await
+            }
             (kind::POD_PATCH, _) => {
                 let patch = of_pod(&content, uid).to_string();
                 api.patch(&format!("{}/{name}/status", core("pods")), STRATEGIC, patch).await
@@ -172,8 +174,10 @@ impl Upstream {
             (kind::LEASE, operation::INSERT) => api.create(&lease, body).await,
             (kind::LEASE, operation::UPDATE) => api.replace(&format!("{lease}/{name}"), body).await,
             (kind::EVENT, operation::INSERT) => api.create(&core("events"), body).await,
-            (kind::EVENT, operation::UPDATE) => api.replace(&format!("{}/{name}", core("events")), body).await,
-            (kind::EVENT, operation::PATCH) => self.patch_event(&core("events"), name, &body).await,
+            (kind::EVENT, operation::UPDATE | operation::PATCH) => {
+                let verb = message.route.operation.as_str();
+                return self.change_event(&core("events"), name, verb, &content).await.map(Some);
+            }
             (kind::CERTIFICATE_SIGNING_REQUEST, operation::INSERT) => {
                 api.create("/apis/certificates.k8s.io/v1/certificatesigningrequests", body).await
             }
@@ -195,38 +199,43 @@ impl Upstream {
         Ok(Some(object))
     }
 
-    /// Labels that the API server reserves are set apart, with cloudcore's own rights.
-    async fn create_node(&self, node: &str, body: &[u8]) -> Result<Bytes, Status> {
-        let bad =
-            |why: &str| Status::failure(400, "BadRequest", format!("the Node of {node} cannot be created: {why}"));
-        let mut object: Value = serde_json::from_slice(body).map_err(|_| bad("the content is no object"))?;
-        if !object.is_object() {
-            return Err(bad("the content is no object"));
+    /// Labels that the API server keeps from nodes are set apart, with cloudcore's own rights.
+    async fn create_node(&self, node: &str, content: Value) -> Result<Bytes, Status> {
+        let (mut object, labels) = node::new(node, content).map_err(|why| {
+            Status::failure(400, "BadRequest", format!("the Node of {node} cannot be created: {why}"))
+        })?;
+        if let Some(label) = labels.keys().find(|label| node::is_restricted(label)) {
+            return Err(Status::failure(403, "Forbidden", node::not_its_own(node, label)));
         }
-        object["apiVersion"] = json!("v1");
-        object["kind"] = json!("Node");
-        object["metadata"]["name"] = json!(node);
-        let labels = object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
-        let (protected, free): (serde_json::Map<_, _>, serde_json::Map<_, _>) =
-            labels.into_iter().partition(|(key, _)| is_protected(key));
-        object["metadata"]["labels"] = json!(free);
+        let (own, kept): (Map<_, _>, Map<_, _>) = labels.into_iter().partition(|(key, _)| node::may_set(key));
+        object["metadata"]["labels"] = json!(own);
         let created =
             self.kubernetes.create("/api/v1/nodes", object.to_string()).await.map_err(|error| error.to_status())?;
-        if protected.is_empty() {
+        if kept.is_empty() {
             return Ok(created);
         }
-        let patch = json!({"metadata": {"labels": protected}}).to_string();
+        let patch = json!({"metadata": {"labels": kept}}).to_string();
         let path = format!("/api/v1/nodes/{node}");
         self.kubernetes.patch(&path, "merge-patch", patch).await.map_err(|error| error.to_status())
     }
 
     /// Labels and annotations of the node are added to those it has.
-    async fn update_node(&self, node: &str, body: &[u8]) -> Result<Bytes, KubernetesError> {
-        let object = parse(body)?;
-        let metadata =
-            json!({"labels": object["metadata"]["labels"], "annotations": object["metadata"]["annotations"]});
+    async fn update_node(&self, node: &str, content: &Value) -> Result<Bytes, Status> {
+        let path = format!("/api/v1/nodes/{node}");
+        let failed = |error: KubernetesError| error.to_status();
+        let wanted = node::labels(content);
+        if wanted.keys().any(|label| !node::may_set(label)) {
+            // What it has already, for example from its registration, it may repeat.
+            let current = self.kubernetes.get_value(&path).await.map_err(failed)?;
+            let has =
+                |(label, value): &(&String, &Value)| current["metadata"]["labels"].get(label.as_str()) == Some(*value);
+            if let Some((label, _)) = wanted.iter().find(|pair| !node::may_set(pair.0) && !has(pair)) {
+                return Err(Status::failure(403, "Forbidden", node::not_its_own(node, label)));
+            }
+        }
+        let metadata = json!({"labels": wanted, "annotations": node::annotations(content)});
         let patch = json!({"metadata": metadata}).to_string();
-        self.kubernetes.patch(&format!("/api/v1/nodes/{node}"), STRATEGIC, patch).await
+        self.kubernetes.patch(&path, STRATEGIC, patch).await.map_err(failed)
     }
 
     /// A pod that is gone, or whose name another has, is deleted as far as the node is concerned.
@@ -252,18 +261,36 @@ impl Upstream {
         }
     }
 
-    async fn patch_event(&self, events: &str, name: &str, body: &[u8]) -> Result<Bytes, KubernetesError> {
-        let content = parse(body)?;
-        let patch = content["patchData"].as_str().unwrap_or("{}").to_owned();
-        match self.kubernetes.patch(&format!("{events}/{name}"), STRATEGIC, patch).await {
-            // The event has expired: the count goes on with a new one.
-            Err(error) if error.code() == 404 && content["event"].is_object() => {
-                let mut event = content["event"].clone();
-                event["metadata"]["resourceVersion"] = Value::Null;
-                self.kubernetes.create(events, event.to_string()).await
+    /// Events with one name may be about different objects; a node changes those that are about what it may speak of.
+    async fn change_event(&self, events: &str, name: &str, verb: &str, content: &Value) -> Result<Bytes, Status> {
+        let path = format!("{events}/{name}");
+        let failed = |error: KubernetesError| error.to_status();
+        let event = authorize::event_of(content);
+        let about = |event: &Value| ["kind", "namespace", "name"].map(|field| event["involvedObject"][field].clone());
+        match self.kubernetes.get_value(&path).await {
+            Ok(found) if about(&found) != about(event) => {
+                return Err(Status::failure(403, "Forbidden", format!("event {name} is about something else")));
             }
-            result => result,
+            Ok(_) => {}
+            // The event has expired: the count goes on with a new one.
+            Err(error) if error.code() == 404 && verb == operation::PATCH && content["event"].is_object() => {
+                let mut event = event.clone();
+                if let Some(metadata) = event["metadata"].as_object_mut() {
+                    metadata.remove("resourceVersion");
+                }
+                return self.kubernetes.create(events, event.to_string()).await.map_err(failed);
+            }
+            Err(error) => return Err(failed(error)),
         }
+        if verb == operation::UPDATE {
+            return self.kubernetes.replace(&path, content.to_string()).await.map_err(failed);
+        }
+        let patch: Value =
+            content["patchData"].as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let kept = ["count", "message", "firstTimestamp", "lastTimestamp", "series"];
+        let kept: Map<_, _> =
+            kept.iter().filter_map(|field| Some(((*field).to_owned(), patch.get(*field)?.clone()))).collect();
+        self.kubernetes.patch(&path, STRATEGIC, json!(kept).to_string()).await.map_err(failed)
     }
 }
 
@@ -271,10 +298,6 @@ impl Upstream {
 fn of_pod(patch: &Value, uid: &str) -> Value {
     let uid = patch["metadata"]["uid"].as_str().unwrap_or(uid);
     json!({"metadata": {"uid": uid}, "status": patch["status"]})
-}
-
-fn is_protected(label: &str) -> bool {
-    label.split_once('/').is_some_and(|(prefix, _)| prefix == PROTECTED || prefix.ends_with(&format!(".{PROTECTED}")))
 }
 
 fn shape(resource: &EdgeResource, verb: &str) -> Shape {

@@ -1,7 +1,5 @@
 //! What nodes and strangers send that is wrong: each gets an answer that names cause and cure, and a line in the log.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use link::tls::{self, Certificate};
 use serde_json::{Value, json};
@@ -149,6 +147,71 @@ async fn a_node_reaches_nothing_of_another() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_decides_over_its_status_alone() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, _) = cloud.edge("n1").await?;
+    let created = cloud.create("/api/v1/namespaces/default/pods", &pod("web", "n1")).await?;
+    edge.wait("its pod", SOON, |seen| seen.rows.get("default/pod/web").cloned()).await?;
+    let power = "node-role.kubernetes.io/control-plane";
+    let labels =
+        json!({"labels": {power: "", "colour": "blue", "node-role.kubernetes.io/edge": ""}, "finalizers": ["x/y"]});
+
+    let answer = edge.request(request("update", "null/node/n1", json!({"metadata": labels}))).await?;
+    let text = answer["content"].to_string();
+    assert!(text.contains("Forbidden") && text.contains(power) && text.contains("kubectl label"), "{text}");
+    // What it has from its registration it may repeat.
+    let repeated = json!({"metadata": {"labels": {"node-role.kubernetes.io/edge": "", "shape": "round"}}});
+    assert_eq!(edge.request(request("update", "null/node/n1", repeated)).await?["content"], "OK");
+    // A status is taken, whatever else is in its patch.
+    let patch =
+        json!({"metadata": labels, "spec": {"unschedulable": true}, "status": {"phase": "Running"}}).to_string();
+    let answer = edge.request(request("patch", "null/nodepatch/n1", json!(patch))).await?;
+    assert!(answer["content"]["Err"].is_null(), "{answer}");
+    let node = cloud.get("/api/v1/nodes/n1").await?;
+    assert_eq!(node["status"]["phase"], "Running");
+    let label = |name: &str| node["metadata"]["labels"][name].as_str();
+    assert_eq!((label(power), label("shape")), (None, Some("round")));
+    assert!(node["metadata"]["finalizers"].is_null() && node["spec"]["unschedulable"].is_null(), "{node}");
+
+    let uid = &created["metadata"]["uid"];
+    let metadata = json!({"uid": uid, "labels": {"app": "stolen"}, "annotations": {"a": "b"}, "finalizers": ["x/y"]});
+    let patch = json!({"metadata": metadata, "status": {"phase": "Running"}}).to_string();
+    let answer = edge.request(request("patch", "default/podpatch/web", json!(patch))).await?;
+    assert!(answer["content"]["Err"].is_null(), "{answer}");
+    let found = cloud.get("/api/v1/namespaces/default/pods/web").await?;
+    assert_eq!(found["status"]["phase"], "Running");
+    for field in ["labels", "finalizers"] {
+        assert!(found["metadata"][field].is_null(), "{found}");
+    }
+    assert!(found["metadata"]["annotations"]["a"].is_null(), "{found}");
+
+    // An event of another, by its name.
+    let about = |name: &str| json!({"kind": "Node", "name": name, "uid": name});
+    let event = |name: &str| json!({"metadata": {"name": "e", "namespace": "default"}, "reason": "x", "involvedObject": about(name), "count": 1});
+    cloud.create("/api/v1/namespaces/default/events", &event("n2")).await?;
+    for (verb, content) in
+        [("patch", json!({"event": event("n1"), "patchData": "{\"count\":7}"})), ("update", event("n1"))]
+    {
+        edge.send(&request(verb, "default/event/e", content)).await?;
+    }
+    wait_logged(&["WARN", "n1", "event e is about something else"]).await?;
+
+    // Odd contents are answered.
+    for content in [json!("x"), json!([]), json!({"metadata": "x"}), json!({"metadata": {"labels": "x"}})] {
+        let answer = edge.request(request("insert", "null/node/n1", content.clone())).await?;
+        assert!(answer["content"]["Err"]["ErrStatus"]["reason"].is_string(), "{content}: {answer}");
+    }
+    let other = cloud.register("n3").await?;
+    let edge = cloud.connect(&other, "n3").await?;
+    let mut restricted = crate::cloud::node_object("n3");
+    restricted["metadata"]["labels"]["node-restriction.kubernetes.io/x"] = json!("y");
+    let answer = edge.request(request("insert", "null/node/n3", restricted)).await?;
+    assert_eq!(answer["content"]["Err"]["ErrStatus"]["reason"], "Forbidden", "{answer}");
+    assert_eq!(cloud.get("/api/v1/namespaces/default/events/e").await?["count"], 1);
+    Ok(())
+}
+
 /// A cloudcore that has just started knows no pods yet: that is no reason to allow or to refuse anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_opens_nothing_and_closes_nothing() -> Result<()> {
@@ -224,7 +287,6 @@ async fn odd_messages_of_a_go_edge_are_taken() -> Result<()> {
         .await?;
     let answer = edge.request(request("query", "null/node/n1", Value::Null)).await?;
     assert_eq!(answer["content"]["kind"], "Node");
-    tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(edge.seen().ended, None);
     Ok(())
 }
