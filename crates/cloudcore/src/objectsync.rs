@@ -1,16 +1,17 @@
 //! What each node has acknowledged, kept in the Kubernetes API as `ObjectSync` and `ClusterObjectSync` (KubeEdge v1.23,
-//! `reliablesyncs.kubeedge.io/v1alpha1`), written behind and coalesced. A record that is lost costs a resend, nothing else.
+//! `reliablesyncs.kubeedge.io/v1alpha1`), written behind and coalesced. A record that is lost costs a resend; but that of a pod which
+//! went with its namespace is kept here, for it tells what the node has to be rid of.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, error, info, warn};
 use wire::{EdgeResource, Message, operation};
 
 use crate::kubernetes::{Change, Kubernetes, KubernetesError, Reflector};
@@ -38,6 +39,31 @@ pub struct Record {
     pub version: u64,
 }
 
+/// An acknowledgement, without the object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The object's uid.
+    pub uid: String,
+    /// Its path.
+    pub resource: String,
+    /// Its version.
+    pub version: u64,
+    /// Whether the object is gone.
+    pub gone: bool,
+}
+
+impl Acknowledged {
+    /// Of this message about the object with this uid.
+    pub fn of(uid: &str, message: &Message) -> Self {
+        Self {
+            uid: uid.to_owned(),
+            resource: message.route.resource.clone(),
+            version: message.header.resource_version.parse().unwrap_or_default(),
+            gone: message.route.operation == operation::DELETE,
+        }
+    }
+}
+
 /// The records of all nodes. Cloning is cheap.
 #[derive(Clone)]
 pub struct Records {
@@ -48,18 +74,31 @@ pub struct Records {
 struct Shared {
     state: Mutex<State>,
     changed: Notify,
-    /// Whether both lists were read once.
-    listed: watch::Sender<[bool; 2]>,
+    reading: watch::Sender<Reading>,
 }
+
+/// How far the API's records are read.
+#[derive(Clone, Copy, Default)]
+struct Reading {
+    /// Whether each list was read once.
+    listed: [bool; 2],
+    /// The API does not know the kinds.
+    missing: bool,
+}
+
+/// Node and uid.
+type Key = (String, String);
 
 #[derive(Default)]
 struct State {
     /// Node, uid.
     records: HashMap<String, HashMap<String, Record>>,
     /// What is not written yet: the record, or that it is gone.
-    dirty: HashMap<(String, String), (Record, bool)>,
-    /// Node and uid of what stands in a list that is being read, by list.
-    seen: [Option<HashSet<(String, String)>>; 2],
+    dirty: HashMap<Key, (Record, bool)>,
+    /// What stands in a list that is being read, by list.
+    seen: [Option<HashSet<Key>>; 2],
+    /// What went with its namespace: no list has it, and the node does still.
+    orphans: HashSet<Key>,
 }
 
 /// An `ObjectSync` as the API has it.
@@ -95,26 +134,32 @@ struct SyncStatus {
 /// Reads the API's records and writes ours behind, until `stopping`.
 pub fn start(kubernetes: Kubernetes, tasks: &TaskTracker, stopping: &CancellationToken) -> Records {
     let records = Records {
-        shared: Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), listed: watch::Sender::default() }),
+        shared: Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), reading: watch::Sender::default() }),
     };
     let (changes, mut incoming) = mpsc::channel(CHANGES);
     for (at, plural) in ["objectsyncs", "clusterobjectsyncs"].into_iter().enumerate() {
         let reflector =
             Reflector { kubernetes: kubernetes.clone(), path: format!("{GROUP}/{plural}"), query: String::new() };
-        let (changes, stopping) = (changes.clone(), stopping.clone());
+        let (changes, stopping, records) = (changes.clone(), stopping.clone(), records.clone());
         tasks.spawn(async move {
-            tokio::select! {
-                () = stopping.cancelled() => {}
-                () = reflector.run(changes, move |change| (at, change)) => {}
-            }
+            let following = async {
+                records.defined(&reflector.kubernetes, plural).await;
+                reflector.run(changes, move |change| (at, change)).await;
+            };
+            let _ = stopping.run_until_cancelled(following).await;
         });
     }
-    let reading = records.clone();
+    let (reading, api) = (records.clone(), kubernetes.clone());
     let stop = stopping.clone();
     tasks.spawn(async move {
-        while let Some(Some((at, change))) = stop.run_until_cancelled(incoming.recv()).await {
-            reading.read(at, &change);
-        }
+        let reading = async {
+            while let Some((at, change)) = incoming.recv().await {
+                for lost in reading.read(at, &change) {
+                    reading.settle(&api, lost).await;
+                }
+            }
+        };
+        let _ = stop.run_until_cancelled(reading).await;
     });
     let writing = records.clone();
     let stop = stopping.clone();
@@ -129,8 +174,20 @@ pub fn start(kubernetes: Kubernetes, tasks: &TaskTracker, stopping: &Cancellatio
     records
 }
 
+/// A record that the API has no more, and that nobody here removed.
+struct Lost {
+    key: Key,
+    namespace: String,
+}
+
 impl State {
+    /// What is not in `dirty`: there, ours is newer than the API's.
+    fn is_lost(&self, key: &Key) -> bool {
+        !self.dirty.contains_key(key) && !self.orphans.contains(key)
+    }
+
     fn remove(&mut self, node: &str, uid: &str) {
+        self.orphans.remove(&(node.to_owned(), uid.to_owned()));
         if let Some(of_node) = self.records.get_mut(node) {
             of_node.remove(uid);
             if of_node.is_empty() {
@@ -152,8 +209,9 @@ impl Records {
     }
 
     /// A node acknowledged a message.
-    pub fn acknowledged(&self, node: &str, uid: &str, message: &Message) {
-        let Ok(resource) = EdgeResource::parse(&message.route.resource) else { return };
+    pub fn acknowledged(&self, node: &str, acknowledged: &Acknowledged) {
+        let Acknowledged { uid, resource, version, gone } = acknowledged;
+        let Ok(resource) = EdgeResource::parse(resource) else { return };
         let Some(kind) = kind_of(&resource.kind) else { return };
         let cluster = resource.namespace == "null";
         let record = Record {
@@ -161,11 +219,10 @@ impl Records {
             kind: kind.to_owned(),
             namespace: if cluster { String::new() } else { resource.namespace.clone() },
             name: resource.name().to_owned(),
-            version: message.header.resource_version.parse().unwrap_or_default(),
+            version: *version,
         };
-        let gone = message.route.operation == operation::DELETE;
         let mut state = self.state();
-        if gone {
+        if *gone {
             state.remove(node, uid);
         } else {
             let of_node = state.records.entry(node.to_owned()).or_default();
@@ -174,20 +231,53 @@ impl Records {
             }
             of_node.insert(uid.to_owned(), record.clone());
         }
-        state.dirty.insert((node.to_owned(), uid.to_owned()), (record, gone));
+        state.dirty.insert((node.to_owned(), uid.to_owned()), (record, *gone));
         drop(state);
         self.shared.changed.notify_one();
     }
 
-    /// Waits until what other replicas and earlier runs wrote was read.
-    pub async fn listed(&self) {
+    /// Waits until what other replicas and earlier runs wrote was read; `false` when the API cannot have any of it.
+    pub async fn listed(&self) -> bool {
+        let mut reading = self.shared.reading.subscribe();
+        let known = reading.wait_for(|reading| reading.missing || reading.listed == [true, true]).await;
         // The sender lives in `shared`.
-        let _ = self.shared.listed.subscribe().wait_for(|listed| *listed == [true, true]).await;
+        known.is_ok_and(|reading| !reading.missing)
     }
 
     /// Whether that has been read already.
     pub fn are_listed(&self) -> bool {
-        *self.shared.listed.borrow() == [true, true]
+        self.shared.reading.borrow().listed == [true, true]
+    }
+
+    /// Waits until the API knows the kind, and says at once if it does not.
+    async fn defined(&self, kubernetes: &Kubernetes, plural: &str) {
+        let mut told = false;
+        loop {
+            let found = kubernetes.get_value(GROUP).await;
+            let knows =
+                |list: &Value| list["resources"].as_array().is_some_and(|all| all.iter().any(|r| r["name"] == plural));
+            match found {
+                Ok(list) if knows(&list) => break,
+                Err(error) if error.code() != 404 => {
+                    warn!(plural, %error, "the kinds that the API knows cannot be read; tried again");
+                }
+                _ if !std::mem::replace(&mut told, true) => {
+                    error!(
+                        kind = format!("{plural}.reliablesyncs.kubeedge.io"),
+                        "a CustomResourceDefinition that cloudcore needs is not installed: kubectl apply -f deploy/crds.yaml. \
+                         Until then what nodes have is forgotten when cloudcore ends: they get everything again, and keep what was deleted meanwhile"
+                    );
+                    self.shared.reading.send_modify(|reading| reading.missing = true);
+                }
+                _ => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        if told {
+            info!(plural, "the CustomResourceDefinition is there now");
+            self.shared.reading.send_modify(|reading| reading.missing = false);
+            self.shared.changed.notify_one();
+        }
     }
 
     /// Nodes that have something.
@@ -207,9 +297,10 @@ impl Records {
 
     fn forget(&self, node: &str, which: impl Fn(&Record) -> bool) {
         let mut state = self.state();
-        let State { records, dirty, .. } = &mut *state;
+        let State { records, dirty, orphans, .. } = &mut *state;
         let Some(of_node) = records.get_mut(node) else { return };
         for (uid, record) in of_node.extract_if(|_, record| which(record)) {
+            orphans.remove(&(node.to_owned(), uid.clone()));
             dirty.insert((node.to_owned(), uid), (record, true));
         }
         if of_node.is_empty() {
@@ -219,35 +310,37 @@ impl Records {
         self.shared.changed.notify_one();
     }
 
-    fn read(&self, at: usize, change: &Change) {
+    /// Takes in a change; what is missing from the API without our doing comes back.
+    fn read(&self, at: usize, change: &Change) -> Vec<Lost> {
         let (text, gone) = match change {
             Change::Put(text) => (text, false),
             Change::Gone(text) => (text, true),
             Change::Begin => {
                 self.state().seen[at] = Some(HashSet::new());
-                return;
+                return Vec::new();
             }
             Change::Listed => {
-                self.prune(at);
-                self.shared.listed.send_modify(|listed| listed[at] = true);
-                return;
+                let lost = self.missing(at);
+                self.shared.reading.send_modify(|reading| reading.listed[at] = true);
+                return lost;
             }
         };
-        let Ok(sync) = serde_json::from_slice::<ObjectSync>(text) else { return };
+        let Ok(sync) = serde_json::from_slice::<ObjectSync>(text) else { return Vec::new() };
         // The uid has no dot, a node's name may.
-        let Some((node, uid)) = sync.metadata.name.rsplit_once('.') else { return };
+        let Some((node, uid)) = sync.metadata.name.rsplit_once('.') else { return Vec::new() };
         let key = (node.to_owned(), uid.to_owned());
         let mut state = self.state();
         if let Some(seen) = &mut state.seen[at] {
             seen.insert(key.clone());
         }
+        if gone {
+            let is_known = state.records.get(node).is_some_and(|of_node| of_node.contains_key(uid));
+            let lost = is_known && state.is_lost(&key);
+            return if lost { vec![Lost { key, namespace: sync.metadata.namespace }] } else { Vec::new() };
+        }
         // Ours is newer until it is written.
         if state.dirty.contains_key(&key) {
-            return;
-        }
-        if gone {
-            state.remove(node, uid);
-            return;
+            return Vec::new();
         }
         let of_node = state.records.entry(key.0).or_default();
         let version = sync.status.object_resource_version.parse().unwrap_or_default();
@@ -261,23 +354,48 @@ impl Records {
             };
             of_node.insert(key.1, record);
         }
+        Vec::new()
     }
 
-    /// Takes out what was missing from a complete list and is not just being written.
-    fn prune(&self, at: usize) {
+    /// What was missing from a complete list and is not just being written.
+    fn missing(&self, at: usize) -> Vec<Lost> {
         let mut state = self.state();
-        let Some(seen) = state.seen[at].take() else { return };
-        let State { records, dirty, .. } = &mut *state;
-        for (node, of_node) in records.iter_mut() {
-            of_node.retain(|uid, record| {
+        let Some(seen) = state.seen[at].take() else { return Vec::new() };
+        let of_this_list = |record: &Record| usize::from(record.namespace.is_empty()) == at;
+        let mut lost = Vec::new();
+        for (node, of_node) in &state.records {
+            for (uid, record) in of_node.iter().filter(|(_, record)| of_this_list(record)) {
                 let key = (node.clone(), uid.clone());
-                usize::from(record.namespace.is_empty()) != at || seen.contains(&key) || dirty.contains_key(&key)
-            });
+                if !seen.contains(&key) && state.is_lost(&key) {
+                    lost.push(Lost { key, namespace: record.namespace.clone() });
+                }
+            }
         }
-        records.retain(|_, of_node| !of_node.is_empty());
+        lost
+    }
+
+    /// A record that another replica removed is forgotten here too. One that went with its namespace is not: the node was not asked.
+    async fn settle(&self, kubernetes: &Kubernetes, lost: Lost) {
+        let went_with_namespace = !lost.namespace.is_empty()
+            && match kubernetes.get_value(&format!("/api/v1/namespaces/{}", lost.namespace)).await {
+                Ok(namespace) => namespace["metadata"]["deletionTimestamp"].is_string(),
+                // When in doubt it is kept: that costs the deletion of what is gone already.
+                Err(_) => true,
+            };
+        let mut state = self.state();
+        if !state.is_lost(&lost.key) {
+            return;
+        }
+        match went_with_namespace {
+            true => drop(state.orphans.insert(lost.key)),
+            false => state.remove(&lost.key.0, &lost.key.1),
+        }
     }
 
     async fn write_all(&self, kubernetes: &Kubernetes) {
+        if self.shared.reading.borrow().missing {
+            return;
+        }
         let dirty = std::mem::take(&mut self.state().dirty);
         let mut failed = false;
         for ((node, uid), (record, gone)) in dirty {
@@ -338,9 +456,20 @@ async fn write(kubernetes: &Kubernetes, node: &str, record: &Record) -> Result<(
     match kubernetes.create(&list, object.to_string()).await {
         Ok(_) => patch().await.map(drop),
         Err(error) if error.code() == 409 => patch().await.map(drop),
-        // The namespace is gone, and with it what the record is about.
-        Err(error) if error.code() == 404 || error.code() == 403 => Ok(()),
+        // The namespace is gone or goes, and with it what the record is about.
+        Err(error) if is_without_namespace(&error) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// The same codes say that the kind is not known, or that cloudcore may not write it.
+fn is_without_namespace(error: &KubernetesError) -> bool {
+    let KubernetesError::Refused(status) = error else { return false };
+    let is_namespace = status.details.as_ref().is_some_and(|details| details.kind == "namespaces");
+    match status.code {
+        404 => is_namespace,
+        403 => status.message.contains("because it is being terminated"),
+        _ => false,
     }
 }
 

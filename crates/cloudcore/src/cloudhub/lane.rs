@@ -6,7 +6,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use session::{Full, NodeQueue};
+use tokio::sync::OwnedSemaphorePermit;
 use wire::{Message, operation};
+
+use crate::objectsync::Acknowledged;
 
 /// Answers whose acknowledgement is waited for.
 const MAX_ANSWERS: usize = 1024;
@@ -27,8 +30,11 @@ pub(super) struct Lane {
     deleting: HashMap<String, usize>,
     /// What waits for the deletion of a namesake, by name.
     held: HashMap<String, (String, Message)>,
-    /// Answers with an object, by message id: when the node acknowledges one, it has the object.
-    answers: HashMap<String, (String, Message)>,
+    /// Answers with an object, by message id: when the node acknowledges one, it has the object. The objects themselves may be
+    /// large and are not kept.
+    answers: HashMap<String, Acknowledged>,
+    /// Places of requests whose answers wait to be sent, by message id: a node that does not read its answers gets no more of them.
+    places: HashMap<String, OwnedSemaphorePermit>,
 }
 
 impl Lane {
@@ -69,19 +75,28 @@ impl Lane {
         self.queue.offer(uid.to_owned(), message);
     }
 
-    /// Queues an answer.
+    /// Queues an answer; the place of its request is free again when it is sent.
     ///
     /// # Errors
     /// Too many wait: the node does not read.
-    pub(super) fn answer(&mut self, uid: String, message: Message) -> Result<(), Full> {
+    pub(super) fn answer(
+        &mut self,
+        uid: &str,
+        message: Message,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Full> {
+        let id = &message.header.msg_id;
         if !uid.is_empty() && self.answers.len() < MAX_ANSWERS {
-            self.answers.insert(message.header.msg_id.clone(), (uid, message.clone()));
+            self.answers.insert(id.clone(), Acknowledged::of(uid, &message));
+        }
+        if let Some(place) = place {
+            self.places.insert(id.clone(), place);
         }
         self.queue.post(message)
     }
 
-    /// The node acknowledged this message id: the object's uid and the message.
-    pub(super) fn acknowledge(&mut self, id: &str) -> Option<(String, Message)> {
+    /// The node acknowledged this message id: what it was about.
+    pub(super) fn acknowledge(&mut self, id: &str) -> Option<Acknowledged> {
         let Some((uid, message)) = self.queue.acknowledge(id) else { return self.answers.remove(id) };
         let name = &message.route.resource;
         if message.route.operation == operation::DELETE {
@@ -89,7 +104,7 @@ impl Lane {
         } else if self.open.get(name).is_some_and(|(_, open)| open.header.msg_id == id) {
             self.open.remove(name);
         }
-        Some((uid, message))
+        Some(Acknowledged::of(&uid, &message))
     }
 
     /// The node could not take the message with this id: the object's uid and its path, once for each time that it was sent.
@@ -119,7 +134,9 @@ impl Lane {
 
     /// What to send now.
     pub(super) fn next(&mut self, now: Instant) -> Option<Message> {
-        self.queue.next(now)
+        let message = self.queue.next(now)?;
+        self.places.remove(&message.header.msg_id);
+        Some(message)
     }
 
     /// When there is something again without further events.
@@ -131,6 +148,8 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
     use wire::{Content, Route};
 
     fn message(id: &str, verb: &str) -> Message {
@@ -192,8 +211,19 @@ mod tests {
     #[test]
     fn an_acknowledged_answer_counts_as_the_object() {
         let mut lane = Lane::default();
-        lane.answer("uid".to_owned(), message("answer", "response")).expect("room");
+        lane.answer("uid", message("answer", "response"), None).expect("room");
         assert_eq!(sent(&mut lane), ["answer"]);
-        assert_eq!(lane.acknowledge("answer").map(|(uid, _)| uid).as_deref(), Some("uid"));
+        assert_eq!(lane.acknowledge("answer").map(|acknowledged| acknowledged.uid).as_deref(), Some("uid"));
+    }
+
+    #[test]
+    fn a_request_keeps_its_place_until_its_answer_is_sent() {
+        let mut lane = Lane::default();
+        let places = Arc::new(Semaphore::new(1));
+        let place = places.clone().try_acquire_owned().expect("free");
+        lane.answer("uid", message("answer", "response"), Some(place)).expect("room");
+        assert_eq!(places.available_permits(), 0);
+        assert_eq!(sent(&mut lane), ["answer"]);
+        assert_eq!(places.available_permits(), 1);
     }
 }

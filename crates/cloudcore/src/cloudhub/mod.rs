@@ -102,7 +102,7 @@ impl CloudHub {
         });
 
         let tls = server(&material.own, ClientAuth::Required(material.ca.certificate().clone()), alpn)?;
-        let sessions = Sessions::new(settings, events, upstream, records);
+        let sessions = Sessions::new(settings, events, upstream, records, tasks);
         tasks.spawn(sessions.serve(channel, tls, tasks.clone(), stopping.clone()));
         Ok(addresses)
     }

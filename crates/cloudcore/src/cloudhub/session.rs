@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use link::ws::{Incoming, Reader, Writer};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -15,7 +15,7 @@ use super::lane::Lane;
 use super::turns::Turns;
 use crate::edgecontroller::told::NotTaken;
 use crate::edgecontroller::upstream::Upstream;
-use crate::objectsync::Records;
+use crate::objectsync::{Acknowledged, Records};
 
 /// Requests of one node that are carried out at the same time; more wait in its connection.
 const MAX_REQUESTS: usize = 32;
@@ -87,16 +87,16 @@ impl SessionHandle {
     }
 
     /// Sends an answer. A node that does not read its answers loses the session.
-    fn answer(&self, message: Message) {
+    fn answer(&self, message: Message, place: OwnedSemaphorePermit) {
         let uid = if message.header.resource_version.is_empty() { String::new() } else { uid_of(&message) };
-        let posted = self.lane().answer(uid, message);
+        let posted = self.lane().answer(&uid, message, Some(place));
         if let Err(full) = posted {
             self.close(&full.to_string());
         }
         self.shared.wake.notify_one();
     }
 
-    fn acknowledge(&self, id: &str) -> Option<(String, Message)> {
+    fn acknowledge(&self, id: &str) -> Option<Acknowledged> {
         let found = self.lane().acknowledge(id);
         self.shared.wake.notify_one();
         found
@@ -118,6 +118,8 @@ pub(super) struct Services {
     pub(super) upstream: Upstream,
     pub(super) records: Records,
     pub(super) keepalive: Duration,
+    /// Requests are carried out to their end, also when the session has ended.
+    pub(super) tasks: TaskTracker,
 }
 
 /// Serves a session until it ends; why it did.
@@ -126,11 +128,11 @@ pub(super) async fn serve(
     mut reader: Reader,
     mut writer: Writer,
     services: Services,
+    turns: Turns,
 ) -> String {
-    let tasks = TaskTracker::new();
     let reason = tokio::select! {
         () = handle.shared.end.cancelled() => handle.shared.reason.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        reason = read(handle, &mut reader, &services, &tasks) => reason,
+        reason = read(handle, &mut reader, &services, &turns) => reason,
         reason = write(handle, &mut writer) => reason,
     };
     handle.shared.end.cancel();
@@ -138,7 +140,6 @@ pub(super) async fn serve(
     // Closing with unread bytes would reset the connection, and the reason with it.
     let drain = async { while let Ok(Incoming::Message(_) | Incoming::Alive) = reader.next().await {} };
     let _ = tokio::time::timeout(CLOSING, drain).await;
-    tasks.close();
     reason
 }
 
@@ -169,9 +170,8 @@ async fn write(handle: &SessionHandle, writer: &mut Writer) -> String {
     }
 }
 
-async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, tasks: &TaskTracker) -> String {
+async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, turns: &Turns) -> String {
     let places = Arc::new(Semaphore::new(MAX_REQUESTS));
-    let mut turns = Turns::default();
     let mut alive_until = tokio::time::Instant::now() + services.keepalive;
     loop {
         let incoming = match tokio::time::timeout_at(alive_until, reader.next()).await {
@@ -199,21 +199,24 @@ async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, 
             continue;
         }
         if let Some(work) = dispatch(handle, services, message) {
-            // The session goes on existing as long as its requests are carried out.
             let Ok(place) = places.clone().acquire_owned().await else { return "cloudcore ends".to_owned() };
             let (handle, upstream) = (handle.clone(), services.upstream.clone());
             let mut turn = turns.queue(work.resource());
-            tasks.spawn(async move {
+            services.tasks.spawn(async move {
                 turn.come().await;
                 match work {
                     Work::Request(request) => {
-                        if let Some(answer) = upstream.handle(handle.node(), &request).await {
-                            handle.answer(answer);
+                        let outcome = upstream.handle(handle.node(), &request).await;
+                        if let Some((uid, deletion)) = outcome.orphan {
+                            handle.offer(&uid, u64::MAX, deletion);
+                        }
+                        if let Some(answer) = outcome.answer {
+                            handle.answer(answer, place);
                         }
                     }
                     Work::NotTaken(not_taken) => upstream.tell(handle.node(), &not_taken).await,
                 }
-                drop((turn, place));
+                drop(turn);
             });
         }
     }
@@ -244,8 +247,10 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
     }
     match route.operation.as_str() {
         operation::RESPONSE => {
-            if let Some((uid, acknowledged)) = handle.acknowledge(&message.header.parent_msg_id) {
-                services.records.acknowledged(node, &uid, &acknowledged);
+            // What a newer session was told to forget must not come back.
+            let acknowledged = handle.acknowledge(&message.header.parent_msg_id).filter(|_| !handle.has_ended());
+            if let Some(acknowledged) = acknowledged {
+                services.records.acknowledged(node, &acknowledged);
             }
             return None;
         }

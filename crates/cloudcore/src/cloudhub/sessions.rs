@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::session::{self, Services, SessionHandle};
+use super::turns::NodeTurns;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
 use crate::objectsync::Records;
@@ -43,12 +44,20 @@ struct Shared {
     events: mpsc::Sender<Event>,
     services: Services,
     current: Mutex<HashMap<String, SessionHandle>>,
+    turns: NodeTurns,
 }
 
 impl Sessions {
-    pub(super) fn new(settings: Settings, events: mpsc::Sender<Event>, upstream: Upstream, records: Records) -> Self {
-        let services = Services { upstream, records, keepalive: settings.keepalive_interval };
-        Self { shared: Arc::new(Shared { settings, events, services, current: Mutex::default() }) }
+    pub(super) fn new(
+        settings: Settings,
+        events: mpsc::Sender<Event>,
+        upstream: Upstream,
+        records: Records,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let services = Services { upstream, records, keepalive: settings.keepalive_interval, tasks: tasks.clone() };
+        let (current, turns) = (Mutex::default(), NodeTurns::default());
+        Self { shared: Arc::new(Shared { settings, events, services, current, turns }) }
     }
 
     pub(super) async fn serve(
@@ -150,19 +159,20 @@ impl Sessions {
         stopping: CancellationToken,
     ) {
         let node = handle.node();
+        if let Some(old) = self.current().insert(node.to_owned(), handle.clone()) {
+            old.close("another connection of this node took over");
+        }
         let records = &self.shared.services.records;
         if records.are_listed() && handle.take_has_nothing() {
             info!(node, "the node has lost its database or is new: it gets everything again");
             records.forget_node(node);
         }
-        if let Some(old) = self.current().insert(node.to_owned(), handle.clone()) {
-            old.close("another connection of this node took over");
-        }
         info!(node, peer, "node connected");
         let told = self.shared.events.send(Event::Connected(handle.clone())).await;
         let reason = match told {
             Ok(()) => {
-                let served = session::serve(&handle, reader, writer, self.shared.services.clone());
+                let served =
+                    session::serve(&handle, reader, writer, self.shared.services.clone(), self.shared.turns.of(node));
                 tokio::pin!(served);
                 tokio::select! {
                     reason = &mut served => reason,

@@ -1,6 +1,8 @@
-//! Requests of one node about one object are carried out in the order in which they came, those about others beside them.
+//! Requests of one node about one object are carried out in the order in which they came, those about others beside them. That holds
+//! across its connections: what an earlier one brought is carried out before what a later one brings.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -9,28 +11,56 @@ use wire::{EdgeResource, kind};
 /// Objects that are remembered before those without requests are forgotten.
 const MAX_IDLE: usize = 64;
 
-/// Who comes after whom.
+/// Those of all nodes.
 #[derive(Default)]
+pub(super) struct NodeTurns {
+    nodes: Mutex<HashMap<String, Turns>>,
+}
+
+/// Who of a node comes after whom. Cloning is cheap.
+#[derive(Clone, Default)]
 pub(super) struct Turns {
     /// The end of the last request about an object.
-    last: HashMap<String, oneshot::Receiver<()>>,
+    last: Arc<Mutex<HashMap<String, oneshot::Receiver<()>>>>,
 }
 
 /// One request's turn; it ends when this is dropped.
 pub(super) struct Turn {
     before: Option<oneshot::Receiver<()>>,
     _end: oneshot::Sender<()>,
+    /// Keeps them as long as a request is carried out, also when the connection has ended.
+    _turns: Turns,
+}
+
+impl NodeTurns {
+    /// Those of a node: the same as long as a connection of it stands or a request is carried out.
+    pub(super) fn of(&self, node: &str) -> Turns {
+        let mut nodes = lock(&self.nodes);
+        if let Some(turns) = nodes.get(node) {
+            return turns.clone();
+        }
+        // Doubling keeps this cheap when all nodes come back together.
+        if nodes.len() >= MAX_IDLE && nodes.len().is_power_of_two() {
+            nodes.retain(|_, turns| Arc::strong_count(&turns.last) > 1);
+        }
+        nodes.entry(node.to_owned()).or_default().clone()
+    }
 }
 
 impl Turns {
     /// Queues up for the object that this resource is about.
-    pub(super) fn queue(&mut self, resource: &str) -> Turn {
-        if self.last.len() >= MAX_IDLE {
-            self.last.retain(|_, end| end.try_recv() == Err(TryRecvError::Empty));
+    pub(super) fn queue(&self, resource: &str) -> Turn {
+        let mut last = lock(&self.last);
+        if last.len() >= MAX_IDLE {
+            last.retain(|_, end| end.try_recv() == Err(TryRecvError::Empty));
         }
         let (end, ended) = oneshot::channel();
-        Turn { before: self.last.insert(object(resource), ended), _end: end }
+        Turn { before: last.insert(object(resource), ended), _end: end, _turns: self.clone() }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Turn {
@@ -61,7 +91,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_object_in_order_others_beside() {
-        let mut turns = Turns::default();
+        let turns = Turns::default();
         let mut first = turns.queue("default/podpatch/a");
         let mut second = turns.queue("default/pod/a");
         let mut other = turns.queue("default/pod/b");
@@ -78,12 +108,34 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_ended_is_forgotten() {
-        let mut turns = Turns::default();
+        let turns = Turns::default();
         let held = turns.queue("default/pod/held");
         for n in 0..1000 {
             drop(turns.queue(&format!("default/pod/{n}")));
         }
-        assert!(turns.last.len() <= MAX_IDLE && turns.last.contains_key("default/pod/held"));
-        drop(held);
+        let last = lock(&turns.last);
+        assert!(last.len() <= MAX_IDLE && last.contains_key("default/pod/held"));
+        drop((last, held));
+    }
+
+    #[tokio::test]
+    async fn a_later_connection_waits_for_what_an_earlier_one_brought() {
+        let nodes = NodeTurns::default();
+        let mut early = nodes.of("n1").queue("default/podpatch/a");
+        early.come().await;
+        let mut late = nodes.of("n1").queue("default/podpatch/a");
+        let mut other = nodes.of("n2").queue("default/podpatch/a");
+        other.come().await;
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), late.come()).await.is_err(),
+            "the early one has not ended"
+        );
+        drop((early, late, other));
+        let busy = nodes.of("busy");
+        for n in 0..1000 {
+            nodes.of(&n.to_string());
+        }
+        assert!(lock(&nodes.nodes).len() < 1000 && lock(&nodes.nodes).contains_key("busy"));
+        drop(busy);
     }
 }

@@ -19,7 +19,7 @@ use crate::objectsync::{Record, Records};
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// How long the list of what nodes have may take. Without its CustomResourceDefinition it never comes.
+/// How long the list of what nodes have may take.
 const RECORDS_WAIT: Duration = Duration::from_secs(15);
 
 /// Brings a node that has just connected up to date.
@@ -57,10 +57,10 @@ impl CatchUp {
             Err(error) if error.code() == 404 => {}
             Err(error) => return Err(error),
         }
-        if tokio::time::timeout(RECORDS_WAIT, self.records.listed()).await.is_err() {
+        if !tokio::time::timeout(RECORDS_WAIT, self.records.listed()).await.unwrap_or(false) {
             warn!(
                 node,
-                "the records of what nodes have cannot be read; the node gets everything, and may keep what is gone"
+                "the records of what nodes have cannot be read; the node gets what it may have already, and may keep what is gone"
             );
         }
         if self.session.take_has_nothing() {

@@ -13,6 +13,7 @@ use wire::{Content, EdgeResource, ErrorAnswer, Message, ObjectResp, Status, kind
 
 use super::authorize::{self, Decision};
 use super::node;
+use super::object::{push, tombstone};
 use super::view::View;
 use crate::kubernetes::{Kubernetes, KubernetesError, parse};
 
@@ -42,22 +43,37 @@ enum Shape {
     None,
 }
 
+/// What a request leads to.
+#[derive(Default)]
+pub struct Outcome {
+    /// Its answer, if one is due.
+    pub answer: Option<Message>,
+    /// The node has a pod that is gone: its uid, and the deletion to be sent.
+    pub orphan: Option<(String, Message)>,
+}
+
+impl From<Message> for Outcome {
+    fn from(answer: Message) -> Self {
+        Self { answer: Some(answer), orphan: None }
+    }
+}
+
 impl Upstream {
     /// On this API, with this knowledge of pods.
     pub fn new(kubernetes: Kubernetes, view: Arc<View>) -> Self {
         Self { kubernetes, view, calls: Arc::new(Semaphore::new(MAX_CALLS)) }
     }
 
-    /// Carries out a request of a node; the answer, if one is due.
-    pub async fn handle(&self, node: &str, message: &Message) -> Option<Message> {
+    /// Carries out a request of a node.
+    pub async fn handle(&self, node: &str, message: &Message) -> Outcome {
         if message.route.resource == kind::CA_CERT {
-            return Some(self.ca(message));
+            return self.ca(message).into();
         }
         let resource = match EdgeResource::parse(&message.route.resource) {
             Ok(resource) => resource,
             Err(error) => {
                 warn!(node, %error, source = message.route.source, "a message of a node is not understood");
-                return Some(answer(message, Shape::Bare, Err(Status::failure(400, "BadRequest", error.to_string()))));
+                return answer(message, Shape::Bare, Err(Status::failure(400, "BadRequest", error.to_string()))).into();
             }
         };
         let shape = shape(&resource, &message.route.operation);
@@ -69,7 +85,23 @@ impl Upstream {
                 _ => debug!(node, resource = %resource, operation, reason, why, "a request failed"),
             }
         }
-        reply(message, shape, result)
+        let is_gone = resource.kind == kind::POD_PATCH && matches!(&result, Err(status) if status.code == 404);
+        let orphan = if is_gone { self.orphan(node, &resource, message) } else { None };
+        Outcome { answer: reply(message, shape, result), orphan }
+    }
+
+    /// The node reports on a pod that is gone, and nobody may have told it: its namespace took the record along.
+    fn orphan(&self, node: &str, resource: &EdgeResource, message: &Message) -> Option<(String, Message)> {
+        let name = (resource.namespace.clone(), resource.name().to_owned());
+        // An edge stores pods by name: one that came meanwhile must stay.
+        if self.view.read().get(&name.0, &name.1).is_some() {
+            return None;
+        }
+        let patch: Value = message.content.parse().ok()?;
+        let uid = patch["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty())?;
+        debug!(node, resource = %resource, uid, "the node has a pod that is gone");
+        let path = EdgeResource::object(&name.0, kind::POD, &name.1).to_string();
+        Some((uid.to_owned(), push(operation::DELETE, &path, u64::MAX, tombstone(&name, uid))))
     }
 
     async fn decide_and_carry_out(

@@ -183,6 +183,48 @@ async fn a_node_that_lost_its_database_gets_everything_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_went_with_its_namespace_is_told_to_its_node() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, credentials) = cloud.edge("n1").await?;
+    let namespace = "/api/v1/namespaces/doomed";
+    cloud.create("/api/v1/namespaces", &json!({"metadata": {"name": "doomed"}})).await?;
+    cloud.wait_for(&format!("{namespace}/serviceaccounts/default"), "its account", Value::is_object).await?;
+    cloud.create(&format!("{namespace}/pods"), &pod("web", "n1")).await?;
+    row(&edge, "doomed/pod/web").await?;
+    let syncs = SYNCS.replace("default", "doomed");
+    cloud.wait_for(&syncs, "the record", |list| recorded(list) == 1).await?;
+    let before = edge.stop().await;
+    cloud.delete(&format!("{namespace}/pods/web?gracePeriodSeconds=0")).await?;
+    cloud.delete(namespace).await?;
+    cloud.wait_for(namespace, "the namespace to go", Value::is_null).await?;
+
+    let edge = cloud.reconnect(&credentials, before, "n1").await?;
+    gone(&edge, "doomed/pod/web").await?;
+    no_faults(edge).await
+}
+
+/// The record may have gone while cloudcore was away: then nothing but the node's report tells of the pod.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_on_a_pod_that_is_gone_is_answered_by_its_deletion() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, _) = cloud.edge("n1").await?;
+    let patch = json!({"metadata": {"uid": "ghost"}, "status": {"phase": "Running"}}).to_string();
+    let answer = edge.request(request("patch", "default/podpatch/web", json!(patch))).await?;
+    assert_eq!(answer["content"]["Err"]["ErrStatus"]["reason"], "NotFound", "{answer}");
+    gone(&edge, "default/pod/web").await?;
+    assert_eq!(edge.seen().pushes("default/pod/web")[0]["content"]["metadata"]["uid"], "ghost");
+    // Not when the name is another's by now.
+    cloud.create(PODS, &pod("web", "n1")).await?;
+    row(&edge, "default/pod/web").await?;
+    let answer = edge.request(request("patch", "default/podpatch/web", json!(patch))).await?;
+    assert!(!answer["content"]["Err"].is_null(), "{answer}");
+    let answer = edge.request(request("query", "null/node/n1", Value::Null)).await?;
+    assert_eq!(answer["content"]["kind"], "Node");
+    assert!(edge.seen().rows.contains_key("default/pod/web"));
+    no_faults(edge).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_namesake_made_meanwhile_replaces_its_predecessor() -> Result<()> {
     let cloud = Cloud::start().await?;
     let (edge, credentials) = cloud.edge("n1").await?;
