@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct Cloud {
     /// A client with all rights.
     pub cluster: Cluster,
     plane: ControlPlane,
+    /// What cloudcore shows the API.
+    kubeconfig: PathBuf,
     dir: TempDir,
     running: Option<Running>,
 }
@@ -79,7 +81,20 @@ impl Cloud {
         let plane =
             controlplane::start(Options::new(dir.path().join("kubernetes"), listen), CancellationToken::new()).await?;
         let cluster = Cluster::open(plane.kubeconfig_path())?;
-        Ok(Self { cluster, plane, dir, running: None })
+        let kubeconfig = plane.cloudcore_kubeconfig_path().to_owned();
+        Ok(Self { cluster, plane, kubeconfig, dir, running: None })
+    }
+
+    /// From now on cloudcore is a ServiceAccount of namespace `kubeedge`.
+    pub async fn be_service_account(&mut self, name: &str) -> Result<()> {
+        let path = format!("/api/v1/namespaces/kubeedge/serviceaccounts/{name}/token");
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}});
+        let answer = self.create(&path, &request).await?;
+        let mut config: Value = serde_saphyr::from_str(&std::fs::read_to_string(self.plane.kubeconfig_path())?)?;
+        config["users"][0]["user"] = json!({"token": answer["status"]["token"]});
+        self.kubeconfig = self.dir.path().join("kubeconfig");
+        std::fs::write(&self.kubeconfig, config.to_string())?;
+        Ok(())
     }
 
     /// cloudcore alone; returns when it listens and its token is published.
@@ -92,7 +107,7 @@ impl Cloud {
     /// One more cloudcore; returns when it listens.
     pub async fn start_replica(&self, hub: &str) -> Result<Running> {
         let config = Config::parse(&config(self.dir.path(), hub), Path::new("cloudcore.yaml"))?;
-        let kubernetes = Kubernetes::connect(Some(self.plane.cloudcore_kubeconfig_path())).await?;
+        let kubernetes = Kubernetes::connect(Some(&self.kubeconfig)).await?;
         let stopping = CancellationToken::new();
         let (listening, addresses) = oneshot::channel();
         let stop = stopping.clone();

@@ -3,5 +3,6 @@
 mod bad_input;
 mod cloud;
 mod delivery;
+mod deploy;
 mod golden;
 mod registration;
