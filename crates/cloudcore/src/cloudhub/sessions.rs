@@ -139,15 +139,28 @@ impl Sessions {
                 ),
             );
         }
-        let current = self.current();
-        if current.len() >= self.shared.settings.node_limit && !current.contains_key(node) {
-            let limit = self.shared.settings.node_limit;
-            return refuse(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("{limit} nodes are connected already (modules.cloudHub.nodeLimit)"),
-            );
+        match self.no_room(&self.current(), node) {
+            Some(reason) => refuse(StatusCode::SERVICE_UNAVAILABLE, reason),
+            None => Ok(node.to_owned()),
         }
-        Ok(node.to_owned())
+    }
+
+    fn no_room(&self, current: &HashMap<String, SessionHandle>, node: &str) -> Option<String> {
+        let limit = self.shared.settings.node_limit;
+        let is_full = current.len() >= limit && !current.contains_key(node);
+        is_full.then(|| format!("{limit} nodes are connected already (modules.cloudHub.nodeLimit)"))
+    }
+
+    /// Makes it the session that counts; the one before is closed. Nodes that were admitted together may be too many.
+    fn enter(&self, handle: &SessionHandle) -> Result<(), String> {
+        let mut current = self.current();
+        if let Some(reason) = self.no_room(&current, handle.node()) {
+            return Err(reason);
+        }
+        if let Some(old) = current.insert(handle.node().to_owned(), handle.clone()) {
+            old.close("another connection of this node took over");
+        }
+        Ok(())
     }
 
     async fn session(
@@ -155,12 +168,13 @@ impl Sessions {
         handle: SessionHandle,
         peer: &str,
         reader: ws::Reader,
-        writer: ws::Writer,
+        mut writer: ws::Writer,
         stopping: CancellationToken,
     ) {
         let node = handle.node();
-        if let Some(old) = self.current().insert(node.to_owned(), handle.clone()) {
-            old.close("another connection of this node took over");
+        if let Err(reason) = self.enter(&handle) {
+            warn!(node, reason, "a node was refused");
+            return writer.close(&reason).await;
         }
         let records = &self.shared.services.records;
         if records.are_listed() && handle.take_has_nothing() {
@@ -198,5 +212,30 @@ impl Sessions {
 
     fn current(&self) -> std::sync::MutexGuard<'_, HashMap<String, SessionHandle>> {
         self.shared.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::Kubernetes;
+    use std::path::Path;
+
+    #[tokio::test]
+    async fn nodes_that_are_admitted_together_are_not_too_many() {
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        stopping.cancel();
+        let text = "modules: {cloudHub: {advertiseAddress: [127.0.0.1], nodeLimit: 1}}";
+        let settings = api::cloudcore::Config::parse(text, Path::new("cloudcore.yaml")).expect("settings").cloud_hub();
+        let kubernetes = Kubernetes::at("http://127.0.0.1:1");
+        let records = crate::objectsync::start(kubernetes.clone(), &tasks, &stopping);
+        let upstream = Upstream::new(kubernetes, Arc::default());
+        let (events, _incoming) = mpsc::channel(1);
+        let sessions = Sessions::new(settings, events, upstream, records, &tasks);
+        let [first, second, again] = ["n1", "n2", "n1"].map(|node| SessionHandle::new(node, false));
+        sessions.enter(&first).expect("room");
+        assert!(sessions.enter(&second).expect_err("none left").contains("nodeLimit"));
+        sessions.enter(&again).expect("its own place");
+        assert!(first.has_ended() && !again.has_ended());
     }
 }
