@@ -151,6 +151,15 @@ async fn an_afternoon_with_kubectl() {
     kubectl.works("wait --for=delete pod/db-1 --timeout=20s", "").await;
     kubectl.works("delete sts/db job/j --cascade=foreground --timeout=20s", "").await;
 
+    // A pod that is debugged and resized while it runs.
+    kubectl.works("run p --image=p:1", "").await;
+    kubectl.works("wait --for=condition=Ready pod/p --timeout=20s", "").await;
+    kubectl.works("debug p --image=d:1 --target=p --attach=false", "").await;
+    assert_eq!(kubectl.works("get pod p -o jsonpath={.spec.ephemeralContainers[0].image}", "").await, "d:1");
+    let larger = r#"{"spec":{"containers":[{"name":"p","resources":{"requests":{"cpu":"20m"}}}]}}"#;
+    kubectl.fails(&format!("patch pod p --subresource=resize -p {larger}"), "", "Pod QOS Class may not change").await;
+    kubectl.works("delete pod p --now --timeout=20s", "").await;
+
     // What is not there is refused in words.
     kubectl.fails("apply --server-side -f -", WIDGET, "server-side apply is not supported").await;
     kubectl.fails("create quota q --hard=pods=1", "", "could not find the requested resource").await;

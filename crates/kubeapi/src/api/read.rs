@@ -31,7 +31,7 @@ impl Api {
     /// 404 when it is not there.
     pub fn get(&self, what: &ResourceRef) -> Result<Value, ApiError> {
         match what.subresource.as_str() {
-            "" | "status" | "approval" | "ephemeralcontainers" => Ok(self.current(what)?.0),
+            "" | "status" | "approval" | "ephemeralcontainers" | "resize" => Ok(self.current(what)?.0),
             "scale" => self.scale(what),
             _ => Err(ApiError::method_not_allowed()),
         }
