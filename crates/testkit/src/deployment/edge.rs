@@ -1,6 +1,6 @@
 //! One edge node: its private containerd, `keadm join` and edgecore.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -67,6 +67,19 @@ fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &
     if !output.status.success() {
         bail!("joining {node}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
+    keep_everything(&config_file(layout, index))
+}
+
+/// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full.
+fn keep_everything(config: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(config).with_context(|| config.display().to_string())?;
+    let mut document: serde_json::Value = serde_saphyr::from_str(&text).context("reading edgecore.yaml")?;
+    let kubelet = &mut document["modules"]["edged"]["tailoredKubeletConfig"];
+    for signal in ["nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"] {
+        kubelet["evictionHard"][signal] = "0%".into();
+    }
+    kubelet["imageGCHighThresholdPercent"] = 100.into();
+    std::fs::write(config, serde_saphyr::to_string(&document)?)?;
     Ok(())
 }
 
