@@ -91,6 +91,10 @@ impl MetaClient {
 
     /// Reads one object; `None` when it does not exist. The content is the object's JSON.
     pub async fn get_raw(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<Content>, MetaError> {
+        // A pod may say anything; nothing bears no name.
+        if name.is_empty() {
+            return Ok(None);
+        }
         let resource = format!("{namespace}/{kind}/{name}");
         let content = self.request(operation::QUERY, &resource, Content::null()).await?;
         match object(&resource, content) {

@@ -265,3 +265,26 @@ async fn news_of_pods_with_and_without_events() {
         watcher.join_all().await;
     }
 }
+
+#[tokio::test]
+async fn huge_pages_are_mounted_in_the_size_that_the_pod_asks_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeCri::start(dir.path()).await.unwrap();
+    let (_stub, meta) = StubMeta::start();
+    let (runtime, settings) = runtime(dir.path(), &fake.endpoint(), &meta);
+    let pod =
+        pod(json!({"containers": [{"name": "c", "image": IMAGE, "resources": {"limits": {"hugepages-2Mi": "4Mi"}},
+        "volumeMounts": [{"name": "huge", "mountPath": "/huge"}]}],
+        "volumes": [{"name": "huge", "emptyDir": {"medium": "HugePages"}}]}));
+    let identity = podlife::spec::identity(&pod).unwrap();
+    runtime.prepare_pod(&pod, &CancellationToken::new()).await.unwrap();
+    let place = settings.root_dir.join("pods").join(&identity.uid).join("volumes/kubernetes.io~empty-dir/huge");
+    let mounted = || {
+        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        table.lines().find(|line| line.contains(place.to_str().unwrap())).map(str::to_owned)
+    };
+    let line = mounted().unwrap();
+    assert!(line.contains(" hugetlbfs ") && line.contains("pagesize=2M"), "{line}");
+    runtime.clean_up_pod(&identity).await.unwrap();
+    assert_eq!(mounted(), None);
+}
