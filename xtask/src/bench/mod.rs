@@ -3,6 +3,7 @@
 //! It starts a deployment of its own and asserts nothing about time, so that a busy machine fails no build. Sizes and memory
 //! are compared with the recorded values: more than a tenth above is an error.
 
+mod full_node;
 mod pods;
 mod process;
 mod report;
@@ -61,7 +62,8 @@ async fn measure(deployment: &mut Deployment, report: &mut Report) -> Result<()>
     tokio::time::sleep(SETTLE).await;
     idle(deployment, "edge-1-edgecore", "B1 edgecore idle, joined, no pods", 18.0, report).await?;
     restarts(deployment, &cluster, report).await?;
-    pods::measure(&cluster, report).await
+    pods::measure(&cluster, report).await?;
+    full_node::measure(deployment, &cluster, report).await
 }
 
 fn sizes(deployment: &Deployment, report: &mut Report) -> Result<()> {

@@ -286,7 +286,11 @@ impl Drop for Containerd {
     }
 }
 
-async fn runtime_client(socket: &Path) -> Result<RuntimeServiceClient<Channel>> {
+/// A CRI client of the runtime at this socket.
+///
+/// # Errors
+/// It does not answer.
+pub async fn runtime_client(socket: &Path) -> Result<RuntimeServiceClient<Channel>> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
     let channel = endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(60)).connect().await?;
     Ok(RuntimeServiceClient::new(channel))
