@@ -22,10 +22,45 @@ const NEEDED: &[Package] = &[
     Package { name: "iproute2", present: || has_program("ip") },
 ];
 
-/// Installs what is missing, after saying so. Without root, or when the installation fails, the error
+/// What the tests need besides: a client that users have.
+const FOR_TESTS: &[Package] = &[Package { name: "kubernetes-client", present: || has_program("kubectl") }];
+
+/// Installs what containers need and is missing, after saying so. Without root, or when the installation fails, the error
 /// names the exact command to run.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&str> = NEEDED.iter().filter(|p| !(p.present)()).map(|p| p.name).collect();
+    install(NEEDED.iter().collect())
+}
+
+/// The same for the tests, which also drive the API with kubectl.
+pub fn ensure_for_tests() -> Result<()> {
+    install(NEEDED.iter().chain(FOR_TESTS).collect())
+}
+
+/// Puts the kubectl of Debian 12 (1.20) into a folder, so that the tests can try it beside a newer one. Without a network
+/// there is none, and the tests go on with the one that is installed.
+pub fn fetch_old_kubectl(folder: &Path) -> Result<()> {
+    if folder.join("usr/bin/kubectl").is_file() || !has_program("apt-get") || !has_program("dpkg-deb") {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder)?;
+    let fetched = run(Command::new("apt-get").args(["update", "-qq"]))
+        .and_then(|()| run(Command::new("apt-get").args(["download", "-qq", "kubernetes-client"]).current_dir(folder)));
+    if let Err(error) = fetched {
+        eprintln!("Debian's kubectl cannot be fetched ({error:#}); the tests use the installed one alone");
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            run(Command::new("dpkg-deb").arg("--extract").arg(&path).arg(folder))?;
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn install(needed: Vec<&Package>) -> Result<()> {
+    let missing: Vec<&str> = needed.iter().filter(|p| !(p.present)()).map(|p| p.name).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -46,7 +81,7 @@ pub fn ensure() -> Result<()> {
     if let Err(error) = installed {
         bail!("{error:#}; is the network there? When it is: {by_hand}");
     }
-    let still: Vec<&str> = NEEDED.iter().filter(|p| !(p.present)()).map(|p| p.name).collect();
+    let still: Vec<&str> = needed.iter().filter(|p| !(p.present)()).map(|p| p.name).collect();
     if !still.is_empty() {
         bail!("installed, but still not usable: {}", still.join(" "));
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::packages;
-use crate::workspace::{cargo, has_program, run};
+use crate::workspace::{cargo, has_program, run, target_dir};
 
 /// Tests that run real programs and containers: packages and what to choose of them.
 const END_TO_END: &[&str] = &["--package", "edged", "--test", "scenarios"];
@@ -42,6 +42,7 @@ pub fn end_to_end(slow: bool, filter: &[String]) -> Result<()> {
 }
 
 fn prepare() -> Result<()> {
-    packages::ensure()?;
+    packages::ensure_for_tests()?;
+    packages::fetch_old_kubectl(&target_dir().join("debian-kubectl"))?;
     run(cargo().args(["build", "--quiet", "--package", "cloudcore", "--package", "edgecore", "--package", "keadm"]))
 }

@@ -1,17 +1,21 @@
-//! The real kubectl against the API. Where there is none the test says so and passes.
+//! The real kubectl against the API: the one that is installed, and beside it Debian 12's (1.20), which `cargo xtask test`
+//! puts into the target folder.
 
 #![allow(clippy::panic, clippy::expect_used)]
 
 mod support;
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use support::World;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-const KUBECTL: &str = "/usr/bin/kubectl";
+/// How long a watch may take to tell.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const DEPLOYMENT: &str = r#"{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 1,
     "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
@@ -41,18 +45,38 @@ const SET: &str = r#"{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata"
 
 struct Kubectl<'a> {
     world: &'a World,
+    program: PathBuf,
+}
+
+/// The installed kubectl.
+fn installed() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|program| program.is_file());
+    found.expect("kubectl is not installed: run `cargo xtask test`, which brings it")
+}
+
+/// Debian's, where `cargo xtask test` has put it.
+fn old() -> Option<PathBuf> {
+    let own = std::env::current_exe().expect("path");
+    let program = own.ancestors().nth(3)?.join("debian-kubectl/usr/bin/kubectl");
+    program.is_file().then_some(program)
 }
 
 impl Kubectl<'_> {
-    /// Whether it worked, and what it wrote to both outputs.
-    async fn run(&self, line: &str, input: &str) -> (bool, String) {
-        let mut command = Command::new(KUBECTL);
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(&self.program);
         command.args(line.split_whitespace()).kill_on_drop(true);
         // Its cache of discovery must be this server's.
         command
             .env("HOME", self.world.dir.path())
             .env("KUBECONFIG", self.world.plane.as_ref().expect("running").kubeconfig_path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Whether it worked, and what it wrote to both outputs.
+    async fn run(&self, line: &str, input: &str) -> (bool, String) {
+        let mut command = self.command(line);
         let mut child = command.spawn().expect("kubectl");
         child.stdin.take().expect("stdin").write_all(input.as_bytes()).await.expect("written");
         let output = child.wait_with_output().await.expect("kubectl ends");
@@ -74,14 +98,11 @@ impl Kubectl<'_> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_afternoon_with_kubectl() {
-    if !Path::new(KUBECTL).exists() {
-        eprintln!("not tested: there is no {KUBECTL}");
-        return;
-    }
     let mut world = World::start().await;
     world.node("edge-1", serde_json::json!({})).await;
-    let kubectl = Kubectl { world: &world };
-    assert!(kubectl.works("version", "").await.contains("Server Version: v1.32"));
+    let kubectl = Kubectl { world: &world, program: installed() };
+    let version = kubectl.works("version", "").await;
+    assert!(version.contains("v1.32"), "{version}");
 
     // Apply, change, roll out; no warnings on the way.
     assert_eq!(kubectl.works("apply -f -", DEPLOYMENT).await, "deployment.apps/web created\n");
@@ -178,4 +199,64 @@ async fn an_afternoon_with_kubectl() {
     kubectl.works("delete ns shop --timeout=20s", "").await;
     kubectl.works("delete crd widgets.example.org --timeout=20s", "").await;
     kubectl.fails("get wg", "", "could not find the requested resource").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_day_with_any_kubectl() {
+    for program in [Some(installed()), old()].into_iter().flatten() {
+        eprintln!("with {}", program.display());
+        first_day(program).await;
+    }
+}
+
+/// What everybody types first.
+async fn first_day(program: PathBuf) {
+    let mut world = World::start().await;
+    world.node("edge-1", serde_json::json!({})).await;
+    let kubectl = Kubectl { world: &world, program };
+    assert!(kubectl.works("get nodes -o wide", "").await.contains("edge-1"));
+    assert!(kubectl.works("api-resources", "").await.contains("deployments"));
+    kubectl.works("create deployment shop --image=one:1", "").await;
+    kubectl.works("scale deployment shop --replicas=2", "").await;
+    kubectl.works("set image deployment/shop one=one:2", "").await;
+    let done = kubectl.works("rollout status deployment/shop --timeout=20s", "").await;
+    assert!(done.contains("successfully rolled out"), "{done}");
+    assert!(kubectl.works("get nodes,pods -o wide", "").await.contains("shop-"));
+    kubectl.works("wait --for=condition=Available deployment/shop --timeout=20s", "").await;
+    assert!(kubectl.works("describe deployment shop", "").await.contains("one:2"));
+    assert!(kubectl.works("get events", "").await.contains("ScalingReplicaSet"));
+    kubectl.works("apply -f -", DEPLOYMENT).await;
+    kubectl.works("label deployment web tier=front", "").await;
+    assert!(kubectl.works("get deployment -l tier=front", "").await.contains("web"));
+
+    // The editor writes another image; the next one leaves the file as it is.
+    let editor = world.dir.path().join("editor");
+    std::fs::write(&editor, "#!/bin/sh\nsed -i 's/one:2/one:3/' \"$1\"\n").expect("written");
+    std::fs::set_permissions(&editor, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    let mut edit = kubectl.command("edit deployment shop");
+    let output = edit.env("EDITOR", &editor).env_remove("KUBE_EDITOR").stdin(Stdio::null()).output().await.expect("ends");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("deployment.apps/shop edited"), "{output:?}");
+    let image = kubectl.works("get deployment shop -o jsonpath={.spec.template.spec.containers[0].image}", "").await;
+    assert_eq!(image, "one:3");
+
+    // A watch tells what was there, and what happens.
+    let mut watch = kubectl.command("get configmaps -w --no-headers").stdin(Stdio::null()).spawn().expect("kubectl");
+    let mut lines = BufReader::new(watch.stdout.take().expect("stdout")).lines();
+    kubectl.works("create configmap seen --from-literal=a=b", "").await;
+    let told = tokio::time::timeout(PATIENCE, async {
+        while let Some(line) = lines.next_line().await.expect("text") {
+            if line.starts_with("seen") {
+                return true;
+            }
+        }
+        false
+    });
+    assert!(told.await.expect("the watch tells in time"), "the watch ended");
+    watch.kill().await.expect("ended");
+
+    kubectl.works("cordon edge-1", "").await;
+    assert!(kubectl.works("get nodes", "").await.contains("SchedulingDisabled"));
+    kubectl.works("uncordon edge-1", "").await;
+    kubectl.works("delete deployment shop web --timeout=20s", "").await;
+    kubectl.fails("get deployment shop", "", "NotFound").await;
 }
