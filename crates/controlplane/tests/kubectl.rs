@@ -234,7 +234,8 @@ async fn first_day(program: PathBuf) {
     std::fs::write(&editor, "#!/bin/sh\nsed -i 's/one:2/one:3/' \"$1\"\n").expect("written");
     std::fs::set_permissions(&editor, std::fs::Permissions::from_mode(0o755)).expect("executable");
     let mut edit = kubectl.command("edit deployment shop");
-    let output = edit.env("EDITOR", &editor).env_remove("KUBE_EDITOR").stdin(Stdio::null()).output().await.expect("ends");
+    let output =
+        edit.env("EDITOR", &editor).env_remove("KUBE_EDITOR").stdin(Stdio::null()).output().await.expect("ends");
     assert!(String::from_utf8_lossy(&output.stdout).contains("deployment.apps/shop edited"), "{output:?}");
     let image = kubectl.works("get deployment shop -o jsonpath={.spec.template.spec.containers[0].image}", "").await;
     assert_eq!(image, "one:3");

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::containerd::runtime_client;
+use crate::cri;
 use crate::deployment::{Binaries, Cluster, Deployment, condition, edgecore_name, node_name};
 
 /// The API's path of the pods that a site creates.
@@ -195,6 +197,31 @@ impl Site {
             .expect("ctr");
         let text = String::from_utf8_lossy(&ctr.stdout).into_owned();
         text.lines().filter(|line| line.contains("RUNNING")).map(str::to_owned).collect()
+    }
+
+    /// Ids of a pod's running containers.
+    pub fn containers_of(&self, pod: &str) -> Vec<String> {
+        let label = ("io.kubernetes.pod.name".to_owned(), pod.to_owned());
+        let filter = cri::ContainerFilter { label_selector: [label].into(), ..Default::default() };
+        let socket = self.running().containerd_socket(1);
+        let answer = self.runtime.block_on(async {
+            let mut client = runtime_client(Path::new(&socket)).await?;
+            anyhow::Ok(client.list_containers(cri::ListContainersRequest { filter: Some(filter) }).await?)
+        });
+        let running = i32::from(cri::ContainerState::ContainerRunning);
+        let found = answer.expect("containerd answers").into_inner().containers.into_iter();
+        found.filter(|container| container.state == running).map(|container| container.id).collect()
+    }
+
+    /// Kills a container's process and waits until the runtime knows.
+    pub fn kill_container(&self, id: &str) {
+        let kill = Command::new("ctr")
+            .args(["--address", &self.running().containerd_socket(1), "--namespace", "k8s.io"])
+            .args(["tasks", "kill", "--signal", "SIGKILL", id])
+            .output()
+            .expect("ctr");
+        assert!(kill.status.success(), "{kill:?}");
+        self.until("the container to end", || self.tasks().iter().all(|task| !task.contains(id)));
     }
 }
 

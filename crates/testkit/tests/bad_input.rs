@@ -295,13 +295,15 @@ fn a_broken_database_is_named_and_nothing_is_lost() {
         assert_eq!(container(&site.wait_ready(name)), *before, "{name}");
     }
     site.pass(SETTLED.saturating_sub(connected.elapsed()));
-    assert!(site.tasks().is_superset(&tasks), "a container was restarted or ended");
+    let all = site.tasks();
+    assert!(all.is_superset(&tasks), "a container was restarted or ended");
+    assert_eq!(all.len(), 8, "duplicates: {all:?}");
     // The node has them all again: it can go on without the cloud, and it obeys.
     site.kill_cloud();
     site.kill_edge();
     site.deployment().start_edgecore(1).unwrap();
     site.pass(Duration::from_secs(2));
-    assert!(site.tasks().is_superset(&tasks), "a container was restarted or ended");
+    assert_eq!(site.tasks(), all, "a container was restarted, doubled or ended");
     site.restart_cloud();
     for name in names {
         site.ask(&["delete", "pod", name, "--timeout=30s"]);
@@ -415,7 +417,8 @@ fn a_killed_cloud_loses_no_message() {
     reader["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "words", "mountPath": "/words"}]);
     reader["spec"]["volumes"] = json!([{"name": "words", "configMap": {"name": "words"}}]);
     site.post(PODS, &reader);
-    let uid = site.wait_ready("reader")["metadata"]["uid"].as_str().unwrap().to_owned();
+    let reader = site.wait_ready("reader");
+    let uid = reader["metadata"]["uid"].as_str().unwrap().to_owned();
     let file = find(&site.edge_dir(), &format!("pods/{uid}/volumes/kubernetes.io~configmap/words/word"));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
     let doomed = container(&site.create_pod("doomed", &["sleep", "3600"])).0;
@@ -455,6 +458,9 @@ fn a_killed_cloud_loses_no_message() {
     site.until("the deletion to be completed", || !site.kubectl(&["get", "pod", "doomed"]).status.success());
     site.until("the container to be gone", || site.tasks().iter().all(|task| !task.contains(&doomed)));
     site.until("the change to arrive", || std::fs::read_to_string(&file).unwrap() == "new-2");
+    assert_eq!(container(&site.wait_ready("reader")), container(&reader), "restarted, though only the cloud was away");
+    let tasks = site.tasks();
+    assert_eq!(tasks.len(), 8, "the reader and three late ones, each once: {tasks:?}");
 }
 
 /// The one file below a folder whose path ends so.

@@ -2,10 +2,9 @@
 //!
 //! It needs root, the packages that `cargo xtask test` installs, and the programs that it builds.
 
-use std::process::Command;
+use std::collections::BTreeSet;
 
-use testkit::deployment::edgecore_name;
-use testkit::site::{LONG, PODS, Site, container, logs};
+use testkit::site::{PODS, Site, container};
 
 #[test]
 fn a_deployment_created_with_kubectl_runs_on_the_edge_node() {
@@ -46,49 +45,71 @@ fn a_node_goes_on_without_the_cloud() {
     let mut site = Site::start(2);
     let before = container(&site.create_pod("lonely", &["sleep", "3600"]));
 
-    // cloudcore is killed and comes back: no pod is touched.
-    site.deployment().children.kill("cloudcore").expect("killed");
-    site.deployment().children.kill(&edgecore_name(1)).expect("killed");
-    // edgecore starts without the cloud: it must adopt what runs.
-    site.deployment().start_edgecore(1).expect("started");
-    let log = site.deployment().layout.log(&edgecore_name(1));
-    let deadline = std::time::Instant::now() + LONG;
-    while !std::fs::read_to_string(&log).unwrap_or_default().contains("no connection to the cloud") {
-        assert!(std::time::Instant::now() < deadline, "edgecore did not start offline");
-        std::thread::yield_now();
-    }
-    let deployment = site.deployment.as_mut().expect("running");
-    site.runtime.block_on(deployment.start_cloud()).expect("cloud again");
-    let deployment = site.deployment.as_ref().expect("running");
-    site.runtime.block_on(deployment.wait_ready(&site.cluster, 1)).expect("ready again");
+    // cloudcore alone is killed and comes back: no pod is touched.
+    let tasks = site.tasks();
+    assert_eq!(tasks.len(), 2, "a sandbox and a container: {tasks:?}");
+    site.kill_cloud();
+    misses_the_cloud(&site, 0);
+    assert_eq!(site.tasks(), tasks, "pods go on without the cloud");
+    site.restart_cloud();
     // A change after the return shows that the link works both ways.
     site.create_pod("second", &["sleep", "3600"]);
+    assert_eq!(container(&site.wait_ready("lonely")), before, "the container was restarted or replaced");
+    let tasks = site.tasks();
+    assert_eq!(tasks.len(), 4, "{tasks:?}");
+
+    // edgecore is killed while the cloud is away, and starts without it: it adopts what runs.
+    site.kill_cloud();
+    site.kill_edge();
+    let ended = site.containers_of("second").concat();
+    site.kill_container(&ended);
+    let log = site.edge_log().len();
+    site.deployment().start_edgecore(1).expect("started");
+    // It has taken control: what ended while nobody looked runs again, and nothing else was touched.
+    site.until("edgecore to restart what ended", || site.tasks().len() == 4);
+    let kept = |now: &BTreeSet<String>| now.intersection(&tasks).count();
+    assert_eq!(kept(&site.tasks()), 3, "another container was restarted");
+    misses_the_cloud(&site, log);
+    assert_eq!((site.tasks().len(), kept(&site.tasks())), (4, 3), "duplicates or restarts");
+    site.restart_cloud();
+    site.create_pod("third", &["sleep", "3600"]);
     let after = container(&site.wait_ready("lonely"));
     assert_eq!(after, before, "the container was restarted or replaced");
     assert_eq!(after.1, 0);
+    assert_eq!(container(&site.wait_ready("second")).1, 1, "restarted once");
+    assert_eq!(site.tasks().len(), 6);
 }
 
 #[test]
 fn a_node_without_link_comes_back_after_a_power_cut() {
     let mut site = Site::start(3);
-    site.create_pod("phoenix", &["sleep", "3600"]);
-    site.deployment().children.kill("cloudcore").expect("killed");
-    site.deployment().children.kill(&edgecore_name(1)).expect("killed");
+    let names = ["phoenix", "roc"];
+    for name in names {
+        site.create_pod(name, &["sleep", "3600"]);
+    }
+    site.kill_cloud();
+    site.kill_edge();
     let deployment = site.deployment.as_mut().expect("running");
     site.runtime.block_on(deployment.power_cut(1)).expect("power cut");
     // The machine boots: containerd and edgecore start, the cloud does not answer.
     site.runtime.block_on(deployment.start_edge(1)).expect("boot");
-    let running = || -> bool {
-        let ctr = Command::new("ctr")
-            .args(["--address", &deployment.containerd_socket(1), "--namespace", "k8s.io", "tasks", "list"])
-            .output()
-            .expect("ctr");
-        // The pod's sandbox and its container.
-        String::from_utf8_lossy(&ctr.stdout).matches("RUNNING").count() >= 2
-    };
-    let deadline = std::time::Instant::now() + LONG;
-    while !running() {
-        assert!(std::time::Instant::now() < deadline, "the pod did not come back:\n{}", logs(deployment));
-        std::thread::yield_now();
+    site.until("the pods to come back", || site.tasks().len() == 4);
+    for name in names {
+        assert_eq!(site.containers_of(name).len(), 1, "{name} runs once");
     }
+    // With the cloud again they are the same pods, restarted once, and nothing is made a second time.
+    site.restart_cloud();
+    site.create_pod("later", &["sleep", "3600"]);
+    for name in names {
+        let told = site.wait("the restart to be told", |pod| container(pod).1 == 1, &format!("{PODS}/{name}"));
+        assert_eq!(told["status"]["phase"], "Running");
+    }
+    assert_eq!(site.tasks().len(), 6);
+}
+
+/// Waits until edgecore says, after this place in its log, that the cloud does not answer.
+fn misses_the_cloud(site: &Site, from: usize) {
+    site.until("edgecore to miss the cloud", || {
+        site.edge_log().get(from..).is_some_and(|log| log.contains("no connection to the cloud"))
+    });
 }
