@@ -10,6 +10,8 @@ use crate::{probe::ProbeKind, spec};
 pub const DEFAULT_POD_GRACE: i64 = 30;
 /// Least time between the stop signal and the kill.
 pub const MIN_CONTAINER_GRACE: Duration = Duration::from_secs(2);
+/// Longest grace: a time so far away that nobody waits for it, and that can still be added to any other.
+pub const MAX_GRACE: i64 = 0x7fff_ffff;
 /// Grace of pods that only the runtime knows.
 pub const ORPHAN_GRACE: i64 = 1;
 
@@ -18,7 +20,7 @@ pub const ORPHAN_GRACE: i64 = 1;
 pub fn pod_grace(pod: &Pod, wish: Option<i64>, before: Option<i64>) -> i64 {
     let spec = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(DEFAULT_POD_GRACE);
     let asked = [pod.metadata.deletion_grace_period_seconds, wish].into_iter().flatten().min().unwrap_or(spec);
-    before.map_or(asked, |before| before.min(asked)).max(1)
+    before.map_or(asked, |before| before.min(asked)).clamp(1, MAX_GRACE)
 }
 
 /// What is left for the signal of a container after what its preStop hook and its turn have used up, in whole seconds.
@@ -44,7 +46,7 @@ pub fn restart_grace(pod: &Pod, container: &Container, probe: Option<ProbeKind>)
         .and_then(|p| p.termination_grace_period_seconds)
         .or_else(|| pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds))
         .unwrap_or(2);
-    Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).max(MIN_CONTAINER_GRACE)
+    Duration::from_secs(u64::try_from(seconds.min(MAX_GRACE)).unwrap_or(0)).max(MIN_CONTAINER_GRACE)
 }
 
 #[cfg(test)]
@@ -73,6 +75,7 @@ mod tests {
             (Some(60), Some(5), Some(1), None, 1),
             (Some(60), Some(30), None, Some(10), 10),
             (Some(0), None, None, None, 1),
+            (Some(i64::MAX), None, None, None, MAX_GRACE),
             (Some(30), Some(0), None, None, 1),
         ] {
             assert_eq!(

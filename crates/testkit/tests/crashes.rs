@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use testkit::deployment::condition;
 use testkit::site::{PODS, Site, container, pod};
 
-const KILLS: usize = 8;
+const KILLS: usize = 6;
 
 #[test]
 fn a_killed_edgecore_leaves_nothing_and_restarts_nothing() {

@@ -34,7 +34,7 @@ impl Turns {
             Some(places) => places.clamp(1, Semaphore::MAX_PERMITS),
             None => Semaphore::MAX_PERMITS,
         };
-        let (per_second, burst) = (f64::from(settings.registry_pull_qps), f64::from(settings.registry_burst));
+        let (per_second, burst) = (f64::from(settings.registry_pull_qps), f64::from(settings.registry_burst.max(1)));
         let bucket = Bucket { per_second, burst, left: burst, at: Instant::now() };
         Self { places: Semaphore::new(places), rate: (settings.registry_pull_qps > 0).then(|| Mutex::new(bucket)) }
     }

@@ -126,7 +126,14 @@ pub fn read_pod(resource: &str, content: &Content) -> Result<PodVersion, SourceE
 fn unreadable(resource: &str, content: &Content, error: &wire::ContentError) -> SourceError {
     #[derive(Deserialize)]
     struct Object {
-        metadata: ObjectMeta,
+        metadata: Name,
+    }
+    /// As little as an event needs: the rest of the metadata may be what is wrong.
+    #[derive(Deserialize)]
+    struct Name {
+        namespace: String,
+        name: String,
+        uid: String,
     }
     let reason = match error {
         wire::ContentError::Shape(error) => {
@@ -139,7 +146,11 @@ fn unreadable(resource: &str, content: &Content, error: &wire::ContentError) -> 
         other => other.to_string(),
     };
     let object = content.parse::<Object>().ok();
-    let about = object.map(|object| Box::new(Pod { metadata: object.metadata, ..Pod::default() }));
+    let about = object.map(|Object { metadata: Name { namespace, name, uid } }| {
+        let metadata =
+            ObjectMeta { namespace: Some(namespace), name: Some(name), uid: Some(uid), ..ObjectMeta::default() };
+        Box::new(Pod { metadata, ..Pod::default() })
+    });
     SourceError::Pod { resource: resource.to_owned(), reason, about }
 }
 

@@ -200,7 +200,8 @@ impl PodWorker {
                 // A runtime that says yes and does nothing must not keep the processor busy.
                 Next::Now if busy > MAX_BUSY => Some(Instant::now() + NETWORK_RETRY),
                 Next::Now => Some(Instant::now()),
-                Next::After(pause) => Some(Instant::now() + pause),
+                // What lies beyond all time never comes.
+                Next::After(pause) => Instant::now().checked_add(pause),
                 Next::Mail => None,
             };
         }

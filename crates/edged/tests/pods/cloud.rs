@@ -194,7 +194,10 @@ impl Cloud {
         let mut state = self.state();
         let route = &request.route;
         let content: Value = serde_json::from_slice(request.content.raw()).unwrap();
-        let resource = EdgeResource::parse(&route.resource).unwrap();
+        // A pod may name what no object is called.
+        let Ok(resource) = EdgeResource::parse(&route.resource) else {
+            return (Some(refusal(400, "BadRequest", &format!("{} is no resource", route.resource))), None);
+        };
         let key = format!("{}/{}", resource.namespace, resource.name.clone().unwrap_or_default());
         let offline = state.offline;
         if resource.kind == "pod" && route.operation == operation::QUERY {
