@@ -57,7 +57,9 @@ impl Runtime {
     /// # Errors
     /// Reason `FailedMount`: a volume is not there (yet). The events are recorded already.
     pub async fn prepare_pod(&self, pod: &Pod, cancel: &CancellationToken) -> Result<(), StartError> {
-        let identity = identity(pod)?;
+        let identity = identity(pod).inspect_err(|error| {
+            self.recorder.pod(pod, EventType::Warning, error.reason, error.message.clone());
+        })?;
         let failed = |what: &str, error: std::io::Error| {
             let text = format!("error making pod data directories: {what}: {error}");
             self.recorder.pod(pod, EventType::Warning, "FailedToMakePodDataDirectories", text.clone());

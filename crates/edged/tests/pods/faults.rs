@@ -169,3 +169,11 @@ async fn a_full_log_directory_is_told_and_cured() {
     node.until("deleted", || node.cloud.pod("web").is_none()).await;
     assert!(node.cri.containers().iter().all(|c| c.state != State::Running));
 }
+
+#[tokio::test]
+async fn a_name_that_no_directory_can_have_is_told() {
+    let node = Node::started().await;
+    node.cloud.create(pod_with("odd", |pod| pod["spec"]["containers"][0]["name"] = json!("a/b"))).await;
+    node.until("told", || node.cloud.events("odd").contains(&"InvalidPod".to_owned())).await;
+    assert_eq!(node.cri.sandboxes().len(), 0);
+}
