@@ -37,11 +37,12 @@ async fn t80_pods_summary_and_metrics() {
     let api = NodeApi::find(&site.cloud, &site.settings.root_dir).await;
     site.run(pod("idle")).await;
     site.run(pod_with("busy", |pod| {
-        let command = "mkdir -p /data; head -c 5000000 /dev/zero >/data/file; while :; do :; done";
+        let command = "head -c 5000000 /dev/zero >/data/file; touch /data/done; while :; do :; done";
         pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", command]);
         pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
         pod["spec"]["containers"][0]["resources"] = json!({"limits": {"cpu": "500m", "memory": "64Mi"}});
-        pod["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+        pod["spec"]["containers"][0]["readinessProbe"] =
+            json!({"exec": {"command": ["test", "-e", "/data/done"]}, "periodSeconds": 1});
         pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
     }))
     .await;
@@ -82,7 +83,7 @@ async fn t80_pods_summary_and_metrics() {
     let name = of("container_cpu_usage_seconds_total", "busy");
     let (before, began) = cgroup_cpu(&site).await;
     let one = samples(&api.text("/metrics/resource").await)[&name];
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
     let two = samples(&api.text("/metrics/resource").await)[&name];
     let (after, ended) = cgroup_cpu(&site).await;
     let rate = (two.0 - one.0) / ((two.1.unwrap() - one.1.unwrap()) as f64 / 1000.0);
