@@ -24,7 +24,18 @@ pub fn target_dir() -> PathBuf {
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_cargo_run)) {
+        command.env_remove(name);
+    }
     command
+}
+
+/// Whether `cargo run` sets this variable for xtask. Build scripts watch some of them: handed on, they would make the inner
+/// cargo build again what the user's own had built.
+fn is_of_cargo_run(variable: &str) -> bool {
+    const PREFIXES: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+    PREFIXES.iter().any(|prefix| variable.starts_with(prefix))
+        || ["OUT_DIR", "CARGO_PRIMARY_PACKAGE"].contains(&variable)
 }
 
 /// Runs a command whose output goes to the terminal; fails with its name when it does not succeed.
@@ -72,4 +83,23 @@ fn show(command: &Command) -> String {
         text.push_str(&arg.to_string_lossy());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inner_cargo_sees_the_environment_of_the_outer_one() {
+        // `cargo test` sets them as `cargo run` does.
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some());
+        let command = cargo();
+        let removed: Vec<_> = command.get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        for name in ["CARGO_PKG_NAME", "CARGO_PKG_VERSION_MAJOR", "CARGO_MANIFEST_DIR"] {
+            assert!(removed.contains(&std::ffi::OsStr::new(name)), "{name} is handed on");
+        }
+        for kept in ["CARGO", "CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_INCREMENTAL", "PATH", "RUSTUP_TOOLCHAIN"] {
+            assert!(!is_of_cargo_run(kept), "{kept} is the user's");
+        }
+    }
 }
