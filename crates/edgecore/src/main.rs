@@ -66,6 +66,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     if arguments.check_config {
         config.document.warnings.iter().for_each(|warning| println!("{warning}"));
+        println!("the configuration can be used");
         return Ok(());
     }
     link::tls::install_provider();

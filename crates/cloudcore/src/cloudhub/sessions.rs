@@ -98,6 +98,10 @@ impl Sessions {
         let _ = tcp.set_nodelay(true);
         let stream = match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(tcp)).await {
             Ok(Ok(stream)) => stream,
+            // A load balancer or `keadm join` that looks whether the port is open.
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return debug!(peer, "a connection ended before its TLS handshake");
+            }
             Ok(Err(error)) => {
                 return warn!(peer, %error, "a node was refused: its certificate is missing, expired or of another CA");
             }

@@ -91,7 +91,7 @@ impl Runtime {
         let log_dir = self.paths.pod_logs(&identity);
         logs::make_dir(&log_dir)
             .map_err(|error| StartError::new("CreatePodSandboxError", format!("{}: {error}", log_dir.display())))?;
-        self.tell_dns_problems(pod);
+        self.tell_dns_problems(pod, attempt);
         if let Err(error) = self.set_pod_cgroup(pod, &identity.uid).await {
             tracing::debug!(pod = identity.name, error, "pod cgroup without all of its limits");
         }
@@ -134,15 +134,16 @@ impl Runtime {
         self.volumes.locations(pod).into_values().filter_map(|volume| volume.group).collect()
     }
 
-    fn tell_dns_problems(&self, pod: &Pod) {
+    /// A node without cluster DNS is told once a pod, and is no fault: many edge nodes have none.
+    fn tell_dns_problems(&self, pod: &Pod, attempt: u32) {
         let dns = dns::pod(&self.settings, pod, self.host_dns());
         if let Some(text) = dns.cut {
             self.recorder.pod(pod, EventType::Warning, "DNSConfigForming", text);
         }
-        if dns.missing_cluster_dns {
+        if dns.missing_cluster_dns && attempt == 0 {
             let text = "no clusterDNS is configured on this node (modules.edged.tailoredKubeletConfig.clusterDNS); the pod \
                         gets the node's own DNS configuration";
-            self.recorder.pod(pod, EventType::Warning, "MissingClusterDNS", text);
+            self.recorder.pod(pod, EventType::Normal, "MissingClusterDNS", text);
         }
     }
 
