@@ -7,6 +7,7 @@ pub mod fake_cri;
 pub mod go_cloud;
 pub mod go_edge;
 pub mod golden;
+mod processes;
 pub mod registry;
 pub mod site;
 

@@ -48,7 +48,7 @@ impl Site {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
         let dir = tempfile::Builder::new().prefix("fe").tempdir().expect("dir");
-        let mut deployment = Deployment::open(dir.path().join("site"), Binaries::new(programs())).expect("deployment");
+        let mut deployment = Deployment::open(&dir.path().join("site"), Binaries::new(programs())).expect("deployment");
         deployment.layout.stand_aside(100 + number);
         match runtime.block_on(deployment.start_cloud()) {
             Ok(cluster) => Self { deployment: Some(deployment), cluster, runtime, _dir: dir },

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -16,13 +17,15 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Containerd, ContainerdOptions, POLL, STOP_LIMIT, config, runtime_client};
 use crate::cri;
+use crate::processes::{self, command_line};
 
 pub(super) async fn clean_up(options: &ContainerdOptions) -> Result<()> {
     if !options.dir.is_dir() {
         return Ok(());
     }
     if let Err(error) = stop_pods(options).await {
-        eprintln!("pods of {} are ended by force: {error:#}", options.dir.display());
+        // Nothing to tell it to is no reason to stop here.
+        drop(writeln!(std::io::stderr(), "pods of {} are ended by force: {error:#}", options.dir.display()));
     }
     kill_containerd(options)?;
     let namespaces = network_namespaces(options);
@@ -75,12 +78,16 @@ fn tasks(options: &ContainerdOptions) -> PathBuf {
     config::state(options).join("io.containerd.runtime.v2.task/k8s.io")
 }
 
-/// The process id of the containerd that reads this instance's configuration.
+/// The process id of the containerd that reads this instance's configuration: started here, or by hand after a failure.
 pub(super) fn containerd_pid(options: &ContainerdOptions) -> Option<i32> {
-    let pid = fs::read_to_string(options.pid_file()).ok()?.trim().parse().ok()?;
     let config = config::file(options);
-    let wanted = config.as_os_str().as_encoded_bytes();
-    command_line(pid).iter().any(|word| word == wanted).then_some(pid)
+    let config = config.canonicalize().unwrap_or(config);
+    let reads_it = |pid: &i32| {
+        processes::program(*pid).is_some_and(|program| program == "containerd")
+            && processes::arguments(*pid).contains(&config)
+    };
+    let noted = fs::read_to_string(options.pid_file()).ok().and_then(|text| text.trim().parse().ok());
+    noted.filter(reads_it).or_else(|| processes::all().into_iter().find(reads_it))
 }
 
 /// Ends containerd alone and waits until it is gone.
@@ -129,7 +136,7 @@ pub(super) fn kill_processes(options: &ContainerdOptions) -> Result<()> {
     let ids: BTreeSet<String> = entries(&tasks(options)).into_iter().filter_map(name_of).collect();
     let find = || {
         let mut found = shims(options);
-        found.extend(processes().into_iter().filter(|pid| in_container(*pid, &ids)));
+        found.extend(processes::all().into_iter().filter(|pid| in_container(*pid, &ids)));
         found
     };
     for pid in find() {
@@ -144,16 +151,6 @@ pub(super) fn kill_processes(options: &ContainerdOptions) -> Result<()> {
     Ok(())
 }
 
-fn processes() -> Vec<i32> {
-    entries(Path::new("/proc")).into_iter().filter_map(|path| name_of(path)?.parse().ok()).collect()
-}
-
-/// The words of a process' command line; none for a zombie.
-fn command_line(pid: i32) -> Vec<Vec<u8>> {
-    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    text.split(|byte| *byte == 0).filter(|word| !word.is_empty()).map(<[u8]>::to_vec).collect()
-}
-
 fn shims(options: &ContainerdOptions) -> Vec<i32> {
     let socket = options.socket();
     let socket = socket.as_os_str().as_encoded_bytes();
@@ -162,7 +159,7 @@ fn shims(options: &ContainerdOptions) -> Vec<i32> {
         words.first().is_some_and(|program| program.windows(15).any(|part| part == b"containerd-shim"))
             && words.iter().any(|word| word == socket)
     };
-    processes().into_iter().filter(is_shim).collect()
+    processes::all().into_iter().filter(is_shim).collect()
 }
 
 fn in_container(pid: i32, ids: &BTreeSet<String>) -> bool {
@@ -205,15 +202,18 @@ fn remove_network_namespace(path: &Path) {
 
 /// Unmounts everything at or below these folders.
 pub(super) fn unmount_below(folders: &[&Path]) -> Result<()> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| path.replace("\\040", " "));
-    let mut points: Vec<PathBuf> = points.map(PathBuf::from).collect();
-    points.retain(|point| folders.iter().any(|folder| point.starts_with(folder)));
     // Later mounts lie on top of earlier ones.
-    for point in points.iter().rev() {
+    for point in mounts_below(folders)?.iter().rev() {
         unmount(point, UnmountFlags::DETACH).with_context(|| format!("unmounting {}", point.display()))?;
     }
     Ok(())
+}
+
+/// What is mounted at or below these folders, in the order of mounting.
+pub(super) fn mounts_below(folders: &[&Path]) -> Result<Vec<PathBuf>> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| path.replace("\\040", " "));
+    Ok(points.map(PathBuf::from).filter(|point| folders.iter().any(|folder| point.starts_with(folder))).collect())
 }
 
 /// Removes the bridge, the addresses in use and CNI's notes about this network.

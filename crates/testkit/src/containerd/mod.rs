@@ -65,7 +65,8 @@ impl ContainerdOptions {
         self.sockets.join("containerd.sock")
     }
 
-    fn log(&self) -> PathBuf {
+    /// Where containerd logs.
+    pub fn log(&self) -> PathBuf {
         self.dir.join("containerd.log")
     }
 
@@ -259,6 +260,14 @@ impl Containerd {
     /// Something could not be unmounted.
     pub fn unmount_below(folder: &Path) -> Result<()> {
         cleanup::unmount_below(&[folder])
+    }
+
+    /// What is mounted at or below a folder.
+    ///
+    /// # Errors
+    /// The kernel's list cannot be read.
+    pub fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
+        cleanup::mounts_below(&[folder])
     }
 
     /// Collects the exit status of a containerd that was started here.

@@ -12,6 +12,8 @@ use super::layout::{Layout, Ports};
 
 /// How long cloudcore may take until its API answers.
 const START: Duration = Duration::from_secs(60);
+/// How often its API is asked.
+const POLL: Duration = Duration::from_millis(50);
 
 /// The folder that holds the three programs.
 #[derive(Clone)]
@@ -53,21 +55,25 @@ pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children
     children.start("cloudcore", &mut command, &log)?;
 
     let kubeconfig = dir.join("admin.kubeconfig");
-    let deadline = tokio::time::Instant::now() + START;
-    let cluster = loop {
-        if let Some(child) = children.ended() {
-            bail!("{} ended at once; its last words are in {}", child.name, child.log.display());
-        }
-        match Cluster::open(&kubeconfig) {
-            Ok(cluster) if cluster.is_ready().await => break cluster,
-            _ if tokio::time::Instant::now() > deadline => {
-                bail!("cloudcore's API does not answer after {} s; see {}", START.as_secs(), log.display())
-            }
-            _ => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
+    // Something else may listen there and never answer: what cloudcore says comes first.
+    let cluster = tokio::select! {
+        ended = children.until_ended() => return Err(ended),
+        answered = tokio::time::timeout(START, answers(&kubeconfig)) => answered
+            .with_context(|| format!("cloudcore's API does not answer after {} s; see {}", START.as_secs(), log.display()))?,
     };
     cluster.wait("cloudcore to publish a join token", START, || cluster.has_token()).await?;
     Ok(cluster)
+}
+
+async fn answers(kubeconfig: &std::path::Path) -> Cluster {
+    loop {
+        if let Ok(cluster) = Cluster::open(kubeconfig)
+            && cluster.is_ready().await
+        {
+            return cluster;
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// The token for `keadm join`, as an administrator gets it.

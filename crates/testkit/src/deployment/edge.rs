@@ -25,11 +25,13 @@ pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children
     let node = node_name(index);
     let dir = layout.edge(&node);
     std::fs::create_dir_all(&dir)?;
-    let containerd = Containerd::start(containerd_options(layout, index)).await?;
+    layout.claim_network()?;
+    let options = containerd_options(layout, index);
+    let containerd = Containerd::start(options.clone()).await?;
     containerd.import_busybox().await?;
     let socket = containerd.endpoint();
     let pid = containerd.keep_running();
-    children.adopt(&format!("{node}-containerd"), pid, &dir.join("containerd.log"))?;
+    children.adopt(&format!("{node}-containerd"), pid, &options.log())?;
 
     if !config_file(layout, index).is_file() {
         join(layout, binaries, layout.ports()?, index, &socket)?;

@@ -3,16 +3,22 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use super::network;
+use crate::containerd::Containerd;
+
+/// The file that tells a deployment's folder from any other.
+const MARK: &str = "ferroedge-deployment";
 
 /// The folder of one local deployment; everything that `up` writes is below it, but for sockets.
 #[derive(Clone)]
 pub struct Layout {
     dir: PathBuf,
-    /// The second number of the pods' addresses: 10.NETWORK.NODE.0/24.
-    network: u8,
+    /// Fixed, where several deployments must stand side by side; else claimed by the first edge node.
+    network: Option<u8>,
     usual_ports: bool,
 }
 
@@ -32,21 +38,96 @@ pub struct Ports {
 const USUAL: Ports = Ports { kubernetes: 6443, websocket: 10000, https: 10002, monitor: 9091 };
 
 impl Layout {
-    /// The deployment in this folder, which is made if it is missing.
-    pub fn new(dir: PathBuf) -> Result<Self> {
+    /// The deployment in this folder, which is made if it is missing or empty.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or holds something else.
+    pub fn new(dir: &Path) -> Result<Self> {
+        if !dir.join(MARK).is_file() {
+            if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+                bail!(
+                    "{} holds other files and no deployment of Ferroedge: choose a new or an empty folder",
+                    dir.display()
+                );
+            }
+            let made = std::fs::create_dir_all(dir).and_then(|()| {
+                std::fs::write(
+                    dir.join(MARK),
+                    "A deployment made by `cargo xtask up`; `cargo xtask down --purge` deletes it.\n",
+                )
+            });
+            made.with_context(|| format!("creating {}", dir.display()))?;
+        }
         std::fs::create_dir_all(dir.join("logs")).with_context(|| format!("creating {}", dir.display()))?;
-        Ok(Self { dir: dir.canonicalize().with_context(|| dir.display().to_string())?, network: 86, usual_ports: true })
+        Self::at(dir)
+    }
+
+    /// The deployment in this folder; `None` when there is no folder.
+    ///
+    /// # Errors
+    /// The folder holds something else.
+    pub fn find(dir: &Path) -> Result<Option<Self>> {
+        if !dir.exists() {
+            return Ok(None);
+        }
+        if !dir.join(MARK).is_file() {
+            bail!("{} is no deployment of Ferroedge ({MARK} is missing in it): nothing was touched", dir.display());
+        }
+        Self::at(dir).map(Some)
+    }
+
+    fn at(dir: &Path) -> Result<Self> {
+        let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
+        Ok(Self { dir, network: None, usual_ports: true })
     }
 
     /// Makes room for several deployments side by side: pods get other addresses, servers any free ports.
     pub fn stand_aside(&mut self, network: u8) {
-        self.network = network;
+        self.network = Some(network);
         self.usual_ports = false;
+    }
+
+    /// Chooses the pods' addresses for this run.
+    pub fn claim_network(&self) -> Result<()> {
+        if self.network.is_none() {
+            network::claim(&self.sockets())?;
+        }
+        Ok(())
     }
 
     /// The pods' addresses on one node.
     pub fn subnet(&self, index: u8) -> String {
-        format!("10.{}.{index}.0/24", self.network)
+        let network = self.network.or_else(|| network::claimed(&self.sockets())).unwrap_or_else(network::usual);
+        format!("10.{network}.{index}.0/24")
+    }
+
+    /// Deletes the state of a stopped deployment and its folder; false when the folder stays for other files in it.
+    ///
+    /// # Errors
+    /// Something is still mounted there, or cannot be deleted.
+    pub fn purge(&self) -> Result<bool> {
+        let mut mounts = Containerd::mounts_below(&self.dir)?;
+        mounts.retain(|point| *point != self.dir);
+        if let Some(point) = mounts.first() {
+            bail!("{} is still mounted: unmount it first; nothing was deleted", point.display());
+        }
+        let delete = |path: PathBuf| {
+            let result = if path.is_dir() && !path.is_symlink() {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
+            };
+            result.with_context(|| format!("deleting {}", path.display()))
+        };
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(is_own) {
+                delete(entry.path())?;
+            }
+        }
+        // Last: what is left of an interrupted purge is still known as ours.
+        delete(self.dir.join(MARK))?;
+        Ok(std::fs::remove_dir(&self.dir).is_ok())
     }
 
     /// The whole deployment's folder.
@@ -76,7 +157,7 @@ impl Layout {
 
     /// A short folder for sockets, whose paths may have 107 bytes at most.
     pub fn sockets(&self) -> PathBuf {
-        PathBuf::from("/run/ferroedge").join(self.short_id())
+        sockets_of_all().join(self.short_id())
     }
 
     /// Eight hexadecimal digits that tell this deployment from others on the machine.
@@ -111,5 +192,59 @@ impl Layout {
             return Ok(listener);
         }
         TcpListener::bind(("127.0.0.1", 0))
+    }
+}
+
+/// Whether an entry of a deployment's folder was made by it.
+fn is_own(name: &str) -> bool {
+    let node = name.strip_prefix("edge-").is_some_and(|number| number.parse::<u8>().is_ok());
+    node || ["logs", "cloud", "ports.json", "run.json", "run.new"].contains(&name)
+}
+
+/// The folder that holds the sockets of all deployments of this user.
+pub(super) fn sockets_of_all() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/run/ferroedge");
+    }
+    std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from).join("ferroedge")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_folder_is_neither_used_nor_purged() {
+        let dir = tempfile::tempdir().expect("folder");
+        let thesis = dir.path().join("thesis.txt");
+        std::fs::write(&thesis, "x").expect("written");
+        for refusal in [Layout::new(dir.path()).err(), Layout::find(dir.path()).err()] {
+            assert!(refusal.expect("refused").to_string().contains("no deployment of Ferroedge"));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 1, "nothing was added");
+        assert!(Layout::find(&dir.path().join("missing")).expect("no error").is_none());
+        assert!(!dir.path().join("missing").exists(), "looking makes no folder");
+    }
+
+    #[test]
+    fn purge_deletes_only_what_up_made() {
+        let dir = tempfile::tempdir().expect("folder");
+        let own = dir.path().join("own");
+        let layout = Layout::new(&own).expect("made");
+        std::fs::create_dir_all(layout.edge("edge-2").join("config")).expect("made");
+        std::fs::create_dir_all(layout.cloud()).expect("made");
+        layout.ports().expect("chosen");
+        for foreign in ["thesis.txt", "edge-cases.md", "edge-x"] {
+            std::fs::write(own.join(foreign), "x").expect("written");
+        }
+        let layout = Layout::find(&own).expect("ours").expect("there");
+        assert!(!layout.purge().expect("purged"));
+        let mut left: Vec<_> = std::fs::read_dir(&own).expect("kept").map(|e| e.expect("entry").file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["edge-cases.md", "edge-x", "thesis.txt"]);
+
+        let layout = Layout::new(&dir.path().join("alone")).expect("made");
+        assert!(layout.purge().expect("purged"));
+        assert!(!layout.dir().exists());
     }
 }

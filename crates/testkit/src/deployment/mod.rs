@@ -2,24 +2,29 @@
 //! end-to-end tests start for themselves.
 //!
 //! `layout` says where its files lie, `children` what runs, `cloud` and `edge` start the two sides, `cluster` is a small
-//! client of its Kubernetes API.
+//! client of its Kubernetes API, `network` chooses the pods' addresses, `example` is what a user sees first.
 
 mod children;
 mod cloud;
 mod cluster;
 mod edge;
+pub mod example;
 mod layout;
+mod network;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 pub use self::children::{Child, Children};
 pub use self::cloud::Binaries;
 pub use self::cluster::{Cluster, condition};
 pub use self::edge::{edgecore_name, node_name};
 pub use self::layout::{Layout, Ports};
+use crate::containerd::{Containerd, runtime_client};
+use crate::cri;
 
 /// How long a started edge node may take until it is Ready.
 const READY: Duration = Duration::from_secs(60);
@@ -36,9 +41,24 @@ pub struct Deployment {
 
 impl Deployment {
     /// Finds the state in this folder, or begins anew.
-    pub fn open(dir: PathBuf, binaries: Binaries) -> Result<Self> {
-        let layout = Layout::new(dir)?;
-        let children = Children::load(layout.run_file())?;
+    ///
+    /// # Errors
+    /// The folder holds something else.
+    pub fn open(dir: &Path, binaries: Binaries) -> Result<Self> {
+        Self::of(Layout::new(dir)?, binaries)
+    }
+
+    /// Finds the state in this folder; `None` when there is no folder.
+    ///
+    /// # Errors
+    /// The folder holds something else.
+    pub fn find(dir: &Path, binaries: Binaries) -> Result<Option<Self>> {
+        Layout::find(dir)?.map(|layout| Self::of(layout, binaries)).transpose()
+    }
+
+    fn of(layout: Layout, binaries: Binaries) -> Result<Self> {
+        let mut children = Children::load(layout.run_file())?;
+        children.adopt_strays(layout.dir())?;
         Ok(Self { layout, children, binaries })
     }
 
@@ -63,23 +83,53 @@ impl Deployment {
     }
 
     /// Waits until the node's Ready condition is True; how long that took.
+    ///
+    /// # Errors
+    /// It is not in time, or a program ended by itself.
     pub async fn wait_ready(&self, cluster: &Cluster, index: u8) -> Result<Duration> {
         let node = edge::node_name(index);
         let began = Instant::now();
-        cluster
-            .wait(&format!("node {node} to be Ready"), READY, || cluster.node_is_ready(&node))
-            .await
-            .with_context(|| format!("see {}", self.layout.log(&edge::edgecore_name(index)).display()))?;
+        let what = format!("node {node} to be Ready");
+        tokio::select! {
+            ended = self.children.until_ended() => return Err(ended),
+            ready = cluster.wait(&what, READY, || cluster.node_is_ready(&node)) => ready
+                .with_context(|| format!("see {}", self.layout.log(&edge::edgecore_name(index)).display()))?,
+        }
         Ok(began.elapsed())
     }
 
-    /// Stops edgecore before its containers, and the cloud last, so that no side sees the other vanish.
+    /// Ids of the containers that run on a node, as its containerd says.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn running_containers(&self, index: u8) -> Result<BTreeSet<String>> {
+        let mut client = runtime_client(Path::new(&self.containerd_socket(index))).await?;
+        let list = client.list_containers(cri::ListContainersRequest::default()).await?.into_inner().containers;
+        let running = i32::from(cri::ContainerState::ContainerRunning);
+        Ok(list.into_iter().filter(|container| container.state == running).map(|container| container.id).collect())
+    }
+
+    /// Stops edgecore before its containers, and the cloud last, so that no side sees the other vanish. What a user started
+    /// by hand in this folder is stopped as well.
+    ///
+    /// # Errors
+    /// Something is left; the text names it.
     pub async fn stop(&mut self) -> Result<()> {
+        self.children.adopt_strays(self.layout.dir())?;
         edge::stop_all(&self.layout, &mut self.children).await?;
         self.children.stop("")?;
-        let _ = std::fs::remove_dir_all(self.layout.sockets());
+        let sockets = self.layout.sockets();
+        if let Some(point) = Containerd::mounts_below(&sockets)?.first() {
+            bail!("{} is still mounted", point.display());
+        }
+        match std::fs::remove_dir_all(&sockets) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| sockets.display().to_string());
+            }
+            _ => {}
+        }
         // Fails, as it should, while another deployment has its sockets there.
-        let _ = std::fs::remove_dir("/run/ferroedge");
+        let _ = std::fs::remove_dir(layout::sockets_of_all());
         Ok(())
     }
 
@@ -88,8 +138,7 @@ impl Deployment {
     /// # Errors
     /// Something does not end.
     pub async fn power_cut(&mut self, index: u8) -> Result<()> {
-        let mut containerd =
-            crate::containerd::Containerd::start(edge::containerd_options(&self.layout, index)).await?;
+        let mut containerd = Containerd::start(edge::containerd_options(&self.layout, index)).await?;
         let cut = containerd.power_off().await;
         containerd.keep_running();
         self.children.stop(&format!("{}-containerd", edge::node_name(index)))?;
