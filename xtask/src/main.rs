@@ -4,6 +4,8 @@
 mod bench;
 mod gen_kube;
 mod packages;
+mod stop_signals;
+mod terminal;
 mod test;
 mod tidy;
 mod up;
@@ -50,7 +52,7 @@ fn main() -> std::process::ExitCode {
     match run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            terminal::complain(format_args!("error: {error:#}"));
             std::process::ExitCode::FAILURE
         }
     }

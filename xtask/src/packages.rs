@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::terminal::complain;
 use crate::workspace::{has_program, run};
 
 /// A Debian package and how to see that it is there.
@@ -71,7 +72,7 @@ fn install(needed: Vec<&Package>) -> Result<()> {
     if !has_program("apt-get") {
         bail!("this machine has no apt-get: install the equivalents of these Debian packages: {}", missing.join(" "));
     }
-    eprintln!("installing from Debian: {}", missing.join(" "));
+    complain(format_args!("installing from Debian: {}", missing.join(" ")));
     let installed = run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| {
         run(Command::new("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")

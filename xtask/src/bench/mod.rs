@@ -8,16 +8,16 @@ mod pods;
 mod process;
 mod report;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 use testkit::deployment::{Cluster, Deployment};
 
 use self::report::{Report, Row};
 use crate::packages;
+use crate::stop_signals::StopSignals;
 use crate::up;
 
 /// How long the programs may settle before their memory is read.
@@ -41,12 +41,19 @@ pub async fn run(options: BenchOptions) -> Result<()> {
         bail!("the bench runs containers, which needs root");
     }
     packages::ensure()?;
-    let dir = tempfile::Builder::new().prefix("ferroedge-bench").tempdir()?;
-    let mut deployment = up::open(Some(PathBuf::from(dir.path())))?;
     up::build()?;
+    let mut signals = StopSignals::catch()?;
+    let dir = tempfile::Builder::new().prefix("ferroedge-bench").tempdir()?;
+    let mut deployment = up::open(dir.path())?;
     let mut report = Report::default();
-    let result = measure(&mut deployment, &mut report).await;
-    deployment.stop().await?;
+    let result = tokio::select! {
+        result = measure(&mut deployment, &mut report) => result,
+        signal = signals.next() => Err(anyhow!("{signal} while measuring")),
+    };
+    if let Err(error) = deployment.stop().await {
+        let command = up::down_command(&dir.keep());
+        return Err(error.context(format!("not all that the bench started is stopped: run {command}")));
+    }
     result?;
     report.print();
     if options.record { report.record() } else { report.compare() }

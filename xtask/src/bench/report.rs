@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+use crate::terminal::{complain, say, step};
 use crate::workspace::root;
 
 /// A gated figure may exceed the recorded one by this factor.
@@ -51,13 +52,13 @@ pub struct Report {
 impl Report {
     /// Adds a row and shows it at once.
     pub fn add(&mut self, row: Row) {
-        println!("• {}: {:.2} {}", row.what, row.median(), row.unit);
+        step(format_args!("{}: {:.2} {}", row.what, row.median(), row.unit));
         self.rows.push(row);
     }
 
     /// The table, in the form that the README holds.
     pub fn print(&self) {
-        println!("\n| what | median | min – max | budget | |\n|---|---|---|---|---|");
+        say("\n| what | median | min – max | budget | |\n|---|---|---|---|---|");
         for row in &self.rows {
             let (min, max) = row.values.iter().fold((f64::MAX, f64::MIN), |(min, max), v| (min.min(*v), max.max(*v)));
             let spread = if row.values.len() > 1 { format!("{min:.2} – {max:.2}") } else { String::new() };
@@ -67,7 +68,7 @@ impl Report {
                 Some(_) => "**missed**",
                 None => "",
             };
-            println!("| {} | {:.2} {} | {spread} | {budget} | {verdict} |", row.what, row.median(), row.unit);
+            say(format_args!("| {} | {:.2} {} | {spread} | {budget} | {verdict} |", row.what, row.median(), row.unit));
         }
     }
 
@@ -83,7 +84,7 @@ impl Report {
     pub fn compare(&self) -> Result<()> {
         let file = recorded_file();
         let Ok(text) = std::fs::read_to_string(&file) else {
-            eprintln!("nothing recorded yet: `cargo xtask bench --record` writes {}", file.display());
+            complain(format_args!("nothing recorded yet: `cargo xtask bench --record` writes {}", file.display()));
             return Ok(());
         };
         let figures: BTreeMap<String, f64> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;

@@ -1,135 +1,48 @@
-//! The example: a Deployment of two busybox web servers, and what the user sees of it.
+//! What a user sees of the example, and what to try next.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+use anyhow::Result;
+use testkit::deployment::example::{self, PORT};
+use testkit::deployment::{Cluster, Deployment, Layout};
 
-use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
-use testkit::deployment::{Cluster, Layout};
+use crate::terminal::{say, step};
 
-use super::step;
-
-const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
-const PODS: &str = "/api/v1/namespaces/default/pods?labelSelector=app%3Dhello";
-/// Where the web server listens inside its pod.
-const PORT: u16 = 8080;
-
-/// Creates the Deployment unless an earlier `up` did, and waits until both pods are Ready.
-pub async fn deploy(cluster: &Cluster) -> Result<()> {
-    let (status, answer) = cluster.post(DEPLOYMENTS, &manifest()).await?;
-    match status {
-        201 => step("created deployment.apps/hello, two busybox web servers"),
-        409 => step("found deployment.apps/hello of an earlier run"),
-        _ => bail!("creating deployment.apps/hello: {status} {}", answer["message"]),
-    }
+/// Creates the example unless an earlier `up` did, waits until it answers, and shows it.
+pub async fn deploy(deployment: &Deployment, cluster: &Cluster, nodes: u8) -> Result<()> {
+    step(match example::create(cluster).await? {
+        true => "created deployment.apps/hello, two busybox web servers",
+        false => "found deployment.apps/hello of an earlier run",
+    });
     let began = std::time::Instant::now();
-    cluster
-        .wait("two Ready pods of deployment.apps/hello", Duration::from_secs(60), || async {
-            let deployment = cluster.get(&format!("{DEPLOYMENTS}/hello")).await?;
-            let wanted = &deployment["spec"]["replicas"];
-            Ok(wanted == &deployment["status"]["readyReplicas"] && wanted == &deployment["status"]["updatedReplicas"])
-        })
-        .await?;
-    step(&format!("its pods are Ready ({:.1} s)", began.elapsed().as_secs_f32()));
-    Ok(())
-}
-
-/// Prints the pods and the answer of one of them over HTTP.
-pub async fn show(cluster: &Cluster) -> Result<()> {
-    let pods = cluster.get(PODS).await?;
-    let pods = pods["items"].as_array().cloned().unwrap_or_default();
-    println!("\n{:<28} {:<9} {:<8} {:<15}", "POD", "STATUS", "NODE", "IP");
+    let (pods, answer) = example::wait(deployment, cluster, nodes).await?;
+    let Some(first) = pods.first() else {
+        step("it is scaled to no pods");
+        return Ok(());
+    };
+    step(format_args!("its pods run and answer ({:.1} s)", began.elapsed().as_secs_f32()));
+    say(format_args!("\n{:<28} {:<9} {:<8} {:<15}", "POD", "STATUS", "NODE", "IP"));
     for pod in &pods {
-        println!(
-            "{:<28} {:<9} {:<8} {:<15}",
-            text(&pod["metadata"]["name"]),
-            text(&pod["status"]["phase"]),
-            text(&pod["spec"]["nodeName"]),
-            text(&pod["status"]["podIP"]),
-        );
+        say(format_args!("{:<28} {:<9} {:<8} {:<15}", pod.name, pod.phase, pod.node, pod.ip));
     }
-    let ip = pods
-        .iter()
-        .map(|pod| text(&pod["status"]["podIP"]))
-        .find(|ip| !ip.is_empty())
-        .context("no pod of deployment.apps/hello has an IP")?;
-    let answer = http_get(ip).with_context(|| format!("asking http://{ip}:{PORT}/"))?;
-    println!("\n$ curl http://{ip}:{PORT}/\n{}", answer.trim());
+    say(format_args!("\n$ curl http://{}:{PORT}/\n{answer}", first.ip));
     Ok(())
 }
 
 /// Prints where things are and what to try next.
-pub fn show_files(layout: &Layout, cluster: &Cluster) {
-    println!("\nkubeconfig  {}", cluster.kubeconfig().display());
-    println!("logs        {}", layout.dir().join("logs").display());
-    println!("\nTry next:");
-    println!("  export KUBECONFIG={}", cluster.kubeconfig().display());
-    println!("  kubectl get nodes,pods -o wide");
-    println!("  kubectl scale deployment hello --replicas=4");
-    println!("  kubectl rollout status deployment hello");
-    println!("  kubectl get events");
-}
-
-fn manifest() -> Value {
-    let serve = format!(
-        "mkdir -p /www && echo \"hello from $POD_NAME on $NODE_NAME\" > /www/index.html && exec httpd -f -p {PORT} -h /www"
-    );
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "hello", "labels": {"app": "hello"}},
-        "spec": {
-            "replicas": 2,
-            "selector": {"matchLabels": {"app": "hello"}},
-            "template": {
-                "metadata": {"labels": {"app": "hello"}},
-                "spec": {
-                    "terminationGracePeriodSeconds": 1,
-                    "containers": [{
-                        "name": "web",
-                        "image": "docker.io/library/busybox:1",
-                        "imagePullPolicy": "IfNotPresent",
-                        "command": ["sh", "-c", serve],
-                        "ports": [{"containerPort": PORT}],
-                        "env": [field("POD_NAME", "metadata.name"), field("NODE_NAME", "spec.nodeName")],
-                    }],
-                },
-            },
-        },
-    })
-}
-
-fn http_get(ip: &str) -> Result<String> {
-    let address = format!("{ip}:{PORT}").parse()?;
-    let mut last = None;
-    // The container runs, but its web server may need a moment until it listens.
-    for _ in 0..50 {
-        match ask(&address) {
-            Ok(answer) => return Ok(answer),
-            Err(error) => last = Some(error),
-        }
-        #[allow(clippy::disallowed_methods, reason = "bounded polling in a command-line tool")]
-        std::thread::sleep(Duration::from_millis(100));
+pub fn show_files(layout: &Layout, cluster: &Cluster, has_nodes: bool) {
+    say(format_args!("\nkubeconfig  {}", cluster.kubeconfig().display()));
+    say(format_args!("logs        {}", layout.dir().join("logs").display()));
+    say("\nTry next:");
+    say(format_args!("  export KUBECONFIG={}", cluster.kubeconfig().display()));
+    if !has_nodes {
+        say("  kubectl get namespaces");
+        say("  kubectl create deployment web --image=docker.io/library/busybox:1 -- sleep 3600");
+        say(
+            "  kubectl get pods      # Pending, until a node joins: `cargo xtask down`, then `up` without --cloud-only",
+        );
+        return;
     }
-    Err(last.context("never asked")?)
-}
-
-fn ask(address: &std::net::SocketAddr) -> Result<String> {
-    let limit = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(address, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    write!(stream, "GET / HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(64 * 1024).read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-    if !head.starts_with("HTTP/1.0 200") && !head.starts_with("HTTP/1.1 200") {
-        bail!("{}", head.lines().next().unwrap_or_default());
-    }
-    Ok(body.to_owned())
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
+    say("  kubectl get nodes,pods -o wide");
+    say("  kubectl scale deployment hello --replicas=4");
+    say("  kubectl rollout status deployment hello");
+    say("  kubectl get events");
 }

@@ -2,23 +2,20 @@
 //!
 //! Flow: packages → release binaries → embedded Kubernetes and cloudcore → per edge node a private containerd, `keadm join`,
 //! edgecore → node Ready → example Deployment → what the user can do next. The programs' side of it is in
-//! `testkit::deployment`; `example` deploys and shows the two web servers.
+//! `testkit::deployment`; `example` shows the two web servers.
 
 mod example;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use testkit::deployment::{Binaries, Children, Deployment, node_name};
-use tokio::signal::unix::{SignalKind, signal};
+use testkit::deployment::{Binaries, Deployment, node_name};
 
 use crate::packages;
+use crate::stop_signals::StopSignals;
+use crate::terminal::{complain, say, step};
 use crate::workspace::{cargo, root, run, target_dir};
-
-/// How often the running programs are looked at while `up` stays in the foreground.
-const WATCH: Duration = Duration::from_secs(1);
 
 /// Options of `up`.
 #[derive(Args)]
@@ -56,57 +53,77 @@ pub async fn up(options: UpOptions) -> Result<()> {
         }
         packages::ensure()?;
     }
-    let mut deployment = open(options.dir.clone())?;
+    let dir = folder(options.dir.clone());
+    let mut deployment = open(&dir)?;
     if let Some(child) = deployment.children.list().first() {
-        bail!("{} of an earlier `up` still runs: stop it with `cargo xtask down` first", child.name);
+        bail!("{} of an earlier `up` still runs: stop it with {} first", child.name, down_command(&dir));
     }
     build()?;
 
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut signals = StopSignals::catch()?;
     let result = tokio::select! {
         result = start(&options, &mut deployment) => result,
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted while starting")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("terminated while starting")),
+        signal = signals.next() => Err(anyhow!("{signal} while starting")),
     };
-    if result.is_ok() && options.detach {
-        println!("\nEverything goes on in the background; `cargo xtask down` stops it.");
-        return Ok(());
+    if let (Ok(example), true) = (&result, options.detach) {
+        say(format_args!(
+            "\nEverything goes on in the background, without anybody who starts again what ends; {} stops it.",
+            down_command(&dir)
+        ));
+        return example.as_ref().map_err(|error| anyhow!("{error:#}")).copied();
     }
     let result = match result {
-        Ok(()) => {
-            println!("\nCtrl-C stops everything that was started here.");
+        Ok(_) => {
+            say("\nCtrl-C stops everything that was started here; so does the end of one of the programs.");
             tokio::select! {
-                ended = any_ended(&deployment.children) => Err(ended),
-                _ = interrupt.recv() => Ok(()),
-                _ = terminate.recv() => Ok(()),
+                ended = deployment.children.until_ended() => Err(ended),
+                _ = signals.next() => Ok(()),
             }
         }
-        error => error,
+        Err(error) => Err(error),
     };
-    println!("\nstopping …");
+    say("\nstopping …");
     deployment.stop().await?;
     result
 }
 
-/// Stops what a detached or crashed `up` left.
+/// Stops what a detached or crashed `up` left, and what was started by hand in its folder.
 pub async fn down(options: DownOptions) -> Result<()> {
-    let mut deployment = open(options.dir)?;
+    let dir = folder(options.dir);
+    let Some(mut deployment) = Deployment::find(&dir, binaries())? else {
+        say(format_args!("nothing to stop: there is no {}", dir.display()));
+        return Ok(());
+    };
     deployment.stop().await?;
-    let dir = deployment.layout.dir();
-    if options.purge {
-        std::fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
-        println!("stopped, and {} deleted", dir.display());
+    if !options.purge {
+        say(format_args!("stopped; the state stays in {}", dir.display()));
+    } else if deployment.layout.purge()? {
+        say(format_args!("stopped, and {} deleted", dir.display()));
     } else {
-        println!("stopped; the state stays in {}", dir.display());
+        say(format_args!("stopped, and the state deleted; {} stays for other files in it", dir.display()));
     }
     Ok(())
 }
 
-/// The deployment in this folder (default: `.ferroedge` in the project), of release programs.
-pub fn open(dir: Option<PathBuf>) -> Result<Deployment> {
-    let binaries = Binaries::new(target_dir().join("release"));
-    Deployment::open(dir.unwrap_or_else(|| root().join(".ferroedge")), binaries)
+/// The command that stops the deployment in this folder.
+pub fn down_command(dir: &Path) -> String {
+    match dir == folder(None) {
+        true => "`cargo xtask down`".to_owned(),
+        false => format!("`cargo xtask down --dir {}`", dir.display()),
+    }
+}
+
+fn folder(dir: Option<PathBuf>) -> PathBuf {
+    dir.unwrap_or_else(|| root().join(".ferroedge"))
+}
+
+fn binaries() -> Binaries {
+    Binaries::new(target_dir().join("release"))
+}
+
+/// The deployment in this folder, of release programs.
+pub fn open(dir: &Path) -> Result<Deployment> {
+    Deployment::open(dir, binaries())
 }
 
 /// Builds the release programs; cargo shows its own progress.
@@ -115,39 +132,29 @@ pub fn build() -> Result<()> {
     run(cargo().args(["build", "--release", "--package", "cloudcore", "--package", "edgecore", "--package", "keadm"]))
 }
 
-async fn start(options: &UpOptions, deployment: &mut Deployment) -> Result<()> {
+/// Starts the programs, then the example. That may fail (the user may have changed it) without an end to all the rest: its
+/// result is returned.
+async fn start(options: &UpOptions, deployment: &mut Deployment) -> Result<Result<()>> {
     step("starting the embedded Kubernetes and cloudcore");
     let cluster = deployment.start_cloud().await?;
     if options.cloud_only {
-        println!("\nThe cloud side runs.");
-        example::show_files(&deployment.layout, &cluster);
-        return Ok(());
+        say("\nThe cloud side runs.");
+        example::show_files(&deployment.layout, &cluster, false);
+        return Ok(Ok(()));
     }
     for index in 1..=options.nodes {
-        step(&format!("starting containerd and edgecore of {}", node_name(index)));
+        step(format_args!("starting containerd and edgecore of {}", node_name(index)));
         deployment.start_edge(index).await?;
     }
     for index in 1..=options.nodes {
         let node = node_name(index);
         let took = deployment.wait_ready(&cluster, index).await?;
-        step(&format!("{node} is Ready ({:.1} s)", took.as_secs_f32()));
+        step(format_args!("{node} is Ready ({:.1} s)", took.as_secs_f32()));
     }
-    example::deploy(&cluster).await?;
-    example::show(&cluster).await?;
-    example::show_files(&deployment.layout, &cluster);
-    Ok(())
-}
-
-async fn any_ended(children: &Children) -> anyhow::Error {
-    loop {
-        if let Some(child) = children.ended() {
-            return anyhow::anyhow!("{} ended by itself; its last words are in {}", child.name, child.log.display());
-        }
-        tokio::time::sleep(WATCH).await;
+    let example = example::deploy(deployment, &cluster, options.nodes).await;
+    if let Err(error) = &example {
+        complain(format_args!("warning: the example does not answer: {error:#}\nAll the rest goes on."));
     }
-}
-
-/// One line of progress.
-fn step(text: &str) {
-    println!("• {text}");
+    example::show_files(&deployment.layout, &cluster, true);
+    Ok(example)
 }
