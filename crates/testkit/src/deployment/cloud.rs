@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::children::Children;
 use super::cluster::Cluster;
 use super::layout::{Layout, Ports};
+use super::network;
 
 /// How long cloudcore may take until its API answers.
 const START: Duration = Duration::from_secs(60);
@@ -40,6 +41,7 @@ impl Binaries {
 
 /// Starts cloudcore with the embedded Kubernetes and waits until its API answers.
 pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children) -> Result<Cluster> {
+    let choosing = layout.chooses_usual_ports().then(network::lock).transpose()?;
     let ports = layout.ports()?;
     let dir = layout.cloud();
     std::fs::create_dir_all(&dir)?;
@@ -62,6 +64,7 @@ pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children
             .with_context(|| format!("cloudcore's API does not answer after {} s; see {}", START.as_secs(), log.display()))?,
     };
     cluster.wait("cloudcore to publish a join token", START, || cluster.has_token()).await?;
+    drop(choosing);
     Ok(cluster)
 }
 

@@ -165,6 +165,11 @@ impl Layout {
         hex::encode(&Sha256::digest(self.dir.as_os_str().as_encoded_bytes())[..4])
     }
 
+    /// Whether the usual ports may be chosen now: then nobody else may do so until servers listen there.
+    pub(super) fn chooses_usual_ports(&self) -> bool {
+        self.usual_ports && !self.dir.join("ports.json").exists()
+    }
+
     /// The ports of the last `up`, or the usual ones where they are free, or others.
     pub fn ports(&self) -> Result<Ports> {
         let file = self.dir.join("ports.json");

@@ -16,8 +16,7 @@ const WIDEST: u32 = 0xffff_0000;
 
 /// The network of this run: the one claimed before, or a free one.
 pub(super) fn claim(sockets: &Path) -> Result<u8> {
-    // Two that start at once choose one after the other.
-    let choosing = File::open("/run").and_then(|run| run.lock().map(|()| run)).context("locking /run")?;
+    let choosing = lock()?;
     if let Some(network) = claimed(sockets) {
         return Ok(network);
     }
@@ -33,6 +32,11 @@ pub(super) fn claim(sockets: &Path) -> Result<u8> {
     std::fs::write(&file, network.to_string()).with_context(|| file.display().to_string())?;
     drop(choosing);
     Ok(network)
+}
+
+/// Deployments that start at once choose one after the other, while they hold this.
+pub(super) fn lock() -> Result<File> {
+    File::open("/run").and_then(|run| run.lock().map(|()| run)).context("locking /run")
 }
 
 /// What the deployment with these sockets has claimed.
