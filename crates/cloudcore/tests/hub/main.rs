@@ -6,3 +6,4 @@ mod delivery;
 mod deploy;
 mod golden;
 mod registration;
+mod volumes;
