@@ -1,5 +1,6 @@
 //! The node agent's settings, from `modules.edged` of `edgecore.yaml`.
 
+mod reclaim;
 use std::time::Duration;
 
 use api::edgecore::Config;
@@ -60,5 +61,8 @@ pub fn edged(config: &Config) -> Settings {
     settings.streaming_idle_timeout = if idle.is_zero() { Duration::MAX } else { idle };
     settings.kubelet_config = document.get("modules.edged.tailoredKubeletConfig").to_string();
     settings.report_event = document.flag(&own("reportEvent"));
+    settings.pause_image = document.text(&own("podSandboxImage"));
+    settings.static_pod_path = document.text(&kubelet("staticPodPath")).into();
+    reclaim::read(config, &mut settings);
     settings
 }

@@ -15,11 +15,14 @@ use crate::{
     access::Access,
     api::{self, Api},
     events::{EventType, Recorder},
+    eviction::{Evictor, EvictorTools},
+    images::ImageCollector,
     meta::MetaClient,
     node::{NodeAgent, NodeOnline},
     pods::{self, Busy, Desk, News, SourceError, Tools},
     runtime::{RUNTIME_EVENT_QUEUE, Runtime},
     settings::Settings,
+    static_pods::StaticPods,
     volumes,
 };
 
@@ -62,13 +65,13 @@ impl Edged {
         let runtime = Arc::new(Runtime::connect(Arc::clone(&settings), meta.clone(), recorder.clone()));
         let probe_counters = Arc::default();
         // Nobody sets it yet: the node is taken as without trouble.
-        let (_pressure, pressure_watch) = watch::channel(Pressure::default());
+        let (pressure, pressure_watch) = watch::channel(Pressure::default());
         let tools = Tools {
             settings: Arc::clone(&settings),
             runtime: Arc::clone(&runtime),
             recorder: recorder.clone(),
             meta: meta.clone(),
-            pressure: pressure_watch,
+            pressure: pressure_watch.clone(),
             busy: Busy::default(),
             probe_counters: Arc::clone(&probe_counters),
         };
@@ -76,12 +79,28 @@ impl Edged {
         let parts_of_access = (Arc::clone(&settings), Arc::clone(&runtime), desk.clone(), probe_counters);
         let access = Access::new(parts_of_access, stopping.clone());
         self.access.send_replace(Some(Arc::clone(&access)));
+        let stats = access.stats().clone();
+        let images = ImageCollector::new(Arc::clone(&settings), Arc::clone(&runtime), stats.clone(), recorder.clone());
+        let images = Arc::new(images);
+        let evictor = Evictor::new(EvictorTools {
+            settings: Arc::clone(&settings),
+            stats,
+            desk: desk.clone(),
+            runtime: Arc::clone(&runtime),
+            images: Arc::clone(&images),
+            recorder: recorder.clone(),
+            pressure,
+        });
         let mut parts = JoinSet::new();
-        let node = NodeAgent::new(settings, meta, Arc::clone(&runtime), recorder.clone());
+        let statics = StaticPods::new(Arc::clone(&settings), desk.clone());
+        let node = NodeAgent::new(settings, meta, Arc::clone(&runtime), recorder.clone(), pressure_watch);
         let online = node.online();
         parts.spawn(events.run(stopping.clone()));
+        parts.spawn(images.run(stopping.clone()));
+        parts.spawn(evictor.run(stopping.clone()));
         parts.spawn(node.run(stopping.clone()));
         parts.spawn(desk_task.run(stopping.clone()));
+        parts.spawn(statics.run(stopping.clone()));
         let logs = Arc::clone(&runtime);
         let stop_logs = stopping.clone();
         parts.spawn(async move { logs.rotate_logs(stop_logs).await });

@@ -18,6 +18,7 @@ pub mod stats;
 mod cgroups;
 mod container;
 mod dns;
+mod eviction;
 mod http;
 mod images;
 mod labels;
@@ -27,6 +28,7 @@ mod observe;
 mod paths;
 mod quantity;
 mod sandbox;
+mod static_pods;
 pub mod streams;
 mod volumes;
 

@@ -135,10 +135,14 @@ impl MetaClient {
         self.write(operation::PATCH, &format!("{namespace}/{kind}/{name}"), Content::text(patch)).await
     }
 
-    /// Asks the API to delete a pod that has ended, with its UID as precondition and no further grace.
-    pub async fn delete_pod(&self, namespace: &str, name: &str, uid: &str) -> Result<(), MetaError> {
+    /// Asks the API to delete a pod that has ended, without further grace: the one of this UID, or, where none is given, any
+    /// of this name.
+    pub async fn delete_pod(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<(), MetaError> {
         let resource = format!("{namespace}/{}/{name}", kind::POD);
-        let options = serde_json::json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}});
+        let options = serde_json::json!({
+            "gracePeriodSeconds": 0,
+            "preconditions": uid.map_or(serde_json::json!({}), |uid| serde_json::json!({"uid": uid})),
+        });
         let content =
             Content::json(&options).map_err(|source| MetaError::Encode { resource: resource.clone(), source })?;
         let answer = self.request(operation::DELETE, &resource, content).await?;

@@ -20,7 +20,7 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -395,6 +395,11 @@ impl Runtime {
         self.busy.send_if_modified(|old| std::mem::replace(old, busy) != busy);
     }
 
+    /// When containers were made from images, since it was asked last.
+    pub(crate) fn image_uses(&self) -> HashMap<String, Instant> {
+        self.images.take_uses()
+    }
+
     /// The client behind this runtime, for who only looks.
     pub(crate) fn cri(&self) -> &CriClient {
         &self.cri
@@ -407,7 +412,7 @@ impl Runtime {
 
     fn resources(&self) -> &NodeResources {
         self.resources.get_or_init(|| {
-            let mut resources = facts::Machine::read(&self.settings.root_dir).resources();
+            let mut resources = facts::Machine::read(&self.settings.root_dir).reserving(&self.settings).resources();
             resources.no_cpu_quota = !self.settings.cpu_cfs_quota;
             resources.pids_limit = self.settings.pod_pids_limit;
             resources.single_process_oom_kill = self.settings.single_process_oom_kill;

@@ -2,6 +2,8 @@
 //!
 //! `edgecore` fills it from `modules.edged` of `edgecore.yaml`.
 
+mod reclaim;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -10,6 +12,9 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Taint;
+use podlife::image_gc::Policy as ImageGcPolicy;
+
+pub use reclaim::{EvictionMaps, EvictionSettings, Reserved};
 
 /// Settings of the node agent.
 #[derive(Clone, Debug)]
@@ -72,6 +77,20 @@ pub struct Settings {
     pub container_log_monitor_interval: Duration,
     /// Pods that fit on the node (`maxPods`).
     pub max_pods: i32,
+    /// Pods that fit for each processor, if that is less (`podsPerCore`); 0 for any number.
+    pub pods_per_core: i32,
+    /// What pods do not get.
+    pub reserved: Reserved,
+    /// When pods are evicted.
+    pub eviction: EvictionSettings,
+    /// When images are removed (`imageGCHighThresholdPercent` and its companions).
+    pub image_gc: ImageGcPolicy,
+    /// Image that is never removed (`podSandboxImage`).
+    pub pause_image: String,
+    /// Folder of manifests of static pods (`staticPodPath`); none when empty.
+    pub static_pod_path: PathBuf,
+    /// Images in the node status, the largest; -1 for all (`nodeStatusMaxImages`).
+    pub node_status_max_images: i64,
     /// How often the node status is computed (`nodeStatusUpdateFrequency`).
     pub node_status_update_frequency: Duration,
     /// How often an unchanged node status is sent all the same (`nodeStatusReportFrequency`).
@@ -131,6 +150,13 @@ impl Settings {
             parallel_image_pulls: Some(1),
             container_log_monitor_interval: Duration::from_secs(10),
             max_pods: 110,
+            pods_per_core: 0,
+            reserved: Reserved::default(),
+            eviction: EvictionSettings::default(),
+            image_gc: reclaim::IMAGE_GC,
+            pause_image: "kubeedge/pause:3.6".into(),
+            static_pod_path: PathBuf::new(),
+            node_status_max_images: 0,
             node_status_update_frequency: Duration::from_secs(10),
             node_status_report_frequency: Duration::from_secs(300),
             read_only_port: 10350,

@@ -183,6 +183,10 @@ fn configure(dir: &std::path::Path, cloud: &GoCloud, runtime: &FakeCri) -> Confi
                 "tailoredKubeletConfig": {
                     "containerRuntimeEndpoint": runtime.endpoint(), "imageServiceEndpoint": runtime.endpoint(),
                     "podLogsDir": at("logs"), "staticPodPath": at("manifests"), "cgroupsPerQOS": false, "readOnlyPort": 0,
+                    // How full this machine is must not matter.
+                    "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+                        "imagefs.available": "0%", "imagefs.inodesFree": "0%"},
+                    "imageGCHighThresholdPercent": 100,
                 },
             },
             "edgeHub": {

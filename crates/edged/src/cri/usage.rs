@@ -48,4 +48,12 @@ impl CriClient {
         let request = proto::RemoveImageRequest { image: Some(spec) };
         ignore_missing(self.call("RemoveImage", CALL_LIMIT, client.remove_image(request)).await)
     }
+
+    /// The image that the runtime makes sandboxes of, where it tells (containerd).
+    pub async fn sandbox_image(&self) -> Result<Option<String>, CriError> {
+        let mut client = self.runtime.clone();
+        let answer = self.call("Status", STATUS_LIMIT, client.status(proto::StatusRequest { verbose: true })).await?;
+        let config = answer.info.get("config").and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+        Ok(config.and_then(|config| config["sandboxImage"].as_str().map(str::to_owned)))
+    }
 }

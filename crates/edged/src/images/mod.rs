@@ -1,6 +1,7 @@
 //! Images: present or pulled by policy, with back-off, events and waiting reasons as the kubelet has them.
 
 mod credentials;
+mod gc;
 mod reference;
 mod turns;
 
@@ -20,6 +21,7 @@ use crate::runtime::StartError;
 use crate::settings::Settings;
 
 use credentials::Logins;
+pub use gc::ImageCollector;
 use reference::with_default_tag;
 use turns::{LONGEST_TURN, Turns};
 
@@ -29,6 +31,8 @@ const BACKOFF_INITIAL: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// Failures that are remembered; beyond it the oldest are forgotten, which costs an early pull.
 const MAX_FAILURES: usize = 512;
+/// Images whose use is remembered until garbage collection asks; what goes beyond looks unused for a while.
+const MAX_USES: usize = 1024;
 
 /// An image that a container can be created from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub struct Images {
     turns: Turns,
     root_dir: PathBuf,
     failures: Mutex<HashMap<(String, String), Failure>>,
+    /// When containers were last made from images, by their reference.
+    uses: Mutex<HashMap<String, Instant>>,
 }
 
 /// The last failed pull of an image for a pod.
@@ -82,7 +88,12 @@ pub struct ImageTools<'a> {
 impl Images {
     /// The image step of a node with these settings.
     pub fn new(settings: &Settings) -> Self {
-        Self { turns: Turns::new(settings), root_dir: settings.root_dir.clone(), failures: Mutex::default() }
+        Self {
+            turns: Turns::new(settings),
+            root_dir: settings.root_dir.clone(),
+            failures: Mutex::default(),
+            uses: Mutex::default(),
+        }
     }
 
     /// Makes the image of a container present, as its pull policy says.
@@ -95,6 +106,9 @@ impl Images {
         request: &ImageRequest<'_>,
     ) -> Result<ResolvedImage, StartError> {
         let result = self.try_ensure(tools, request).await;
+        if let Ok(image) = &result {
+            self.note_use(&image.reference);
+        }
         if let Err(error) = &result {
             let text = format!("Error: {}", error.reason);
             tools.recorder.container(request.pod, &request.container.name, EventType::Warning, "Failed", text);
@@ -261,6 +275,18 @@ impl Images {
         let mut fitting = logins.matching(image);
         fitting.extend(credentials::node_logins(&self.root_dir).matching(image));
         if fitting.is_empty() { vec![None] } else { fitting.into_iter().map(Some).collect() }
+    }
+
+    fn note_use(&self, reference: &str) {
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        if uses.len() < MAX_USES || uses.contains_key(reference) {
+            uses.insert(reference.to_owned(), Instant::now());
+        }
+    }
+
+    /// Takes what was noted of the use of images.
+    pub fn take_uses(&self) -> HashMap<String, Instant> {
+        std::mem::take(&mut self.uses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Forgets failed pulls of a pod that is gone.

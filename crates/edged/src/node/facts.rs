@@ -4,15 +4,10 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 
-use crate::container::resources::NodeResources;
-use crate::settings::Settings;
+use podlife::eviction::{Signal, Threshold};
 
-/// Memory that must stay free: below it the node is under pressure (kubelet's default of `evictionHard`).
-const MEMORY_RESERVE: u64 = 100 << 20;
-/// Part of the disk that must stay free.
-const DISK_RESERVE: f32 = 0.1;
-/// Part of the inodes that must stay free.
-const INODE_RESERVE: f64 = 0.05;
+use crate::container::resources::NodeResources;
+use crate::settings::{EvictionSettings, Reserved, Settings};
 
 /// A machine's identity and capacity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,36 +30,64 @@ pub struct Machine {
     pub kernel: String,
     /// `PRETTY_NAME` of the distribution.
     pub os_image: String,
+    /// What pods do not get: what is reserved, and what must stay free.
+    pub kept: Reserved,
 }
 
 impl Machine {
-    /// Reads everything; what cannot be read is empty or 0. The storage is that of `root_dir` or its nearest ancestor.
+    /// Reads everything; what cannot be read is empty or 0. The storage is that of `root_dir` or its nearest ancestor. Kept from
+    /// pods is what upstream keeps by default.
     pub fn read(root_dir: &Path) -> Self {
         let machine_id = [text("/etc/machine-id"), text("/var/lib/dbus/machine-id")];
         let machine_id = machine_id.into_iter().find(|id| !id.is_empty()).unwrap_or_default();
         let uuid = text("/sys/class/dmi/id/product_uuid");
-        Self {
+        let machine = Self {
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
             memory: meminfo("MemTotal"),
-            storage: disk(root_dir).map(|disk| disk.size).unwrap_or_default(),
+            storage: disk_size(root_dir).unwrap_or_default(),
             hugepages: hugepages(),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,
             boot_id: text("/proc/sys/kernel/random/boot_id"),
             kernel: text("/proc/sys/kernel/osrelease"),
             os_image: os_image(),
-        }
+            kept: Reserved::default(),
+        };
+        machine.keeping(Reserved::default(), &EvictionSettings::default().thresholds)
+    }
+
+    /// The same machine, with what these settings keep from pods.
+    pub fn reserving(self, settings: &Settings) -> Self {
+        self.keeping(settings.reserved, &settings.eviction.thresholds)
+    }
+
+    fn keeping(mut self, reserved: Reserved, thresholds: &[Threshold]) -> Self {
+        let hard = |signal, capacity| {
+            let found = thresholds.iter().find(|threshold| threshold.signal == signal && threshold.is_hard());
+            found.map_or(0, |threshold| threshold.value.of(capacity))
+        };
+        self.kept = Reserved {
+            memory: reserved.memory.saturating_add(hard(Signal::MemoryAvailable, self.memory)),
+            ephemeral_storage: reserved.ephemeral_storage.saturating_add(hard(Signal::NodeFsAvailable, self.storage)),
+            ..reserved
+        };
+        self
+    }
+
+    /// Thousandths of processors that pods may use.
+    pub fn allocatable_cpu(&self) -> u64 {
+        self.cpus.saturating_mul(1000).saturating_sub(self.kept.cpu)
     }
 
     /// Bytes of memory that pods may use.
     pub fn allocatable_memory(&self) -> u64 {
         let huge: u64 = self.hugepages.iter().map(|(size, count)| size * count).sum();
-        self.memory.saturating_sub(MEMORY_RESERVE).saturating_sub(huge)
+        self.memory.saturating_sub(self.kept.memory).saturating_sub(huge)
     }
 
     /// Bytes of disk that pods may use.
     pub fn allocatable_storage(&self) -> u64 {
-        self.storage - part(self.storage, f64::from(DISK_RESERVE))
+        self.storage.saturating_sub(self.kept.ephemeral_storage)
     }
 
     /// What container configurations depend on.
@@ -72,7 +95,7 @@ impl Machine {
         let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         NodeResources {
             memory: signed(self.memory),
-            allocatable_cpu: signed(self.cpus.saturating_mul(1000)),
+            allocatable_cpu: signed(self.allocatable_cpu()),
             allocatable_memory: signed(self.allocatable_memory()),
             allocatable_storage: signed(self.allocatable_storage()),
             hugepage_sizes: self.hugepages.iter().map(|(size, _)| *size).collect(),
@@ -83,51 +106,10 @@ impl Machine {
     }
 }
 
-/// Part of a size, rounded down.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "as the kubelet computes it"
-)]
-fn part(size: u64, fraction: f64) -> u64 {
-    (size as f64 * fraction) as u64
-}
-
-/// Which resources of the machine run short.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pressure {
-    /// Less memory is available than must stay free.
-    pub memory: bool,
-    /// Less disk or fewer inodes.
-    pub disk: bool,
-}
-
-/// Compares what is free with what must stay free.
-pub fn pressure(root_dir: &Path) -> Pressure {
-    let available = meminfo("MemAvailable");
-    let disk = disk(root_dir).is_some_and(|disk| {
-        disk.free < part(disk.size, f64::from(DISK_RESERVE)) || disk.free_inodes < part(disk.inodes, INODE_RESERVE)
-    });
-    Pressure { memory: available > 0 && available < MEMORY_RESERVE, disk }
-}
-
-struct Disk {
-    size: u64,
-    free: u64,
-    inodes: u64,
-    free_inodes: u64,
-}
-
-fn disk(path: &Path) -> Option<Disk> {
-    // The directory may not have been made yet.
+/// Size of the file system of a directory, which may not have been made yet.
+fn disk_size(path: &Path) -> Option<u64> {
     let stat = path.ancestors().find_map(|path| rustix::fs::statvfs(path).ok())?;
-    Some(Disk {
-        size: stat.f_blocks * stat.f_frsize,
-        free: stat.f_bavail * stat.f_frsize,
-        inodes: stat.f_files,
-        free_inodes: stat.f_ffree,
-    })
+    Some(stat.f_blocks * stat.f_frsize)
 }
 
 fn text(path: &str) -> String {
@@ -220,9 +202,15 @@ mod tests {
 
     #[test]
     fn storage_as_the_kubelet_reserves_it() {
-        let machine = Machine { storage: 264_212_084 * 1024, memory: 24_684_096 * 1024, ..Default::default() };
-        assert_eq!(machine.allocatable_storage(), 243_497_856_212);
-        assert_eq!(machine.allocatable_memory(), 24_581_696 * 1024);
+        let machine = Machine { cpus: 2, storage: 264_212_084 * 1024, memory: 24_684_096 * 1024, ..Default::default() };
+        let mut settings = Settings::new("n1");
+        let default = machine.clone().reserving(&settings);
+        assert_eq!(default.allocatable_storage(), 243_497_856_212);
+        assert_eq!((default.allocatable_memory(), default.allocatable_cpu()), (24_581_696 * 1024, 2000));
+        settings.reserved = Reserved { cpu: 250, memory: 1 << 30, ephemeral_storage: u64::MAX, pid: 0 };
+        let reserved = machine.reserving(&settings);
+        assert_eq!(reserved.allocatable_memory(), 24_581_696 * 1024 - (1 << 30));
+        assert_eq!((reserved.allocatable_cpu(), reserved.allocatable_storage()), (1750, 0));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeStatus};
+use podlife::eviction::Pressure;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wire::{Content, kind, operation};
@@ -44,6 +45,8 @@ pub struct NodeAgent {
     uid: watch::Sender<Option<String>>,
     /// Changes whenever the cloud is back.
     online: watch::Sender<()>,
+    /// What runs short.
+    pressure: watch::Receiver<Pressure>,
     /// The status that the API has, as far as known here.
     reported: Option<Reported>,
     /// The next report is sent as a whole, changed or not.
@@ -72,8 +75,15 @@ struct Reported {
 
 impl NodeAgent {
     /// An agent for the node of these settings.
-    pub fn new(settings: Arc<Settings>, meta: MetaClient, runtime: Arc<Runtime>, recorder: Recorder) -> Self {
+    pub fn new(
+        settings: Arc<Settings>,
+        meta: MetaClient,
+        runtime: Arc<Runtime>,
+        recorder: Recorder,
+        pressure: watch::Receiver<Pressure>,
+    ) -> Self {
         Self {
+            pressure,
             settings,
             meta,
             runtime,
@@ -106,7 +116,8 @@ impl NodeAgent {
 
     async fn report(&mut self) {
         self.recorder.node(EventType::Normal, "Starting", "Starting kubelet.");
-        let machine = Machine::read(&self.settings.root_dir);
+        let machine = Machine::read(&self.settings.root_dir).reserving(&self.settings);
+        let mut pressure = self.pressure.clone();
         let mut online = self.online.subscribe();
         if self.settings.register_node {
             self.register(&machine).await;
@@ -135,23 +146,47 @@ impl NodeAgent {
             let often = !ready && unready_since.elapsed() < NOT_READY_SPELL;
             let pause = if often { NOT_READY_POLL } else { self.settings.node_status_update_frequency };
             let pause = pause.min(self.settings.node_status_update_frequency);
-            self.whole |= pause_unless_online(pause, &mut online).await;
+            tokio::select! {
+                online = pause_unless_online(pause, &mut online) => self.whole |= online,
+                // The cloud must hear of it before it sends the next pod.
+                Ok(()) = pressure.changed() => {}
+            }
         }
     }
 
     async fn status(&self, machine: &Machine) -> NodeStatus {
-        let (readiness, runtime_version) = tokio::join!(self.runtime.readiness(), self.runtime.version());
+        let (readiness, runtime_version, images) =
+            tokio::join!(self.runtime.readiness(), self.runtime.version(), self.images());
         let before = self.reported.as_ref().and_then(|reported| reported.status.conditions.as_deref());
         let input = status::StatusInput {
             machine,
             addresses: facts::addresses(&self.settings),
-            pressure: facts::pressure(&self.settings.root_dir),
+            pressure: *self.pressure.borrow(),
             readiness: &readiness,
+            images,
             runtime_version,
             before: before.unwrap_or_default(),
             now: Timestamp::now(),
         };
         status::status(&self.settings, &input)
+    }
+
+    /// The largest images, as many as the settings want; mostly none.
+    async fn images(&self) -> Vec<ContainerImage> {
+        /// Names of one image (Kubernetes).
+        const MAX_NAMES: usize = 5;
+        let max = self.settings.node_status_max_images;
+        if max == 0 {
+            return Vec::new();
+        }
+        let mut images = self.runtime.cri().list_images().await.unwrap_or_default();
+        images.sort_by_key(|image| std::cmp::Reverse(image.size));
+        images.truncate(usize::try_from(max).unwrap_or(usize::MAX));
+        let reported = images.into_iter().map(|image| ContainerImage {
+            names: Some(image.repo_digests.into_iter().chain(image.repo_tags).take(MAX_NAMES).collect()),
+            size_bytes: i64::try_from(image.size).ok(),
+        });
+        reported.collect()
     }
 
     /// Creates the node, or finds that it is there; returns when either has succeeded.
@@ -201,6 +236,7 @@ impl NodeAgent {
                 self.whole = true;
                 let stored = self.meta.get::<Node>(NO_NAMESPACE, kind::NODE, name).await.ok().flatten();
                 if let Some(before) = stored.and_then(|node| node.status) {
+                    self.tell_reboot(&before, machine);
                     // Conditions that have not changed keep their times.
                     self.reported = Some(Reported { status: before, at: Instant::now() });
                 }
@@ -208,6 +244,14 @@ impl NodeAgent {
                 self.report_status(status).await
             }
             Err(error) => Err(error),
+        }
+    }
+
+    fn tell_reboot(&self, before: &NodeStatus, machine: &Machine) {
+        let boot_id = before.node_info.as_ref().map(|info| info.boot_id.as_str()).unwrap_or_default();
+        if !boot_id.is_empty() && !machine.boot_id.is_empty() && boot_id != machine.boot_id {
+            let text = format!("Node {} has been rebooted, boot id: {}", self.settings.node_name, machine.boot_id);
+            self.recorder.node(EventType::Warning, "Rebooted", text);
         }
     }
 

@@ -5,13 +5,15 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use podlife::eviction::Pressure;
 use serde_json::{Value, json};
 
-use super::facts::{Machine, Pressure, architecture};
+use super::facts::{Machine, architecture};
 use crate::runtime::RuntimeReadiness;
 use crate::settings::Settings;
 
@@ -30,6 +32,8 @@ pub struct StatusInput<'a> {
     pub pressure: Pressure,
     /// The container runtime.
     pub readiness: &'a RuntimeReadiness,
+    /// Images to report, the largest first.
+    pub images: Vec<ContainerImage>,
     /// `containerd://1.6.20`; empty before the runtime has answered.
     pub runtime_version: String,
     /// Conditions of the status before; keeps the times of those that did not change.
@@ -77,13 +81,21 @@ pub fn status(settings: &Settings, input: &StatusInput<'_>) -> NodeStatus {
     let mut addresses: Vec<NodeAddress> = input.addresses.iter().map(internal).collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: settings.node_name.clone() });
     NodeStatus {
-        capacity: Some(resources(settings, machine, machine.memory, bytes(machine.storage))),
+        capacity: Some(resources(
+            settings,
+            machine,
+            machine.cpus.saturating_mul(1000),
+            machine.memory,
+            bytes(machine.storage),
+        )),
         allocatable: Some(resources(
             settings,
             machine,
+            machine.allocatable_cpu(),
             machine.allocatable_memory(),
             Quantity(machine.allocatable_storage().to_string()),
         )),
+        images: Some(input.images.clone()).filter(|images| !images.is_empty()),
         conditions: Some(conditions(input)),
         addresses: Some(addresses),
         daemon_endpoints: Some(NodeDaemonEndpoints {
@@ -105,18 +117,32 @@ pub fn status(settings: &Settings, input: &StatusInput<'_>) -> NodeStatus {
     }
 }
 
-fn resources(settings: &Settings, machine: &Machine, memory: u64, storage: Quantity) -> BTreeMap<String, Quantity> {
+fn resources(
+    settings: &Settings,
+    machine: &Machine,
+    cpu: u64,
+    memory: u64,
+    storage: Quantity,
+) -> BTreeMap<String, Quantity> {
+    let cpu = if cpu.is_multiple_of(1000) { (cpu / 1000).to_string() } else { format!("{cpu}m") };
     let mut list = BTreeMap::from([
-        ("cpu".to_owned(), Quantity(machine.cpus.to_string())),
+        ("cpu".to_owned(), Quantity(cpu)),
         ("memory".to_owned(), bytes(memory)),
         ("ephemeral-storage".to_owned(), storage),
-        ("pods".to_owned(), Quantity(settings.max_pods.to_string())),
+        ("pods".to_owned(), Quantity(pods(settings, machine).to_string())),
     ]);
     for (size, count) in &machine.hugepages {
         let name = if size.is_multiple_of(1 << 30) { format!("{}Gi", size >> 30) } else { format!("{}Mi", size >> 20) };
         list.insert(format!("hugepages-{name}"), if *count == 0 { Quantity("0".into()) } else { bytes(size * count) });
     }
     list
+}
+
+/// Pods that fit: as many as configured, or fewer on a machine with few processors.
+fn pods(settings: &Settings, machine: &Machine) -> i64 {
+    let most = i64::from(settings.max_pods);
+    let per_core = i64::from(settings.pods_per_core).saturating_mul(i64::try_from(machine.cpus).unwrap_or(i64::MAX));
+    if per_core > 0 { most.min(per_core) } else { most }
 }
 
 /// In kibibytes where that is exact, as Kubernetes writes sizes of machines.
@@ -136,7 +162,11 @@ fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
     } else {
         ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned())
     };
-    let pid = ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned());
+    let pid = if pressure.pid {
+        ("True", "KubeletHasInsufficientPID", "kubelet has insufficient PID available".to_owned())
+    } else {
+        ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned())
+    };
     let problems: Vec<&str> = [&input.readiness.runtime_error, &input.readiness.network_error]
         .into_iter()
         .flatten()
@@ -185,8 +215,9 @@ pub fn patch(old: Option<&NodeStatus>, new: &NodeStatus) -> String {
     let mut status = serde_json::Map::new();
     let old_value = old.map(|old| json!(old)).unwrap_or_default();
     let new_value = json!(new);
-    for field in ["capacity", "allocatable", "daemonEndpoints", "nodeInfo"] {
+    for field in ["capacity", "allocatable", "daemonEndpoints", "images", "nodeInfo"] {
         if new_value[field] != old_value[field] {
+            // A list has no merge key here: it is replaced.
             status.insert(field.to_owned(), changed(&old_value[field], &new_value[field]));
         }
     }
@@ -237,6 +268,7 @@ mod tests {
             addresses: vec!["192.0.2.2".parse().unwrap()],
             pressure: Pressure::default(),
             readiness,
+            images: Vec::new(),
             runtime_version: "containerd://1.6.20".into(),
             before,
             now: Timestamp::from_second(second).unwrap(),

@@ -25,7 +25,7 @@ use super::{
     source::PodVersion,
     worker::PodWorker,
 };
-use crate::{events::EventType, meta::MetaError, node, settings::Settings};
+use crate::{events::EventType, meta::MetaError, node, settings::Settings, static_pods::MirrorNews};
 
 /// What the victims' event and status say.
 const PREEMPTED: &str = "Preempted in order to admit critical pod";
@@ -94,10 +94,17 @@ impl DeskTask {
         self.held.retain(|_, held| held.version.identity.uid != uid);
     }
 
-    /// Forgets what waits and is not wanted any more.
+    /// Forgets what waits and is not wanted any more by the API.
     pub(super) fn keep_waiting(&mut self, keep: impl Fn(&String) -> bool) {
-        self.waiting.retain(|waiting| keep(&waiting.version.identity.uid));
+        let from_here = |waiting: &Waiting| spec::is_static(&waiting.version.pod);
+        self.waiting.retain(|waiting| from_here(waiting) || keep(&waiting.version.identity.uid));
         self.held.retain(|_, held| keep(&held.version.identity.uid));
+    }
+
+    /// UIDs of the static pods that wait.
+    pub(super) fn waiting_statics(&self) -> Vec<String> {
+        let statics = self.waiting.iter().filter(|waiting| spec::is_static(&waiting.version.pod));
+        statics.map(|waiting| waiting.version.identity.uid.clone()).collect()
     }
 
     /// Whether a pod waits under this UID.
@@ -172,6 +179,9 @@ impl DeskTask {
         let (identity, pod) = (version.identity.clone(), Arc::clone(&version.pod));
         let ended = spec::is_terminal_phase(version.api.phase.as_deref());
         tracing::info!(pod = identity.name, namespace = identity.namespace, uid = identity.uid, "pod taken over");
+        if spec::is_static(&pod) {
+            self.mirrors.tell(MirrorNews::Runs(Arc::clone(&pod))).await;
+        }
         if let Some(rejection) = &refused {
             tracing::warn!(pod = identity.name, reason = rejection.reason, message = rejection.message, "pod rejected");
             self.tools.recorder.pod(&pod, EventType::Warning, rejection.reason.clone(), rejection.message.clone());

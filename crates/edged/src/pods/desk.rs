@@ -14,6 +14,7 @@ use podlife::{
     observed::{ObservedPod, PodIdentity},
     spec,
     stage::End,
+    static_pod,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -38,6 +39,7 @@ use crate::{
     meta::MetaError,
     node,
     runtime::{RuntimeError, RuntimeEvent},
+    static_pods::{MirrorNews, Mirrors, MirrorsTask, mirrors},
 };
 
 /// News waiting for the desk; a full queue holds the sender back.
@@ -53,6 +55,8 @@ pub enum News {
     Runtime(RuntimeEvent),
     /// The link to the cloud is back.
     Online,
+    /// All static pods of this node.
+    Static(Vec<PodVersion>),
     /// The node ends a pod: see [`Desk::evict`].
     Evict(Eviction),
     /// Somebody asks for the configured pods: all, or the one with this namespace and name.
@@ -85,6 +89,16 @@ impl Desk {
         let _ = self.news.send(news).await;
     }
 
+    /// A handle to nobody.
+    #[cfg(test)]
+    pub(crate) fn unheard() -> Self {
+        Self {
+            news: mpsc::channel(1).0,
+            recorder: Recorder::silent("n1"),
+            came_round: watch::channel(Instant::now()).1,
+        }
+    }
+
     /// The configured pods, or the one with this namespace and name. Empty also when the agent is stopping.
     pub async fn pods(&self, wanted: Option<(&str, &str)>) -> Vec<PodRecord> {
         let (answer, pods) = oneshot::channel();
@@ -106,11 +120,15 @@ pub fn desk(tools: Tools) -> (Desk, DeskTask) {
     let node = NodeFacts::own(&tools.settings);
     let (reporter, reporter_task) = reporter::reporter(tools.meta.clone());
     let (round, came_round) = watch::channel(Instant::now());
+    let (mirrors, mirrors_task) = mirrors(Arc::clone(&tools.settings), tools.meta.clone(), reporter.clone());
     let task = DeskTask {
         tools,
         news: receiver,
         reporter,
         reporter_task: Some(reporter_task),
+        mirrors,
+        mirrors_task: Some(mirrors_task),
+        statics_listed: false,
         pods: BTreeMap::new(),
         workers: JoinSet::new(),
         listed: false,
@@ -139,6 +157,10 @@ pub struct DeskTask {
     pub(super) held: BTreeMap<(String, String), Held>,
     /// Labels and taints of the node.
     pub(super) node: NodeFacts,
+    pub(super) mirrors: Mirrors,
+    mirrors_task: Option<MirrorsTask>,
+    /// The manifests of this node have been read.
+    pub(super) statics_listed: bool,
     /// Each ends with the UID of its pod.
     workers: JoinSet<String>,
     /// The stored list has been read: unknown pods may be ended.
@@ -190,6 +212,9 @@ impl DeskTask {
         if let Some(task) = self.reporter_task.take() {
             reporter.spawn(task.run(stopping.clone()));
         }
+        if let Some(task) = self.mirrors_task.take() {
+            reporter.spawn(task.run(stopping.clone()));
+        }
         loop {
             let (list_at, scan_at) = (self.list_at, self.scan_at);
             self.round.send_replace(Instant::now());
@@ -229,6 +254,10 @@ impl DeskTask {
         match news {
             News::Change(PodChange::Upsert(version)) => {
                 self.touched.insert(version.identity.uid.clone());
+                if static_pod::mirrored_hash(&version.pod).is_some() {
+                    self.mirrors.tell(MirrorNews::Seen(version)).await;
+                    return;
+                }
                 self.upsert(version, stopping).await;
                 // Who hears of the cloud can reach it.
                 self.reporter.send(Report::Online).await;
@@ -244,6 +273,9 @@ impl DeskTask {
             }
             News::Change(PodChange::Release { pod }) => self.release_held(pod, stopping).await,
             News::Change(PodChange::Remove { uid }) => {
+                if !self.pods.contains_key(&uid) {
+                    self.mirrors.tell(MirrorNews::Gone(uid.clone())).await;
+                }
                 self.remove(&uid);
                 self.touched.insert(uid);
             }
@@ -267,8 +299,10 @@ impl DeskTask {
             }
             News::Online => {
                 self.reporter.send(Report::Online).await;
+                self.mirrors.tell(MirrorNews::Online).await;
                 self.tell_held();
             }
+            News::Static(versions) => self.replace_statics(versions, stopping).await,
             News::Evict(eviction) => {
                 if let Some(entry) = self.pods.get(&eviction.uid) {
                     eviction.begin(&entry.pod, &entry.mailbox);
@@ -301,6 +335,9 @@ impl DeskTask {
             let (reporter, mailbox) = (self.reporter.clone(), Arc::clone(&entry.mailbox));
             entry.pod = Arc::clone(&version.pod);
             entry.ended = spec::is_terminal_phase(version.api.phase.as_deref());
+            if spec::is_static(&version.pod) {
+                self.mirrors.tell(MirrorNews::Runs(Arc::clone(&version.pod))).await;
+            }
             reporter.send(api_report(&version, &mailbox)).await;
             mailbox.version(version);
             return;
@@ -331,6 +368,9 @@ impl DeskTask {
         let Some(uid) = uid else { return };
         let Some(entry) = self.pods.remove(&uid) else { return };
         self.reporter.send(Report::Forget { uid }).await;
+        if spec::is_static(&entry.pod) {
+            self.mirrors.tell(MirrorNews::Ended(entry.identity)).await;
+        }
         if let Some(successor) = entry.successor {
             self.upsert(successor, stopping).await;
         }
@@ -361,10 +401,14 @@ impl DeskTask {
         }
     }
 
-    async fn replace_all(&mut self, mut versions: Vec<PodVersion>, stopping: &CancellationToken) {
+    async fn replace_all(&mut self, versions: Vec<PodVersion>, stopping: &CancellationToken) {
+        let (mirrors, mut versions): (Vec<_>, Vec<_>) =
+            versions.into_iter().partition(|version| static_pod::mirrored_hash(&version.pod).is_some());
+        self.mirrors.tell(MirrorNews::All(mirrors)).await;
         let wanted: BTreeSet<&String> = versions.iter().map(|v| &v.identity.uid).collect();
         let keep = |uid: &String| wanted.contains(uid) || self.touched.contains(uid);
-        let gone: Vec<String> = self.pods.keys().filter(|uid| !keep(uid)).cloned().collect();
+        let unwanted = self.pods.iter().filter(|(uid, entry)| !keep(uid) && !spec::is_static(&entry.pod));
+        let gone: Vec<String> = unwanted.map(|(uid, _)| uid.clone()).collect();
         let wanted: BTreeSet<String> = wanted.into_iter().chain(&self.touched).cloned().collect();
         for uid in gone {
             self.remove(&uid);
@@ -383,6 +427,21 @@ impl DeskTask {
             }
         }
         self.listed = true;
+        self.scan_soon(Duration::ZERO);
+    }
+
+    /// Takes the whole set of static pods. One that replaces another of its name is put aside until that has ended.
+    async fn replace_statics(&mut self, versions: Vec<PodVersion>, stopping: &CancellationToken) {
+        let wanted: BTreeSet<&String> = versions.iter().map(|v| &v.identity.uid).collect();
+        let here = self.pods.iter().filter(|(_, entry)| spec::is_static(&entry.pod)).map(|(uid, _)| uid.clone());
+        let gone: Vec<String> = here.chain(self.waiting_statics()).filter(|uid| !wanted.contains(uid)).collect();
+        for uid in gone {
+            self.remove(&uid);
+        }
+        for version in versions {
+            self.upsert(Box::new(version), stopping).await;
+        }
+        self.statics_listed = true;
         self.scan_soon(Duration::ZERO);
     }
 }

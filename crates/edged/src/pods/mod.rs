@@ -28,6 +28,8 @@ use std::sync::{
 pub use desk::{Desk, DeskTask, News, PodRecord, desk};
 pub use evict::EvictError;
 pub use probes::{ProbeCount, ProbeCounters, ProbeLabels};
+pub(crate) use reporter::{MirrorOf, Reporter};
+pub(crate) use source::read_pod;
 pub use source::{PodChange, PodVersion, SourceError, read_change};
 
 use podlife::admission::Pressure;

@@ -19,9 +19,9 @@ const ORPHAN_SCAN: Duration = Duration::from_secs(120);
 pub(super) const ORPHAN_DELAY: Duration = Duration::from_secs(5);
 
 impl DeskTask {
-    /// Searches soon; not before the stored pods are known.
+    /// Searches soon; not before the stored pods and the manifests of this node are known.
     pub(super) fn scan_soon(&mut self, delay: Duration) {
-        if self.listed {
+        if self.listed && self.statics_listed {
             let at = Instant::now() + delay;
             self.scan_at = Some(self.scan_at.map_or(at, |scan| scan.min(at)));
         }

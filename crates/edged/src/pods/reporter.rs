@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wire::{Content, kind};
 
-use super::{PodRecord, mailbox::Mailbox};
+use super::{PodRecord, PodVersion, mailbox::Mailbox};
 use crate::meta::{MetaClient, MetaError};
 
 /// Reports waiting for the reporter: a few per pod of a full node.
@@ -30,7 +30,7 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// Handle to the reporter.
 #[derive(Clone)]
-pub(super) struct Reporter {
+pub(crate) struct Reporter {
     sender: mpsc::Sender<Report>,
 }
 
@@ -52,12 +52,26 @@ pub(super) enum Report {
     Forget { uid: String },
     /// The link to the cloud is back: repeat at once.
     Online,
+    /// A static pod has a mirror in the API, which shows its status.
+    Mirror(MirrorOf),
     /// Somebody asks how these pods are.
     List { pods: Vec<(PodIdentity, Arc<Pod>)>, answer: oneshot::Sender<Vec<PodRecord>> },
 }
 
+/// The mirror of a static pod.
+pub(crate) struct MirrorOf {
+    /// UID of the static pod.
+    pub uid: String,
+    /// The mirror as the API has it.
+    pub version: Box<PodVersion>,
+}
+
 struct Entry {
     identity: PodIdentity,
+    /// UID of the object in the API that shows the status: the pod's own, or that of a static pod's mirror once there is one.
+    target: Option<String>,
+    /// The newest status of a static pod: each new mirror is to show it.
+    latest: Option<Box<PodStatus>>,
     acked: PodStatus,
     version: u64,
     wanted: Option<Box<PodStatus>>,
@@ -88,9 +102,14 @@ enum Step {
 
 impl Reporter {
     /// Hands over a report; waits while the queue is full. Nothing is lost unless the agent stops.
-    pub async fn send(&self, report: Report) {
+    pub(super) async fn send(&self, report: Report) {
         // The reporter ends only with the agent.
         let _ = self.sender.send(report).await;
+    }
+
+    /// Tells of the mirror of a static pod.
+    pub async fn mirror(&self, mirror: MirrorOf) {
+        self.send(Report::Mirror(mirror)).await;
     }
 }
 
@@ -133,8 +152,11 @@ impl ReporterTask {
     fn take(&mut self, report: Report) {
         match report {
             Report::Api { identity, version, deleted, is_static, status, mailbox } => {
+                let target = (!is_static).then(|| identity.uid.clone());
                 let entry = self.entries.entry(identity.uid.clone()).or_insert_with(|| Entry {
                     identity,
+                    target,
+                    latest: None,
                     acked: PodStatus::default(),
                     version: 0,
                     wanted: None,
@@ -147,6 +169,10 @@ impl ReporterTask {
                     mailbox: Arc::clone(&mailbox),
                 });
                 entry.mailbox = mailbox;
+                if entry.is_static {
+                    // What the API has of it comes with its mirror.
+                    return;
+                }
                 entry.deleted |= deleted;
                 // Answers and pushed objects may overtake each other: the newer resource version counts.
                 if version == 0 || version >= entry.version {
@@ -158,6 +184,9 @@ impl ReporterTask {
             }
             Report::Status { uid, status } => {
                 if let Some(entry) = self.entries.get_mut(&uid) {
+                    if entry.is_static {
+                        entry.latest = Some(status.clone());
+                    }
                     entry.wanted = Some(status);
                 }
             }
@@ -168,6 +197,11 @@ impl ReporterTask {
             }
             Report::Forget { uid } => {
                 self.entries.remove(&uid);
+            }
+            Report::Mirror(MirrorOf { uid, version: mirror }) => {
+                if let Some(entry) = self.entries.get_mut(&uid) {
+                    entry.show_on(*mirror);
+                }
             }
             Report::List { pods, answer } => {
                 let status = |uid: &str| {
@@ -217,9 +251,9 @@ impl ReporterTask {
                         let answer = meta.patch(&identity.namespace, kind::POD_PATCH, &identity.name, &text).await;
                         Outcome::Patched { sent, answer }
                     }
-                    Step::Delete => {
-                        Outcome::Deleted(meta.delete_pod(&identity.namespace, &identity.name, &identity.uid).await)
-                    }
+                    Step::Delete => Outcome::Deleted(
+                        meta.delete_pod(&identity.namespace, &identity.name, Some(&identity.uid)).await,
+                    ),
                 };
                 Done { uid, outcome }
             });
@@ -247,12 +281,13 @@ impl ReporterTask {
 
 impl Entry {
     fn next_step(&mut self) -> Option<Step> {
-        if self.closed || self.is_static {
+        if self.closed {
             return None;
         }
+        let target = self.target.clone()?;
         if let Some(wanted) = self.wanted.take() {
             let wanted = status::rebase(*wanted, &self.acked);
-            match patch::status_patch(&self.identity.uid, &self.acked, &wanted) {
+            match patch::status_patch(&target, &self.acked, &wanted) {
                 Ok(Some(text)) => {
                     let wanted = Box::new(wanted);
                     self.wanted = Some(wanted.clone());
@@ -268,6 +303,22 @@ impl Entry {
         (self.deleted && self.released && ended).then_some(Step::Delete)
     }
 
+    /// A mirror has come, or has a new version.
+    fn show_on(&mut self, mirror: PodVersion) {
+        let version = resource_version(&mirror.pod);
+        let is_new = self.target.as_ref() != Some(&mirror.identity.uid);
+        if is_new {
+            self.target = Some(mirror.identity.uid);
+            (self.version, self.closed, self.retry) = (0, false, None);
+            self.wanted.clone_from(&self.latest);
+        }
+        if version >= self.version {
+            self.version = version;
+            self.mailbox.acknowledged(Box::new(mirror.api.clone()));
+            self.acked = mirror.api;
+        }
+    }
+
     /// The API took the status: what it answers is the new base.
     fn acknowledge(&mut self, sent: Box<PodStatus>, object: Option<&Content>) {
         if self.wanted.as_ref() == Some(&sent) {
@@ -275,9 +326,7 @@ impl Entry {
         }
         let answered = object.and_then(|content| content.parse::<Pod>().ok());
         let (version, status) = match answered {
-            Some(pod) if pod.metadata.uid.as_deref() == Some(&self.identity.uid) => {
-                (resource_version(&pod), pod.status.map_or(sent, Box::new))
-            }
+            Some(pod) if pod.metadata.uid == self.target => (resource_version(&pod), pod.status.map_or(sent, Box::new)),
             _ => (self.version, sent),
         };
         if version >= self.version {

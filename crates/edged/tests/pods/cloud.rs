@@ -232,7 +232,8 @@ impl Cloud {
                 (Some(Content::json(&json!({"Object": pod, "Err": null})).unwrap()), Some(push))
             }
             ("pod", operation::DELETE) => match state.pods.get(&key) {
-                Some(pod) if pod["metadata"]["uid"] == content["preconditions"]["uid"] => {
+                // Without a precondition whatever has the name goes.
+                Some(pod) if [&Value::Null, &pod["metadata"]["uid"]].contains(&&content["preconditions"]["uid"]) => {
                     let pod = state.pods.remove(&key).unwrap();
                     let push = compose::message(
                         source::EDGE_CONTROLLER,
@@ -245,6 +246,25 @@ impl Cloud {
                 }
                 _ => (Some(not_found(&key)), None),
             },
+            ("pod", operation::INSERT) => {
+                if state.pods.contains_key(&key) {
+                    return (Some(refusal(409, "AlreadyExists", &format!("pods {key:?} already exists"))), None);
+                }
+                state.version += 1;
+                let mut pod = content;
+                pod["metadata"]["uid"] = json!(format!("mirror-{}", state.version));
+                pod["metadata"]["resourceVersion"] = json!(state.version.to_string());
+                state.pods.insert(key, pod.clone());
+                let content = Content::json(&pod).unwrap();
+                let push = compose::message(
+                    source::EDGE_CONTROLLER,
+                    group::RESOURCE,
+                    operation::INSERT,
+                    &route.resource,
+                    content,
+                );
+                (Some(Content::json(&json!({"Object": pod, "Err": null})).unwrap()), Some(push))
+            }
             ("event", _) => (Some(Content::null()), None),
             ("serviceaccounttoken", operation::QUERY) if state.tokens.is_some() => {
                 state.version += 1;

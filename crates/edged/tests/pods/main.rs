@@ -63,6 +63,9 @@ impl Node {
         settings.read_only_port = 0;
         settings.client_ca_file = path("rootCA.crt");
         settings.cgroups_per_qos = false;
+        // How full this machine is must not matter.
+        settings.eviction.thresholds.clear();
+        settings.image_gc.high_percent = 100;
         settings.node_ip = Some("192.0.2.2".parse().unwrap());
         settings
     }

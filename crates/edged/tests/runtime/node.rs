@@ -32,7 +32,8 @@ async fn start(prepare: impl FnOnce(&StubMeta)) -> Running {
     let (runtime, settings) = runtime(dir.path(), &fake.endpoint(), &meta);
     let mut settings = (*settings).clone();
     settings.node_status_update_frequency = std::time::Duration::from_millis(50);
-    let agent = NodeAgent::new(settings.into(), meta, runtime, Recorder::silent("n1"));
+    let (_, pressure) = tokio::sync::watch::channel(Default::default());
+    let agent = NodeAgent::new(settings.into(), meta, runtime, Recorder::silent("n1"), pressure);
     let online = agent.online();
     let agent = JoinSet::from_iter([agent.run(CancellationToken::new())]);
     Running { online, stub, fake, _dir: dir, _agent: agent }

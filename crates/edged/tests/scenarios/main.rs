@@ -11,11 +11,14 @@ mod cgroups;
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
 mod cloud;
 mod container;
+mod eviction;
 mod hooks;
+mod image_gc;
 mod images;
 mod init;
 mod kubectl;
 mod logs;
+mod node;
 #[path = "../pods/node_api.rs"]
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
 mod node_api;
@@ -25,6 +28,7 @@ mod recovery;
 mod restart;
 mod sandbox;
 mod site;
+mod static_pods;
 mod stats;
 mod status;
 mod streams;

@@ -59,8 +59,14 @@ impl Site {
 
     /// A node with containerd and no edged yet.
     pub async fn prepare(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::prepare_on(|_| {}, change).await
+    }
+
+    /// The same after something was done with the folder that containerd will keep its images in.
+    pub async fn prepare_on(images: impl FnOnce(&Path), change: impl FnOnce(&mut Settings)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = ContainerdOptions::for_test(directory.path(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        images(&options.dir.join("root"));
         let containerd = Containerd::start(options.clone()).await.unwrap();
         containerd.import_busybox().await.unwrap();
         let mut settings = Settings::new("n1");
@@ -71,6 +77,9 @@ impl Site {
         settings.read_only_port = 0;
         // Pods of tests that run side by side are not each other's orphans.
         settings.cgroup_root = format!("/{}", options.bridge);
+        // How full this machine is must not matter.
+        settings.eviction.thresholds.clear();
+        settings.image_gc.high_percent = 100;
         change(&mut settings);
         let cgroups = CgroupRoot(settings.cgroup_root.clone());
         Self {

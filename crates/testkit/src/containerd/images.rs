@@ -114,7 +114,7 @@ fn add_entry<W: Write>(archive: &mut Builder<W>, kind: EntryType, path: &str, mo
     Ok(archive.append_data(&mut header, path, std::io::empty())?)
 }
 
-fn add_file<W: Write>(archive: &mut Builder<W>, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+pub(super) fn add_file<W: Write>(archive: &mut Builder<W>, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
     let mut header = header(EntryType::Regular, mode);
     header.set_size(u64::try_from(bytes.len())?);
     Ok(archive.append_data(&mut header, path, bytes)?)

@@ -6,6 +6,7 @@
 
 mod cleanup;
 mod config;
+mod fillers;
 pub(crate) mod images;
 
 use std::fs::OpenOptions;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cri;
+use cri::image_service_client::ImageServiceClient;
 use cri::runtime_service_client::RuntimeServiceClient;
 
 /// The image that all containers of tests are made of: busybox with its links, `sh` by default.
@@ -143,19 +145,35 @@ impl Containerd {
         let archive = self.options.dir.join("images.tar");
         let file = archive.clone();
         tokio::task::spawn_blocking(move || images::write_archive(&file)).await??;
+        self.import(&archive).await?;
+        std::fs::write(imported, b"")?;
+        Ok(())
+    }
+
+    /// Makes an image of this name present that takes so many bytes more than busybox.
+    ///
+    /// # Errors
+    /// There is no static busybox on this machine, or the import failed.
+    pub async fn import_filler(&self, name: &str, bytes: usize) -> Result<()> {
+        let archive = tempfile::NamedTempFile::new()?.into_temp_path();
+        let (file, name) = (archive.to_path_buf(), name.to_owned());
+        tokio::task::spawn_blocking(move || fillers::write_archive(&file, &name, bytes)).await??;
+        self.import(&archive).await
+    }
+
+    async fn import(&self, archive: &Path) -> Result<()> {
         let output = tokio::process::Command::new("ctr")
             .arg("--address")
             .arg(&self.socket)
             .args(["--namespace", "k8s.io", "images", "import", "--snapshotter", config::snapshotter(&self.options)])
-            .arg(&archive)
+            .arg(archive)
             .output()
             .await
             .context("ctr could not be run: is the package containerd installed?")?;
         if !output.status.success() {
             bail!("importing images: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        std::fs::remove_file(&archive)?;
-        std::fs::write(imported, b"")?;
+        std::fs::remove_file(archive)?;
         Ok(())
     }
 
@@ -175,6 +193,14 @@ impl Containerd {
     /// containerd does not answer.
     pub async fn client(&self) -> Result<RuntimeServiceClient<Channel>> {
         runtime_client(&self.socket).await
+    }
+
+    /// A CRI client for images.
+    ///
+    /// # Errors
+    /// containerd does not answer.
+    pub async fn images(&self) -> Result<ImageServiceClient<Channel>> {
+        Ok(ImageServiceClient::new(channel(&self.socket).await?))
     }
 
     /// The OCI configuration that a running container was started with.
@@ -300,9 +326,12 @@ impl Drop for Containerd {
 /// # Errors
 /// It does not answer.
 pub async fn runtime_client(socket: &Path) -> Result<RuntimeServiceClient<Channel>> {
+    Ok(RuntimeServiceClient::new(channel(socket).await?))
+}
+
+async fn channel(socket: &Path) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
-    let channel = endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(60)).connect().await?;
-    Ok(RuntimeServiceClient::new(channel))
+    Ok(endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(60)).connect().await?)
 }
 
 /// Whether CRI answers and the runtime calls itself ready.
