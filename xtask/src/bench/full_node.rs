@@ -39,6 +39,11 @@ pub async fn measure(deployment: &mut Deployment, cluster: &Cluster, report: &mu
 async fn killed_offline(deployment: &mut Deployment, report: &mut Report) -> Result<()> {
     let socket = deployment.containerd_socket(1);
     let socket = Path::new(&socket);
+    // The API forgets a pod without grace before its containers have ended.
+    pods::poll("the other pods' containers to end", || async {
+        Ok(running(socket).await?.len() == KILLED_WITH && ready_sandboxes(socket).await? == KILLED_WITH)
+    })
+    .await?;
     deployment.children.kill("cloudcore")?;
     deployment.children.kill(&edgecore_name(1))?;
     let before = running(socket).await?;

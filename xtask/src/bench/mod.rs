@@ -69,7 +69,8 @@ async fn measure(deployment: &mut Deployment, report: &mut Report) -> Result<()>
     tokio::time::sleep(SETTLE).await;
     idle(deployment, "edge-1-edgecore", "B1 edgecore idle, joined, no pods", 18.0, report).await?;
     restarts(deployment, &cluster, report).await?;
-    pods::measure(&cluster, report).await?;
+    let socket = std::path::PathBuf::from(deployment.containerd_socket(1));
+    pods::measure(&cluster, &socket, report).await?;
     full_node::measure(deployment, &cluster, report).await
 }
 
