@@ -199,12 +199,14 @@ impl Cgroups {
         }
     }
 
-    /// Removes a pod's cgroup if no process is in it.
-    pub fn remove_pod_if_empty(&self, uid: &str) {
+    /// Removes a pod's cgroup if no process is in it; false when it stays, since it is in use.
+    pub fn remove_pod_if_empty(&self, uid: &str) -> bool {
         let dirs = self.pod_dirs(uid);
-        if !dirs.is_empty() && dirs.iter().all(|dir| processes(dir).is_empty()) {
-            self.remove_empty(uid, &dirs);
+        if dirs.is_empty() || dirs.iter().any(|dir| !processes(dir).is_empty()) {
+            return false;
         }
+        self.remove_empty(uid, &dirs);
+        true
     }
 
     fn remove_empty(&self, uid: &str, dirs: &[PathBuf]) {

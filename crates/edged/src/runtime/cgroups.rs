@@ -117,8 +117,9 @@ impl Runtime {
     pub fn remove_orphan_cgroups(&self, is_known: impl Fn(&str) -> bool) {
         let Some(cgroups) = self.cgroups.get().filter(|_| self.settings.cgroups_per_qos) else { return };
         for uid in cgroups.pods().into_iter().filter(|uid| !is_known(uid)) {
-            tracing::info!(uid, "removing the cgroup of a pod that is gone");
-            cgroups.remove_pod_if_empty(&uid);
+            if cgroups.remove_pod_if_empty(&uid) {
+                tracing::info!(uid, "removed the cgroup of a pod that is gone");
+            }
         }
     }
 }
