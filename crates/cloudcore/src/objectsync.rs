@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
+use wire::inventory::{Digest, Held};
 use wire::{EdgeResource, Message, operation};
 
 use crate::kubernetes::{Change, Kubernetes, KubernetesError, Reflector};
@@ -50,6 +51,16 @@ pub struct Acknowledged {
     pub version: u64,
     /// Whether the object is gone.
     pub gone: bool,
+}
+
+impl Record {
+    /// Of an object with this path; `None` when no record is kept of such.
+    fn of(uid: &str, resource: &str, version: u64) -> Option<Self> {
+        let resource = EdgeResource::parse(resource).ok()?;
+        let kind = kind_of(&resource.kind)?;
+        let namespace = if resource.namespace == "null" { String::new() } else { resource.namespace.clone() };
+        Some(Self { uid: uid.to_owned(), kind: kind.to_owned(), namespace, name: resource.name().to_owned(), version })
+    }
 }
 
 impl Acknowledged {
@@ -99,6 +110,8 @@ struct State {
     seen: [Option<HashSet<Key>>; 2],
     /// What went with its namespace: no list has it, and the node does still.
     orphans: HashSet<Key>,
+    /// Nodes whose versions mean nothing any more, since the cluster was restored from a backup: they get everything again.
+    distrusted: HashSet<String>,
 }
 
 /// An `ObjectSync` as the API has it.
@@ -210,30 +223,88 @@ impl Records {
 
     /// A node acknowledged a message.
     pub fn acknowledged(&self, node: &str, acknowledged: &Acknowledged) {
-        let Acknowledged { uid, resource, version, gone } = acknowledged;
-        let Ok(resource) = EdgeResource::parse(resource) else { return };
-        let Some(kind) = kind_of(&resource.kind) else { return };
-        let cluster = resource.namespace == "null";
-        let record = Record {
-            uid: uid.to_owned(),
-            kind: kind.to_owned(),
-            namespace: if cluster { String::new() } else { resource.namespace.clone() },
-            name: resource.name().to_owned(),
-            version: *version,
-        };
+        let Some(record) = Record::of(&acknowledged.uid, &acknowledged.resource, acknowledged.version) else { return };
+        let key = (node.to_owned(), acknowledged.uid.clone());
         let mut state = self.state();
-        if *gone {
-            state.remove(node, uid);
+        if acknowledged.gone {
+            state.remove(node, &key.1);
         } else {
             let of_node = state.records.entry(node.to_owned()).or_default();
-            if of_node.get(uid).is_some_and(|old| old.version >= record.version) {
+            if of_node.get(&key.1).is_some_and(|old| old.version == record.version) {
                 return;
             }
-            of_node.insert(uid.to_owned(), record.clone());
+            of_node.insert(key.1.clone(), record.clone());
         }
-        state.dirty.insert((node.to_owned(), uid.to_owned()), (record, *gone));
+        state.dirty.insert(key, (record, acknowledged.gone));
         drop(state);
         self.shared.changed.notify_one();
+    }
+
+    /// An object is about to be sent to a node that cannot say what it has: it may have it without a word, and must be rid of it
+    /// then when it is deleted. (KubeEdge v1.23 writes such a record with the version 0, too.)
+    pub fn expect(&self, node: &str, uid: &str, resource: &str) {
+        let Some(record) = Record::of(uid, resource, 0) else { return };
+        let mut state = self.state();
+        let of_node = state.records.entry(node.to_owned()).or_default();
+        if of_node.contains_key(uid) {
+            return;
+        }
+        of_node.insert(uid.to_owned(), record.clone());
+        state.dirty.insert((node.to_owned(), uid.to_owned()), (record, false));
+        drop(state);
+        self.shared.changed.notify_one();
+    }
+
+    /// A node said what it has: that is what counts.
+    pub fn replace(&self, node: &str, held: Vec<Held>) {
+        let held: HashMap<String, Record> = held
+            .into_iter()
+            .filter_map(|Held(uid, resource, version)| Some((uid.clone(), Record::of(&uid, &resource, version)?)))
+            .collect();
+        let mut state = self.state();
+        let State { records, dirty, orphans, .. } = &mut *state;
+        let of_node = records.entry(node.to_owned()).or_default();
+        // The Node itself is sent with each connection, and not in the list.
+        for (uid, record) in of_node.extract_if(|uid, record| record.kind != "Node" && !held.contains_key(uid)) {
+            orphans.remove(&(node.to_owned(), uid.clone()));
+            dirty.insert((node.to_owned(), uid), (record, true));
+        }
+        for (uid, record) in held {
+            if of_node.get(&uid) != Some(&record) {
+                of_node.insert(uid.clone(), record.clone());
+                dirty.insert((node.to_owned(), uid), (record, false));
+            }
+        }
+        drop(state);
+        self.shared.changed.notify_one();
+    }
+
+    /// The digest of what this node has, as the node computes it.
+    pub fn digest(&self, node: &str) -> String {
+        let mut digest = Digest::default();
+        for (uid, record) in self.state().records.get(node).into_iter().flatten() {
+            if record.kind != "Node" {
+                digest.add(uid, record.version);
+            }
+        }
+        digest.to_text()
+    }
+
+    /// The cluster was restored from a backup: versions that nodes have acknowledged say nothing about what is there now.
+    pub fn distrust_all(&self) {
+        let mut state = self.state();
+        let nodes: Vec<String> = state.records.keys().cloned().collect();
+        state.distrusted.extend(nodes);
+    }
+
+    /// Whether the versions of what this node has mean nothing.
+    pub fn is_distrusted(&self, node: &str) -> bool {
+        self.state().distrusted.contains(node)
+    }
+
+    /// The node was offered everything again.
+    pub fn trust(&self, node: &str) {
+        self.state().distrusted.remove(node);
     }
 
     /// Waits until what other replicas and earlier runs wrote was read; `false` when the API cannot have any of it.
@@ -315,6 +386,8 @@ impl Records {
         let (text, gone) = match change {
             Change::Put(text) => (text, false),
             Change::Gone(text) => (text, true),
+            // What was noted after the backup is noted here still.
+            Change::Restored => return Vec::new(),
             Change::Begin => {
                 self.state().seen[at] = Some(HashSet::new());
                 return Vec::new();

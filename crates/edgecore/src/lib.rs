@@ -44,9 +44,9 @@ pub async fn run(config: &Config, stopping: CancellationToken) -> Result<(), Sta
     // Two agents in one folder would each remove the other's pods.
     let _folder = has_agent.then(|| instance::Instance::claim(&agent.root_dir.join("edgecore"))).transpose()?;
     let mut modules = ModuleManager::new();
-    modules.register(metamanager::MetaManager::new(database.clone(), config.remote_query_timeout()));
+    modules.register(metamanager::MetaManager::new(database, config.remote_query_timeout()));
     if config.edge_hub().enable {
-        modules.register(edgehub::EdgeHub::new(config).with_database(database));
+        modules.register(edgehub::EdgeHub::new(config));
     }
     if has_agent {
         modules.register(edged::Edged::new(agent));

@@ -66,8 +66,10 @@ pub struct Writer {
 /// What arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming {
-    /// A message.
+    /// A message in a text frame.
     Message(Bytes),
+    /// A binary frame: a message too, or what both ends have agreed on.
+    Binary(Bytes),
     /// The peer is alive: a ping, or the answer to one of ours.
     Alive,
     /// The peer closed, with its reason if it gave one.
@@ -263,7 +265,7 @@ impl Reader {
         loop {
             return match self.stream.next().await {
                 Some(Ok(Message::Text(text))) => Ok(Incoming::Message(text.into())),
-                Some(Ok(Message::Binary(bytes))) => Ok(Incoming::Message(bytes)),
+                Some(Ok(Message::Binary(bytes))) => Ok(Incoming::Binary(bytes)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(Incoming::Alive),
                 Some(Ok(Message::Close(frame))) => {
                     Ok(Incoming::Closed(frame.map(|frame| frame.reason.to_string()).unwrap_or_default()))
@@ -287,14 +289,27 @@ impl Writer {
         // Messages are JSON; what is not UTF-8 could not have been made.
         let text = Utf8Bytes::try_from(Bytes::from(message))
             .map_err(|_| LinkError::Protocol(Box::new(WsError::Utf8(String::from("not UTF-8")))))?;
-        if text.len() <= FRAGMENT && !self.cut {
-            return self.put(Message::Text(text)).await;
+        match text.len() <= FRAGMENT && !self.cut {
+            true => self.put(Message::Text(text)).await,
+            false => self.send_parts(text.into(), Data::Text).await,
         }
+    }
+
+    /// Sends a binary frame; the peer must expect it.
+    ///
+    /// # Errors
+    /// As [`Writer::send`].
+    pub async fn send_binary(&mut self, frame: Vec<u8>) -> Result<(), LinkError> {
+        match frame.len() <= FRAGMENT && !self.cut {
+            true => self.put(Message::Binary(frame.into())).await,
+            false => self.send_parts(frame.into(), Data::Binary).await,
+        }
+    }
+
+    async fn send_parts(&mut self, mut rest: Bytes, mut kind: Data) -> Result<(), LinkError> {
         if std::mem::replace(&mut self.cut, true) {
             return Err(LinkError::Cut);
         }
-        let mut rest = Bytes::from(text);
-        let mut kind = Data::Text;
         while !rest.is_empty() {
             let part = rest.split_to(rest.len().min(FRAGMENT));
             self.put(Message::Frame(Frame::message(part, OpCode::Data(kind), rest.is_empty()))).await?;

@@ -189,6 +189,7 @@ async fn echo_hub_with(ca: &CertificateAuthority, own: &Certificate) -> (String,
             while let Ok(incoming) = reader.next().await {
                 match incoming {
                     Incoming::Message(message) => writer.send(message.to_vec()).await.expect("sent"),
+                    Incoming::Binary(frame) => writer.send_binary(frame.to_vec()).await.expect("sent"),
                     Incoming::Alive => {}
                     Incoming::Closed(_) => break,
                 }
@@ -219,6 +220,8 @@ async fn messages_of_all_sizes_pass_a_mutual_tls_websocket() {
     for size in [0, 1, 4096, 8192, 8193, 3_000_000] {
         writer.send(vec![b'x'; size]).await.expect("sent");
         assert_eq!(reader.next().await.expect("answer"), Incoming::Message(Bytes::from(vec![b'x'; size])));
+        writer.send_binary(vec![0xff; size]).await.expect("sent");
+        assert_eq!(reader.next().await.expect("answer"), Incoming::Binary(Bytes::from(vec![0xff; size])));
     }
     // A letter of several bytes may stand on the border of two fragments.
     let text = "ü€".repeat(5000).into_bytes();

@@ -1,16 +1,22 @@
 //! What travels between cloud and edge: the message envelope, resource paths, operations, and the answers that carry
 //! Kubernetes objects or errors. Pure: no clock, no randomness, no IO.
 //!
-//! Source of every rule: the message model of KubeEdge v1.23. Read `message` first, then `resource`.
+//! Source of every rule: the message model of KubeEdge v1.23. Read `message` first, then `resource`. What only our own ends
+//! say to each other is agreed on by [`Features`]: `acks`, `batch`, `inventory`.
 
+pub mod acks;
 mod answer;
+pub mod batch;
 mod content;
+mod features;
+pub mod inventory;
 mod message;
 mod names;
 mod resource;
 
 pub use answer::{AnswerError, ErrorAnswer, ObjectResp, Status, StatusDetails};
 pub use content::{Content, ContentError};
+pub use features::{FEATURES, Features, INVENTORY};
 pub use message::{Header, Message, ParseError, Route};
 pub use names::{group, kind, module, operation, source};
 pub use resource::{EdgeResource, PathError, node_of, strip_node, with_node};

@@ -162,6 +162,13 @@ fn write_like_go<T: Serialize>(out: &mut Vec<u8>, value: &T) {
     }
 }
 
+/// As [`Message::parse`], for one document among others.
+impl<'de> serde::Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        EnvelopeSeed.deserialize(deserializer)
+    }
+}
+
 struct EnvelopeSeed;
 
 impl<'de> DeserializeSeed<'de> for EnvelopeSeed {

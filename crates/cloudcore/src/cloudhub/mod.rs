@@ -1,8 +1,10 @@
-//! CloudHub: certificates for nodes (`https`, `certificates`, `register`) and their sessions (`sessions`, [`session`], `lane`, `turns`).
+//! CloudHub: certificates for nodes (`https`, `certificates`, `register`) and their sessions (`sessions`, [`session`],
+//! `reading`, `lane`, `turns`).
 
 mod certificates;
 mod https;
 mod lane;
+mod reading;
 mod register;
 pub mod session;
 mod sessions;

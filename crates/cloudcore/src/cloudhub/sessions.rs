@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::cloudcore::CloudHub as Settings;
 use api::edgecore::is_node_name;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use link::identity::Identity;
 use link::rustls::ServerConfig;
 use link::ws::{self, Refusal};
@@ -16,8 +16,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
+use wire::{FEATURES, Features, INVENTORY};
 
-use super::session::{self, Services, SessionHandle};
+use super::session::{self, Peer, Services, SessionHandle};
 use super::turns::NodeTurns;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
@@ -29,9 +30,6 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 const MAX_HANDSHAKES: usize = 256;
 /// The wait after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Our edge says in this header of the upgrade when its database is empty; a Go edge does not know it.
-const STORE: &str = "x-ferroedge-store";
 
 /// All sessions.
 #[derive(Clone)]
@@ -55,7 +53,13 @@ impl Sessions {
         records: Records,
         tasks: &TaskTracker,
     ) -> Self {
-        let services = Services { upstream, records, keepalive: settings.keepalive_interval, tasks: tasks.clone() };
+        let services = Services {
+            upstream,
+            records,
+            events: events.clone(),
+            keepalive: settings.keepalive_interval,
+            tasks: tasks.clone(),
+        };
         let (current, turns) = (Mutex::default(), NodeTurns::default());
         Self { shared: Arc::new(Shared { settings, events, services, current, turns }) }
     }
@@ -109,17 +113,23 @@ impl Sessions {
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let identity = certificate.and_then(|certificate| Identity::read(certificate).ok());
-        let (mut node, mut has_nothing) = (String::new(), false);
+        let (mut node, mut peer_says) = (String::new(), Peer::default());
         let decide = |headers: &HeaderMap| {
             node = self.admit(headers, identity.as_ref())?;
-            has_nothing = headers.get(STORE).is_some_and(|state| state == "empty");
-            Ok(HeaderMap::new())
+            peer_says = agree(headers);
+            let mut answer = HeaderMap::new();
+            if peer_says.features != Features::default()
+                && let Ok(value) = HeaderValue::from_str(&peer_says.features.to_string())
+            {
+                answer.insert(HeaderName::from_static(FEATURES), value);
+            }
+            Ok(answer)
         };
         let halves = ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await;
         drop(place);
         match halves {
             Ok((reader, writer)) => {
-                self.session(SessionHandle::new(&node, has_nothing), &peer, reader, writer, stopping).await;
+                self.session(SessionHandle::new(&node, peer_says), &peer, reader, writer, stopping).await;
             }
             Err(error) => warn!(peer, node, %error, "a node was refused"),
         }
@@ -180,11 +190,6 @@ impl Sessions {
             warn!(node, reason, "a node was refused");
             return writer.close(&reason).await;
         }
-        let records = &self.shared.services.records;
-        if records.are_listed() && handle.take_has_nothing() {
-            info!(node, "the node has lost its database or is new: it gets everything again");
-            records.forget_node(node);
-        }
         info!(node, peer, "node connected");
         let told = self.shared.events.send(Event::Connected(handle.clone())).await;
         let reason = match told {
@@ -219,6 +224,14 @@ impl Sessions {
     }
 }
 
+/// What our own edge announces and this version knows; nothing for a Go edge.
+fn agree(headers: &HeaderMap) -> Peer {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let features = Features::ALL.both(Features::parse(text(FEATURES)));
+    let digest = if features.inventory { text(INVENTORY).to_owned() } else { String::new() };
+    Peer { features, digest }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,7 +249,7 @@ mod tests {
         let upstream = Upstream::new(kubernetes, Arc::default());
         let (events, _incoming) = mpsc::channel(1);
         let sessions = Sessions::new(settings, events, upstream, records, &tasks);
-        let [first, second, again] = ["n1", "n2", "n1"].map(|node| SessionHandle::new(node, false));
+        let [first, second, again] = ["n1", "n2", "n1"].map(|node| SessionHandle::new(node, Peer::default()));
         sessions.enter(&first).expect("room");
         assert!(sessions.enter(&second).expect_err("none left").contains("nodeLimit"));
         sessions.enter(&again).expect("its own place");

@@ -22,6 +22,15 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// How long the list of what nodes have may take.
 const RECORDS_WAIT: Duration = Duration::from_secs(15);
 
+/// What a node lacks cannot be found out now.
+#[derive(Debug, thiserror::Error)]
+enum CatchUpError {
+    #[error("the node did not say what it has")]
+    Silent,
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+}
+
 /// Brings a node that has just connected up to date.
 pub(super) struct CatchUp {
     pub(super) kubernetes: Kubernetes,
@@ -44,7 +53,7 @@ impl CatchUp {
         }
     }
 
-    async fn try_once(&self) -> Result<(), KubernetesError> {
+    async fn try_once(&self) -> Result<(), CatchUpError> {
         let node = self.session.node();
         match self.kubernetes.get(&format!("/api/v1/nodes/{node}")).await {
             Ok(text) => {
@@ -55,7 +64,7 @@ impl CatchUp {
                 }
             }
             Err(error) if error.code() == 404 => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         if !tokio::time::timeout(RECORDS_WAIT, self.records.listed()).await.unwrap_or(false) {
             warn!(
@@ -63,9 +72,9 @@ impl CatchUp {
                 "the records of what nodes have cannot be read; the node gets what it may have already, and may keep what is gone"
             );
         }
-        if self.session.take_has_nothing() {
-            // It connected before the records were read. What it once acknowledged counts no more.
-            self.records.forget_node(node);
+        let peer = self.session.peer();
+        if peer.features.inventory && peer.digest != self.records.digest(node) && !self.session.ask_inventory().await {
+            return Err(CatchUpError::Silent);
         }
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
@@ -75,8 +84,10 @@ impl CatchUp {
             self.record(&record).await?;
         }
         for (uid, version, message) in lacking {
-            self.session.offer(&uid, version, message);
+            self.offer(&uid, version, message);
         }
+        self.records.trust(node);
+        self.session.caught_up();
         Ok(())
     }
 
@@ -88,16 +99,29 @@ impl CatchUp {
     ) -> Result<Vec<(String, u64, Message)>, KubernetesError> {
         #[derive(Deserialize)]
         struct List {
+            metadata: ListMetadata,
             items: Vec<Box<RawValue>>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct ListMetadata {
+            #[serde(default)]
+            resource_version: String,
         }
         let text = self.kubernetes.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await?;
         let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
+        let now: u64 = list.metadata.resource_version.parse().unwrap_or(u64::MAX);
+        // A version from the future: the cluster was restored from a backup. What is there now may have the number of what was.
+        if self.records.is_distrusted(node) || records.values().any(|record| record.version > now) {
+            warn!(node, "the cluster is older than what the node has: the node gets everything again");
+            records.values_mut().for_each(|record| record.version = 0);
+        }
         let mut lacking = Vec::new();
         for item in list.items {
             let text = Bytes::from(String::from(Box::<str>::from(item)));
             let Some((name, entry, _)) = read_pod(&text) else { continue };
             let acknowledged = records.remove(&entry.uid).map(|record| record.version);
-            if acknowledged.is_none_or(|version| version < entry.version) {
+            if acknowledged != Some(entry.version) {
                 let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
                 let message = push(operation::UPDATE, &path, entry.version, with_kind(text, "Pod"));
                 lacking.push((entry.uid, entry.version, message));
@@ -122,9 +146,9 @@ impl CatchUp {
                 Ok(text) => {
                     let object = read(&text).map(|object| (object.uid().to_owned(), object.version()));
                     if let Some((uid, version)) = object.filter(|(uid, _)| *uid == record.uid) {
-                        if version > record.version {
+                        if version != record.version {
                             let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
-                            self.session.offer(&uid, version, message);
+                            self.offer(&uid, version, message);
                         }
                         return Ok(());
                     }
@@ -136,5 +160,12 @@ impl CatchUp {
         let message = push(operation::DELETE, &path, u64::MAX, tombstone(&name, &record.uid));
         self.session.offer(&record.uid, u64::MAX, message);
         Ok(())
+    }
+
+    fn offer(&self, uid: &str, version: u64, message: Message) {
+        if !self.session.peer().features.inventory {
+            self.records.expect(self.session.node(), uid, &message.route.resource);
+        }
+        self.session.offer(uid, version, message);
     }
 }

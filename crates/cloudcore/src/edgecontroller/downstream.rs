@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use wire::{Content, kind, operation};
 
 use super::catch_up::CatchUp;
@@ -38,6 +38,8 @@ pub enum Event {
     Connected(SessionHandle),
     /// A session has ended.
     Disconnected(SessionHandle),
+    /// A node did not get everything, for want of room; what it lacks is to be found out anew.
+    Lacking(SessionHandle),
 }
 
 /// Starts the task and what feeds it.
@@ -133,6 +135,7 @@ impl Downstream {
                 Event::Secret(change) => self.referenced(references::Kind::Secret, change),
                 Event::Connected(session) => self.connected(session),
                 Event::Disconnected(session) => self.disconnected(&session),
+                Event::Lacking(session) => self.catch_up(session),
             }
         }
     }
@@ -168,6 +171,7 @@ impl Downstream {
 
     fn pod(&mut self, change: Change) {
         match change {
+            Change::Restored => self.restored(),
             Change::Begin => self.seen_pods = Some(HashSet::new()),
             Change::Put(text) => match read_pod(&text) {
                 Some((name, entry, is_terminating)) => {
@@ -223,6 +227,17 @@ impl Downstream {
         }
     }
 
+    /// The cluster was restored from a backup. Versions count from an earlier number again and say nothing: all nodes connect again and
+    /// get everything.
+    fn restored(&mut self) {
+        warn!("the cluster was restored from a backup: all nodes get everything again");
+        self.records.distrust_all();
+        self.view.write().clear();
+        for session in self.sessions.values() {
+            session.close("the cluster was restored from a backup; connect again");
+        }
+    }
+
     /// Also a change of the status alone is sent: an edge computes its next patch of the status from what it has.
     fn put_pod(&self, name: NamespacedName, entry: PodEntry, is_terminating: bool, text: Bytes) {
         let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
@@ -244,6 +259,7 @@ impl Downstream {
 
     fn node(&mut self, change: Change) {
         match change {
+            Change::Restored => self.nodes.clear(),
             Change::Begin => self.seen_nodes = Some(HashSet::new()),
             Change::Put(text) => {
                 let Some(object) = read(&text) else { return };
@@ -296,7 +312,7 @@ impl Downstream {
         let (verb, text) = match change {
             Change::Put(text) => (operation::UPDATE, text),
             Change::Gone(text) => (operation::DELETE, text),
-            Change::Begin => return,
+            Change::Begin | Change::Restored => return,
             Change::Listed => {
                 if !self.listed.insert(what) {
                     self.look_again(what);
@@ -352,15 +368,24 @@ impl Downstream {
     }
 
     fn offer(&self, node: &str, uid: &str, version: u64, verb: &str, path: &str, content: Content) {
-        if let Some(session) = self.sessions.get(node) {
-            session.offer(uid, version, push(verb, path, version, content));
+        let Some(session) = self.sessions.get(node) else { return };
+        if verb != operation::DELETE {
+            if !session.peer().features.inventory {
+                self.records.expect(node, uid, path);
+            }
+            // Another cloudcore, which was quicker, may have brought the node further.
+            if self.records.version(node, uid).is_some_and(|has| has >= version) {
+                return;
+            }
         }
+        session.offer(uid, version, push(verb, path, version, content));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloudhub::session::Peer;
 
     #[tokio::test]
     async fn news_of_an_older_connection_do_not_replace_a_newer_one() {
@@ -369,7 +394,7 @@ mod tests {
         let kubernetes = Kubernetes::at("http://127.0.0.1:1");
         let records = crate::objectsync::start(kubernetes.clone(), &tasks, &stopping);
         let mut controller = Downstream::new(&kubernetes, &Arc::default(), records, &tasks, &stopping);
-        let (first, second) = (SessionHandle::new("n1", false), SessionHandle::new("n1", false));
+        let (first, second) = (SessionHandle::new("n1", Peer::default()), SessionHandle::new("n1", Peer::default()));
         // The second took over and was quicker to tell.
         first.close("another connection of this node took over");
         controller.connected(second.clone());

@@ -50,11 +50,13 @@ pub struct Outcome {
     pub answer: Option<Message>,
     /// The node has a pod that is gone: its uid, and the deletion to be sent.
     pub orphan: Option<(String, Message)>,
+    /// It could not be carried out now and is worth another try.
+    pub failed: bool,
 }
 
 impl From<Message> for Outcome {
     fn from(answer: Message) -> Self {
-        Self { answer: Some(answer), orphan: None }
+        Self { answer: Some(answer), ..Self::default() }
     }
 }
 
@@ -87,7 +89,8 @@ impl Upstream {
         }
         let is_gone = resource.kind == kind::POD_PATCH && matches!(&result, Err(status) if status.code == 404);
         let orphan = if is_gone { self.orphan(node, &resource, message) } else { None };
-        Outcome { answer: reply(message, shape, result), orphan }
+        let failed = result.as_ref().is_err_and(|status| status.code >= 500 || status.code == 429);
+        Outcome { answer: reply(message, shape, result), orphan, failed }
     }
 
     /// The node reports on a pod that is gone, and nobody may have told it: its namespace took the record along.

@@ -106,6 +106,11 @@ impl Pods {
         old
     }
 
+    pub(super) fn clear(&mut self) {
+        self.pods.clear();
+        self.nodes.clear();
+    }
+
     pub(super) fn remove(&mut self, name: &NamespacedName) -> Option<PodEntry> {
         let old = self.pods.remove(name)?;
         self.forget(&old.node, name);

@@ -28,6 +28,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// What happened to a resource.
 #[derive(Debug)]
 pub enum Change {
+    /// A list is older than what was seen before: the cluster was restored from a backup. A new list follows.
+    Restored,
     /// A new list begins: what is not in it is gone.
     Begin,
     /// An object is there, or is different.
@@ -81,8 +83,9 @@ impl Reflector {
     /// Reports changes until nobody listens any more.
     pub async fn run<T: Send>(self, changes: mpsc::Sender<T>, wrap: impl Fn(Change) -> T + Send) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut newest = 0;
         while !changes.is_closed() {
-            match self.list_and_watch(&changes, &wrap, &mut backoff).await {
+            match self.list_and_watch(&changes, &wrap, &mut backoff, &mut newest).await {
                 Ok(()) => debug!(path = self.path, "listing again"),
                 Err(error) if error.code() == 403 => {
                     error!(path = self.path, %error, "cloudcore may not read what it needs: give its user the rights in deploy/rbac.yaml; tried again");
@@ -100,12 +103,15 @@ impl Reflector {
         changes: &mpsc::Sender<T>,
         wrap: &(impl Fn(Change) -> T + Send),
         backoff: &mut Backoff,
+        newest: &mut u64,
     ) -> Result<(), KubernetesError> {
-        let mut version = self.list(changes, wrap).await?;
+        let mut version = self.list(changes, wrap, newest).await?;
         backoff.reset();
         while !changes.is_closed() {
             let began = Instant::now();
-            match self.watch(&mut version, changes, wrap).await {
+            let watched = self.watch(&mut version, changes, wrap).await;
+            *newest = (*newest).max(version.parse().unwrap_or_default());
+            match watched {
                 Ok(true) if began.elapsed() < BRIEF => tokio::time::sleep(backoff.next_wait()).await,
                 Ok(true) => backoff.reset(),
                 Ok(false) => return Ok(()),
@@ -123,6 +129,7 @@ impl Reflector {
         &self,
         changes: &mpsc::Sender<T>,
         wrap: &(impl Fn(Change) -> T + Send),
+        newest: &mut u64,
     ) -> Result<String, KubernetesError> {
         let mut next = String::new();
         let mut first = true;
@@ -131,6 +138,10 @@ impl Reflector {
             let text = self.kubernetes.get(&path).await?;
             let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
             if std::mem::take(&mut first) {
+                let version: u64 = list.metadata.resource_version.parse().unwrap_or(*newest);
+                if version < std::mem::replace(newest, version) {
+                    let _ = changes.send(wrap(Change::Restored)).await;
+                }
                 let _ = changes.send(wrap(Change::Begin)).await;
             }
             for item in list.items {

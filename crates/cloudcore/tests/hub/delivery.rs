@@ -149,11 +149,16 @@ async fn a_node_that_lost_its_database_gets_everything_again() -> Result<()> {
     cloud.wait_for(SYNCS, "the record", |list| recorded(list) == 1).await?;
     edge.stop().await;
 
-    // As our own edge connects when its database holds no pod.
+    // As our own edge connects with an empty database.
     let header = |name, value: &str| (name, value.to_owned());
     let target = link::ws::Target {
         url: format!("wss://{}/p/n1/events", cloud.addresses().websocket),
-        headers: vec![header("node_id", "n1"), header("connectionuse", "msg"), header("x-ferroedge-store", "empty")],
+        headers: vec![
+            header("node_id", "n1"),
+            header("connectionuse", "msg"),
+            header("x-ferroedge-features", "inventory-1"),
+            header("x-ferroedge-inventory", "0000000000000000"),
+        ],
         tls: link::tls::client(&credentials.ca, Some(&credentials.own))?,
         connect_deadline: SOON,
         write_deadline: SOON,
@@ -164,11 +169,12 @@ async fn a_node_that_lost_its_database_gets_everything_again() -> Result<()> {
             let link::ws::Incoming::Message(frame) = reader.next().await? else { continue };
             let message: Value = serde_json::from_slice(&frame)?;
             let parent = &message["header"]["msg_id"];
+            let has_nothing = message["route"]["resource"] == "inventory" && message["route"]["operation"] == "query";
             let ack = json!({
                 "header": {"msg_id": format!("ack-{parent}"), "parent_msg_id": parent, "timestamp": 1},
                 "route": {"source": "edgecontroller", "group": "resource", "operation": "response",
                     "resource": message["route"]["resource"]},
-                "content": "OK",
+                "content": if has_nothing { json!([]) } else { json!("OK") },
             });
             writer.send(ack.to_string().into_bytes()).await?;
             if message["route"]["resource"] == "default/pod/web" {

@@ -1,53 +1,54 @@
 //! One connection: from the upgrade until it breaks.
 
+use std::time::Duration;
+
 use api::edgecore::EdgeHub as Settings;
-use beehive::{Context, Inbox};
+use beehive::{Context, Inbox, compose};
 use link::ws::{self, Reader, Target, Writer};
+use session::edge::Outbox;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
+use wire::{Content, FEATURES, Features, INVENTORY, group, inventory, module, operation, source};
 
+use super::acked::Acked;
 use super::certificates::Certificates;
-use super::outbox::Outbox;
 use super::reading::read;
 use super::sending::Sending;
-use super::{Ended, HubError, keep_or_refuse, keeping, tell_connection};
+use super::{Ended, HubError, keep_or_refuse, keeping, tell_connection, tell_inventory, tell_lost};
 
-/// Tells the cloud that the node has lost what it once had (our own extension; a Go cloud ignores it).
-const STORE: &str = "x-ferroedge-store";
-
-/// Who connects.
-pub(super) struct Node<'a> {
-    pub(super) settings: &'a Settings,
-    /// Its database holds no pod.
-    pub(super) has_nothing: bool,
-}
+/// How long MetaManager may take to say what the node has.
+const DIGEST: Duration = Duration::from_secs(30);
 
 /// Connects and serves until the connection ends or the process is to stop.
 pub(super) async fn run(
-    node: &Node<'_>,
+    settings: &Settings,
     certificates: &mut Certificates,
     context: &Context,
     inbox: &mut Inbox,
     outbox: &mut Outbox,
 ) -> Ended {
     let connected = {
-        let connecting = keeping(context, inbox, outbox, connect(node, certificates));
+        let connecting = keeping(context, inbox, outbox, connect(settings, certificates, context));
         tokio::select! {
             () = context.stopping() => return Ended { cause: HubError::Stopping, lasted: None },
             connected = connecting => connected,
         }
     };
-    let (reader, writer) = match connected {
+    let (reader, writer, features) = match connected {
         Ok(halves) => halves,
         Err(cause) => return Ended { cause, lasted: None },
     };
-    info!(server = node.settings.server, "connected to the cloud");
+    info!(server = settings.server, features = %features, "connected to the cloud");
     let began = Instant::now();
+    if features.inventory {
+        keeping(context, inbox, outbox, tell_inventory(context)).await;
+    }
     keeping(context, inbox, outbox, tell_connection(context, true)).await;
-    let mut sending = Sending::new(node.settings, context, writer, reader.received());
+    let acked = Acked::default();
+    let mut sending = Sending::new(settings, context, writer, reader.received(), features, acked.clone());
     let mut reading = JoinSet::new();
-    reading.spawn(read(reader, context.clone()));
+    reading.spawn(read(reader, context.clone(), features, acked));
     let cause = tokio::select! {
         () = context.stopping() => HubError::Stopping,
         cause = sending.run(inbox, outbox) => cause,
@@ -58,26 +59,31 @@ pub(super) async fn run(
         HubError::Stopping => sending.finish(inbox, outbox).await,
         _ => {
             // What somebody waits for is refused, of the rest the newest is kept.
+            sending.into_unsent().into_iter().for_each(|message| outbox.sent(message, std::time::Instant::now()));
+            tell_lost(outbox.disconnected());
             let mut queued = std::mem::take(outbox);
-            let waiting = sending.into_unsent().into_iter().chain(std::iter::from_fn(|| queued.take()));
-            waiting.for_each(|message| keep_or_refuse(context, outbox, message));
+            std::iter::from_fn(|| queued.take()).for_each(|message| keep_or_refuse(context, outbox, message));
         }
     }
     Ended { cause, lasted: Some(began.elapsed()) }
 }
 
-async fn connect(node: &Node<'_>, certificates: &mut Certificates) -> Result<(Reader, Writer), HubError> {
+async fn connect(
+    settings: &Settings,
+    certificates: &mut Certificates,
+    context: &Context,
+) -> Result<(Reader, Writer, Features), HubError> {
     let tls = certificates.tls().await.map_err(HubError::Certificate)?;
-    let settings = node.settings;
     let name = certificates.node().to_owned();
     let mut headers = vec![
         ("node_id", name.clone()),
         ("project_id", settings.project_id.clone()),
         ("connectionuse", "msg".to_owned()),
     ];
-    if node.has_nothing {
-        headers.push((STORE, "empty".to_owned()));
-    }
+    let digest = digest(context).await;
+    let ours = Features { inventory: digest.is_some(), ..Features::ALL };
+    headers.push((FEATURES, ours.to_string()));
+    headers.extend(digest.map(|digest| (INVENTORY, digest)));
     let target = Target {
         url: format!("wss://{}/{}/{name}/events", settings.server, settings.project_id),
         headers,
@@ -85,6 +91,23 @@ async fn connect(node: &Node<'_>, certificates: &mut Certificates) -> Result<(Re
         connect_deadline: settings.handshake_timeout,
         write_deadline: settings.write_deadline,
     };
-    let (reader, writer, _) = ws::connect(&target).await.map_err(HubError::Link)?;
-    Ok((reader, writer))
+    let (reader, writer, answer) = ws::connect(&target).await.map_err(HubError::Link)?;
+    // A Go cloud answers without this header.
+    let theirs = answer.get(FEATURES).and_then(|value| value.to_str().ok()).map(Features::parse);
+    Ok((reader, writer, ours.both(theirs.unwrap_or_default())))
+}
+
+/// The digest of what the node has. MetaManager gives it when all that came by the link before is stored.
+async fn digest(context: &Context) -> Option<String> {
+    let (from, about) = (source::EDGE_HUB_EVENTS, inventory::RESOURCE);
+    let question = compose::message(from, group::META, operation::QUERY, about, Content::null());
+    match context.send_sync(module::META_MANAGER, question, DIGEST).await {
+        Ok(answer) if answer.route.operation == operation::RESPONSE => {
+            Some(String::from_utf8_lossy(&answer.content.payload()).into_owned())
+        }
+        Ok(_) | Err(_) => {
+            warn!("what the node has cannot be listed; the cloud goes by what it has noted");
+            None
+        }
+    }
 }

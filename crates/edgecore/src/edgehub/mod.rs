@@ -1,12 +1,12 @@
 //! EdgeHub: the node's link to the cloud.
 //!
 //! `certificates` gets and renews the node's identity; `connection` stands for one connection, with `reading` and `sending` as its
-//! halves; `outbox` keeps what must not be lost while there is none, `rate` holds the sending rate. This file joins them: connect,
-//! serve, wait a little, again.
+//! halves; what must not be lost while there is none is kept by [`session::edge`], `rate` holds the sending rate. This file joins
+//! them: connect, serve, wait a little, again.
 
+mod acked;
 mod certificates;
 mod connection;
-mod outbox;
 mod rate;
 mod reading;
 mod sending;
@@ -16,13 +16,11 @@ use std::time::Duration;
 use api::edgecore::{Config, EdgeHub as Settings};
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use link::backoff::Backoff;
-use store::Database;
+use session::edge::Outbox;
 use tracing::{error, info, warn};
-use wire::{Content, Message, group, kind, module, operation, source};
+use wire::{Content, Message, group, inventory, kind, module, operation, source};
 
-use crate::metamanager::holds_pods;
 use certificates::{CertificateError, Certificates};
-use outbox::Outbox;
 
 /// The first wait before connecting again; with jitter it is between a quarter and a half second.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -37,7 +35,6 @@ pub struct EdgeHub {
     settings: Settings,
     certificates: Certificates,
     outbox: Outbox,
-    database: Option<Database>,
 }
 
 impl EdgeHub {
@@ -45,22 +42,13 @@ impl EdgeHub {
     pub fn new(config: &Config) -> Self {
         let settings = config.edge_hub();
         let certificates = Certificates::new(config.node_name(), settings.clone(), &config.path);
-        Self { settings, certificates, outbox: Outbox::default(), database: None }
-    }
-
-    /// Tells the cloud when the node's database holds no pod: it then sends everything again, also what the node once
-    /// acknowledged. A database that was lost comes back in this way. A Go cloud does not know of it.
-    pub fn with_database(mut self, database: Database) -> Self {
-        self.database = Some(database);
-        self
+        Self { settings, certificates, outbox: Outbox::default() }
     }
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            let has_nothing = self.database.as_ref().is_some_and(|database| !holds_pods(database));
-            let node = connection::Node { settings: &self.settings, has_nothing };
-            let ended = connection::run(&node, &mut self.certificates, context, inbox, &mut self.outbox).await;
+            let ended = connection::run(&self.settings, &mut self.certificates, context, inbox, &mut self.outbox).await;
             if matches!(ended.cause, HubError::Stopping) {
                 return Ok(());
             }
@@ -156,7 +144,13 @@ fn keep_or_refuse(context: &Context, outbox: &mut Outbox, message: Message) {
     if context.is_waiting(&message.header.msg_id) {
         refuse(context, &message, OUT_OF_REACH);
     } else if message.route.operation != operation::RESPONSE {
-        outbox.keep(message);
+        tell_lost(outbox.keep(message));
+    }
+}
+
+fn tell_lost(dropped: usize) {
+    if dropped > 0 {
+        warn!(dropped, "too much waits for the link; the oldest messages are dropped");
     }
 }
 
@@ -187,6 +181,15 @@ async fn tell_connection(context: &Context, connected: bool) {
         if let Err(error) = context.send(module, news).await {
             warn!(%error, "a module was not told of the connection");
         }
+    }
+}
+
+/// Tells MetaManager that this cloud says when it has sent everything.
+async fn tell_inventory(context: &Context) {
+    let (from, about) = (source::EDGE_HUB_EVENTS, inventory::RESOURCE);
+    let news = compose::message(from, group::META, operation::CONNECT, about, Content::null());
+    if let Err(error) = context.send(module::META_MANAGER, news).await {
+        warn!(%error, "MetaManager was not told of the cloud");
     }
 }
 

@@ -3,27 +3,51 @@
 use beehive::Context;
 use link::ws::{Incoming, Reader};
 use tracing::{debug, error, warn};
-use wire::{Message, group, module, operation, source};
+use wire::{Features, Message, acks, batch, group, module, operation, source};
 
 use super::HubError;
+use super::acked::Acked;
 
 /// Hands messages over until the connection ends. It runs apart from the sending, so that neither waits for the other.
-pub(super) async fn read(mut reader: Reader, context: Context) -> HubError {
+pub(super) async fn read(mut reader: Reader, context: Context, features: Features, acked: Acked) -> HubError {
     loop {
         match reader.next().await {
             Ok(Incoming::Alive) => {}
-            Ok(Incoming::Message(frame)) => match Message::parse(&frame) {
-                Ok(message) => route(&context, message).await,
-                Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    error!(%error, cause, bytes = frame.len(), "the cloud sent what is no message; it is left out");
+            Ok(Incoming::Binary(frame)) if features.batch => match batch::decode(&frame) {
+                Ok(messages) => {
+                    for message in messages {
+                        take(&context, features, &acked, message).await;
+                    }
                 }
+                Err(error) => no_message(&error, frame.len()),
+            },
+            Ok(Incoming::Message(frame) | Incoming::Binary(frame)) => match Message::parse(&frame) {
+                Ok(message) => take(&context, features, &acked, message).await,
+                Err(error) => no_message(&error, frame.len()),
             },
             Ok(Incoming::Closed(reason)) if reason.is_empty() => return HubError::Closed("no reason given".to_owned()),
             Ok(Incoming::Closed(reason)) => return HubError::Closed(reason),
             Err(error) => return HubError::Link(error),
         }
     }
+}
+
+fn no_message(error: &dyn std::error::Error, bytes: usize) {
+    let cause = error.source().map(ToString::to_string);
+    error!(%error, cause, bytes, "the cloud sent what is no message; it is left out");
+}
+
+/// What the cloud says of this node's own messages is for the sending half, the rest for the modules.
+async fn take(context: &Context, features: Features, acked: &Acked, message: Message) {
+    if features.acks {
+        if let Some(ids) = acks::read(&message) {
+            return acked.add(ids);
+        }
+        if !message.header.parent_msg_id.is_empty() {
+            acked.add([message.header.parent_msg_id.clone()]);
+        }
+    }
+    route(context, message).await;
 }
 
 /// Which module a message is for (KubeEdge v1.23: by group, then by whether it answers something).

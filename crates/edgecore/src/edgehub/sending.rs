@@ -1,18 +1,19 @@
 //! What goes to the cloud: heartbeats, and the modules' messages in their order and at a bounded rate.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use api::edgecore::EdgeHub as Settings;
 use beehive::{Context, Inbox, compose};
 use link::ws::{LinkError, Received, Writer};
+use session::edge::Outbox;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::error;
-use wire::{Content, MAX_MESSAGE_BYTES, Message, Route, group, kind, operation, source};
+use wire::{Content, Features, MAX_MESSAGE_BYTES, Message, Route, acks, batch, group, kind, operation, source};
 
-use super::outbox::Outbox;
+use super::acked::Acked;
 use super::rate::Rate;
-use super::{HubError, OUT_OF_REACH, refuse};
+use super::{HubError, OUT_OF_REACH, refuse, tell_lost};
 
 /// The part of the sending rate's burst that events leave for requests and status: many pods that start at once make many
 /// events.
@@ -21,6 +22,10 @@ const KEPT_FROM_EVENTS: f64 = 0.75;
 const QUIET: Duration = Duration::from_millis(50);
 /// … or this is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Messages that are sent together at most, and bytes of contents; one message may have any size.
+const MAX_TOGETHER: usize = 128;
+const MAX_BYTES_TOGETHER: usize = 128 << 10;
 
 /// Requests that are remembered before those with an answer are forgotten.
 const MAX_ANSWERED: usize = 256;
@@ -32,8 +37,10 @@ pub(super) struct Sending<'a> {
     writer: Writer,
     pulse: Pulse,
     rate: Rate,
+    features: Features,
+    acked: Acked,
     /// What is being sent; it stays here when that fails or is broken off.
-    in_hand: Option<Message>,
+    in_hand: VecDeque<Message>,
     /// What was sent and has no answer yet.
     asked: Asked,
 }
@@ -43,10 +50,18 @@ pub(super) struct Sending<'a> {
 struct Asked(HashMap<String, String>);
 
 impl<'a> Sending<'a> {
-    pub(super) fn new(settings: &'a Settings, context: &'a Context, writer: Writer, received: Received) -> Self {
+    pub(super) fn new(
+        settings: &'a Settings,
+        context: &'a Context,
+        writer: Writer,
+        received: Received,
+        features: Features,
+        acked: Acked,
+    ) -> Self {
         let pulse = Pulse { received, deadline: settings.read_deadline, asked: None };
         let rate = Rate::new(settings.message_qps, settings.message_burst);
-        Self { settings, context, writer, pulse, rate, in_hand: None, asked: Asked::default() }
+        let (in_hand, asked) = (VecDeque::new(), Asked::default());
+        Self { settings, context, writer, pulse, rate, features, acked, in_hand, asked }
     }
 
     /// Sends until the connection breaks. The bus is read all the time: what may not be sent yet waits in the outbox, and
@@ -55,25 +70,33 @@ impl<'a> Sending<'a> {
         let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let reserve = if outbox.has_only_events() { KEPT_FROM_EVENTS } else { 0.0 };
-            let ready_at = self.rate.ready_at(reserve);
-            let sent = tokio::select! {
+            let ready_at = self.rate.ready_at(reserve(outbox));
+            let due = outbox.next_due();
+            let mut beat = false;
+            tokio::select! {
                 biased;
-                _ = heartbeat.tick() => self.beat().await,
+                _ = heartbeat.tick() => beat = true,
                 silent = self.pulse.missed() => return HubError::Silent(silent),
+                () = self.acked.arrived() => {}
                 message = inbox.recv(), if outbox.has_room() => match message {
-                    Some(message) if is_urgent(&message) => self.put(message).await,
-                    Some(message) => {
-                        outbox.queue(message);
-                        Ok(())
-                    }
+                    Some(message) => self.sort(message, outbox),
                     // The bus lives longer than this module.
                     None => return HubError::Closed("edgecore ends".to_owned()),
                 },
-                () = tokio::time::sleep_until(ready_at), if !outbox.is_empty() => {
-                    self.rate.take();
-                    self.put_next(outbox).await
-                }
+                () = tokio::time::sleep_until(ready_at), if !outbox.is_empty() => {}
+                () = sleep_until(due) => tell_lost(outbox.repeat(std::time::Instant::now())),
+            };
+            self.acked.take().iter().for_each(|id| outbox.acknowledged(id));
+            while outbox.has_room()
+                && self.in_hand.len() < MAX_TOGETHER
+                && let Some(message) = inbox.try_recv()
+            {
+                self.sort(message, outbox);
+            }
+            self.fill(outbox, true);
+            let sent = match beat {
+                true => self.beat(outbox).await,
+                false => self.send(outbox).await,
             };
             if let Err(error) = sent {
                 return HubError::Link(error);
@@ -84,59 +107,134 @@ impl<'a> Sending<'a> {
     /// After the process was asked to stop: what the modules have said, then the end of the connection.
     pub(super) async fn finish(mut self, inbox: &mut Inbox, outbox: &mut Outbox) {
         let last_words = async {
-            while !outbox.is_empty() {
-                self.put_next(outbox).await?;
+            loop {
+                while !outbox.is_empty() || !self.in_hand.is_empty() {
+                    self.fill(outbox, false);
+                    self.send(outbox).await?;
+                }
+                match tokio::time::timeout(QUIET, inbox.recv()).await {
+                    Ok(Some(message)) => self.in_hand.push_back(message),
+                    _ => return Ok::<(), LinkError>(()),
+                }
             }
-            while let Ok(Some(message)) = tokio::time::timeout(QUIET, inbox.recv()).await {
-                self.put(message).await?;
-            }
-            Ok::<(), LinkError>(())
         };
         if let Ok(Ok(())) = tokio::time::timeout(LAST_WORDS, last_words).await {
             self.writer.close("edgecore stops").await;
         }
     }
 
-    async fn put_next(&mut self, outbox: &mut Outbox) -> Result<(), LinkError> {
-        match outbox.take() {
-            Some(message) => self.put(message).await,
-            None => Ok(()),
+    /// What is urgent is sent next, the rest in its turn.
+    fn sort(&mut self, message: Message, outbox: &mut Outbox) {
+        match is_urgent(&message) {
+            true => self.in_hand.push_back(message),
+            false => tell_lost(outbox.queue(message)),
         }
     }
 
-    async fn put(&mut self, mut message: Message) -> Result<(), LinkError> {
-        // Only the bus knows this mark.
-        message.header.sync = false;
-        let mut line = message.to_json();
-        line.push(b'\n');
-        if line.len() > MAX_MESSAGE_BYTES {
-            let resource = message.route.resource.as_str();
-            let (bytes, limit) = (line.len(), MAX_MESSAGE_BYTES);
-            error!(resource, bytes, limit, "a message is over the limit and not sent: make the object smaller");
-            refuse(self.context, &message, &format!("{resource} has {bytes} bytes, over the limit of {limit}"));
-            return Ok(());
+    /// Takes what may be sent now.
+    fn fill(&mut self, outbox: &mut Outbox, limited: bool) {
+        let mut bytes: usize = self.in_hand.iter().map(|message| message.content.raw().len()).sum();
+        while self.in_hand.len() < MAX_TOGETHER && bytes < MAX_BYTES_TOGETHER {
+            if limited && self.rate.ready_at(reserve(outbox)) > Instant::now() {
+                return;
+            }
+            let Some(message) = outbox.take() else { return };
+            self.rate.take();
+            bytes += message.content.raw().len();
+            self.in_hand.push_back(message);
         }
-        let message = self.in_hand.insert(message);
-        self.writer.send(line).await?;
-        self.asked.add(self.context, message);
-        self.in_hand = None;
+    }
+
+    /// Sends what is in hand; it stays there when that fails or is broken off.
+    async fn send(&mut self, outbox: &mut Outbox) -> Result<(), LinkError> {
+        self.gather_acks();
+        if self.features.batch && !self.in_hand.is_empty() {
+            let documents: Vec<Vec<u8>> =
+                self.in_hand.iter_mut().filter_map(|message| document(self.context, message)).collect();
+            self.writer.send_binary(batch::encode(documents.iter().map(Vec::as_slice))).await?;
+            while let Some(message) = self.in_hand.pop_front() {
+                self.sent(message, outbox);
+            }
+        }
+        while let Some(message) = self.in_hand.front_mut() {
+            if let Some(mut line) = document(self.context, message) {
+                line.push(b'\n');
+                self.writer.send(line).await?;
+            }
+            if let Some(message) = self.in_hand.pop_front() {
+                self.sent(message, outbox);
+            }
+        }
         Ok(())
     }
 
+    /// Acknowledgements travel together where both ends agreed on it.
+    fn gather_acks(&mut self) {
+        if !self.features.acks {
+            return;
+        }
+        let ids: Vec<String> = self.in_hand.iter().filter_map(acks::single).map(str::to_owned).collect();
+        if ids.len() > 1 {
+            self.in_hand.retain(|message| acks::single(message).is_none());
+            self.in_hand.push_front(acks::of(&ids, source::EDGE_HUB, compose::id(), compose::now()));
+        }
+    }
+
+    fn sent(&mut self, message: Message, outbox: &mut Outbox) {
+        self.asked.add(self.context, &message);
+        let is_answer = matches!(message.route.operation.as_str(), operation::RESPONSE | operation::ERROR);
+        // Who waits for an answer repeats his request himself.
+        if self.features.acks && !is_answer && !self.context.is_waiting(&message.header.msg_id) {
+            outbox.sent(message, std::time::Instant::now());
+        }
+    }
+
     /// After the connection broke: who was asked cannot answer any more, and what was not sent comes back.
-    pub(super) fn into_unsent(self) -> Option<Message> {
+    pub(super) fn into_unsent(self) -> VecDeque<Message> {
         self.asked.refuse_all(self.context);
         self.in_hand
     }
 
-    /// The heartbeat that the cloud expects, and a ping that it must answer.
-    async fn beat(&mut self) -> Result<(), LinkError> {
+    /// The heartbeat that the cloud expects, with what is in hand, and a ping that it must answer.
+    async fn beat(&mut self, outbox: &mut Outbox) -> Result<(), LinkError> {
         let ping = Content::text("ping");
-        let beat =
-            compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, kind::NODE, ping).to_json();
-        self.writer.send([beat.as_slice(), b"\n"].concat()).await?;
+        let beat = compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, kind::NODE, ping);
+        if self.features.batch {
+            self.writer.send_binary(batch::encode([beat.to_json().as_slice()])).await?;
+        } else {
+            self.writer.send([beat.to_json().as_slice(), b"\n"].concat()).await?;
+        }
         self.pulse.ask();
-        self.writer.ping().await
+        self.writer.ping().await?;
+        self.send(outbox).await
+    }
+}
+
+/// The part of the sending rate that is left for others than those who wait.
+fn reserve(outbox: &Outbox) -> f64 {
+    if outbox.has_only_events() { KEPT_FROM_EVENTS } else { 0.0 }
+}
+
+/// The JSON document of a message; `None` when it is too long: whoever waits for an answer hears so.
+fn document(context: &Context, message: &mut Message) -> Option<Vec<u8>> {
+    // Only the bus knows this mark.
+    message.header.sync = false;
+    let document = message.to_json();
+    if document.len() < MAX_MESSAGE_BYTES {
+        return Some(document);
+    }
+    let resource = message.route.resource.as_str();
+    let (bytes, limit) = (document.len(), MAX_MESSAGE_BYTES);
+    error!(resource, bytes, limit, "a message is over the limit and not sent: make the object smaller");
+    refuse(context, message, &format!("{resource} has {bytes} bytes, over the limit of {limit}"));
+    None
+}
+
+/// Never, when there is no time.
+async fn sleep_until(at: Option<std::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -192,9 +290,11 @@ impl Pulse {
     }
 }
 
-/// A late lease makes a living node look dead; a late acknowledgement makes the cloud send again.
+/// A late lease or node status makes a living node look dead; a late acknowledgement makes the cloud send again.
 fn is_urgent(message: &Message) -> bool {
-    message.route.operation == operation::RESPONSE || message.route.resource.contains("/lease/")
+    let kind = message.route.resource.split('/').nth(1).unwrap_or_default();
+    message.route.operation == operation::RESPONSE
+        || matches!(kind, kind::LEASE | kind::NODE | kind::NODE_PATCH | kind::NODE_STATUS)
 }
 
 #[cfg(test)]

@@ -19,13 +19,14 @@ use store::{Database, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
+use wire::inventory::{self, Digest, Held};
 use wire::{Content, EdgeResource, Message, group, kind, module, operation, source};
 
-use fresh::Fresh;
+use fresh::{Fresh, Link};
 use remote::Remote;
 use table::{Row, Table};
 
-pub use table::{SCHEMA, holds_pods};
+pub use table::SCHEMA;
 
 /// Messages that wait for edged. MetaManager itself must go on meanwhile, for edged's requests come to it.
 const FOR_EDGED: usize = 1024;
@@ -54,14 +55,18 @@ impl MetaManager {
         tasks.spawn(pass_on(context.clone(), waiting));
         let mut requests = JoinSet::new();
         let mut storing = FuturesOrdered::new();
-        let mut connected = false;
+        let (mut connected, mut own_cloud) = (false, false);
         let fresh = Fresh::new(self.table.clone());
+        if fresh.is_partial() {
+            // They are run; what else runs is left alone until the cloud has sent everything.
+            self.hand_over_pods(&to_edged).await;
+        }
         loop {
             let has_room = requests.len() < MAX_REMOTE && storing.len() < MAX_STORING;
             let message = tokio::select! {
                 () = context.stopping() => break,
                 Some((message, stored)) = storing.next() => {
-                    finish(&context, &to_edged, message, stored).await;
+                    self.finish(&context, &to_edged, &fresh, message, stored).await;
                     continue;
                 }
                 Some(_) = requests.join_next() => continue,
@@ -72,14 +77,20 @@ impl MetaManager {
             };
             if message.route.resource == kind::NODE_CONNECTION {
                 connected = message.content.payload().as_ref() == b"cloud_connected";
-                fresh.connected(connected);
+                own_cloud &= connected;
+                let cloud = if own_cloud { Link::Own } else { Link::Upstream };
+                fresh.connected(if connected { cloud } else { Link::None }).await;
+                continue;
+            }
+            if message.route.resource == inventory::RESOURCE && message.route.operation == operation::CONNECT {
+                own_cloud = true;
                 continue;
             }
             let from_node = matches!(message.route.source.as_str(), source::EDGED | source::META_MANAGER);
             if operation::VOLUME.contains(&message.route.operation.as_str()) {
                 requests.spawn(volume(context.clone(), message));
             } else if !from_node {
-                storing.push_back(store_pushed(self.table.clone(), message));
+                storing.push_back(store_pushed(self.table.clone(), message, own_cloud));
             } else if fresh.concerns(&message) {
                 let (fresh, context) = (fresh.clone(), context.clone());
                 requests.spawn(async move { fresh.answer(&context, &message).await });
@@ -90,9 +101,65 @@ impl MetaManager {
         }
         // What is being stored is acknowledged still.
         while let Some((message, stored)) = storing.next().await {
-            finish(&context, &to_edged, message, stored).await;
+            self.finish(&context, &to_edged, &fresh, message, stored).await;
         }
         Ok(())
+    }
+
+    async fn hand_over_pods(&self, to_edged: &mpsc::Sender<Message>) {
+        let pods = self.table.pods().unwrap_or_default();
+        for (path, text) in pods {
+            let Ok(content) = Content::from_raw(text.into()) else { continue };
+            let (from, verb) = (source::EDGE_CONTROLLER, operation::UPDATE);
+            hand_over(to_edged, compose::message(from, group::RESOURCE, verb, &path, content)).await;
+        }
+    }
+
+    /// Acknowledges what is durable and passes it on; tells the cloud what could not be stored.
+    async fn finish(
+        &self,
+        context: &Context,
+        to_edged: &mpsc::Sender<Message>,
+        fresh: &Fresh,
+        message: Message,
+        stored: Result<(), StoreError>,
+    ) {
+        if message.route.resource == inventory::RESOURCE {
+            // All that came before is stored by now.
+            return match message.route.operation.as_str() {
+                inventory::SYNCED => fresh.synced().await,
+                _ => self.tell_inventory(context, &message).await,
+            };
+        }
+        match stored {
+            Ok(()) => {
+                forward(context, compose::response(&message, Content::ok())).await;
+                if concerns_edged(&message) {
+                    hand_over(to_edged, message).await;
+                }
+            }
+            Err(error) => forward(context, not_stored(&message, &error)).await,
+        }
+    }
+
+    /// What the node has: the digest for EdgeHub, the list for the cloud.
+    async fn tell_inventory(&self, context: &Context, question: &Message) {
+        let held = match self.table.inventory() {
+            Ok(held) => held,
+            Err(error) => {
+                error!(%error, "what the node has cannot be read from its database");
+                return refuse(context, question, &error.to_string());
+            }
+        };
+        if question.route.source == source::EDGE_HUB_EVENTS {
+            let mut digest = Digest::default();
+            held.iter().for_each(|Held(uid, _, version)| digest.add(uid, *version));
+            return respond(context, question, Content::text(&digest.to_text()));
+        }
+        match Content::json(&held) {
+            Ok(list) => forward(context, compose::response(question, list)).await,
+            Err(error) => error!(%error, "what the node has cannot be listed"),
+        }
     }
 
     /// A request of edged; what must go to the cloud comes back.
@@ -127,7 +194,11 @@ impl MetaManager {
                 self.answer_locally(context, &resource, &message);
             }
             (operation::UPDATE, what) if what != kind::LEASE => {
-                if let Err(error) = store(&self.table, &resource, &message).await {
+                let stored = match row(&resource, &message) {
+                    Some(row) => self.table.put(row).await,
+                    None => Ok(()),
+                };
+                if let Err(error) = stored {
                     refuse(context, &message, &error.to_string());
                     return None;
                 }
@@ -181,10 +252,16 @@ impl Module for MetaManager {
 }
 
 /// Stores an object that the cloud pushes, or removes one.
-async fn store_pushed(table: Table, message: Message) -> (Message, Result<(), StoreError>) {
+async fn store_pushed(table: Table, message: Message, own_cloud: bool) -> (Message, Result<(), StoreError>) {
     let route = &message.route;
     let stored = match (EdgeResource::parse(&route.resource), route.operation.as_str()) {
-        (Ok(resource), operation::INSERT | operation::UPDATE) => store(&table, &resource, &message).await,
+        _ if route.resource == inventory::RESOURCE => Ok(()),
+        (Ok(resource), operation::INSERT | operation::UPDATE) => match row(&resource, &message) {
+            // Our own cloud keeps the order.
+            Some(row) if own_cloud => table.push(row).await,
+            Some(row) => table.put(row).await,
+            None => Ok(()),
+        },
         (Ok(resource), operation::DELETE) => table.delete(&resource, &table::uid(&message.content)).await,
         (Ok(resource), operation::RESPONSE) => remote::keep_late(&table, &resource, &message).await,
         _ => {
@@ -201,31 +278,12 @@ async fn store_pushed(table: Table, message: Message) -> (Message, Result<(), St
     (message, stored)
 }
 
-async fn store(table: &Table, resource: &EdgeResource, message: &Message) -> Result<(), StoreError> {
-    match Row::read(resource, &message.content) {
-        Some(row) => table.put(row).await,
-        None => {
-            warn!(resource = %resource, "the content is no object; nothing is stored");
-            Ok(())
-        }
+fn row(resource: &EdgeResource, message: &Message) -> Option<Row> {
+    let row = Row::read(resource, &message.content);
+    if row.is_none() {
+        warn!(resource = %resource, "the content is no object; nothing is stored");
     }
-}
-
-/// Acknowledges what is durable and passes it on; tells the cloud what could not be stored.
-async fn finish(context: &Context, to_edged: &mpsc::Sender<Message>, message: Message, stored: Result<(), StoreError>) {
-    let stored = match stored {
-        Ok(()) => {
-            forward(context, compose::response(&message, Content::ok())).await;
-            true
-        }
-        Err(error) => {
-            forward(context, not_stored(&message, &error)).await;
-            false
-        }
-    };
-    if stored && concerns_edged(&message) {
-        hand_over(to_edged, message).await;
-    }
+    row
 }
 
 /// Tells the cloud that an object is not durable here, and the log.

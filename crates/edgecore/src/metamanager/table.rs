@@ -8,18 +8,23 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::rusqlite::{OptionalExtension, params};
 use store::{Database, Schema, StoreError};
+use wire::inventory::Held;
 use wire::{Content, EdgeResource, kind};
 
 /// The schema of the node's database.
 pub const SCHEMA: Schema = Schema {
-    steps: &["CREATE TABLE meta (
+    steps: &[
+        "CREATE TABLE meta (
         key TEXT PRIMARY KEY,
         kind TEXT NOT NULL,
         uid TEXT NOT NULL,
         revision INTEGER NOT NULL,
         value BLOB NOT NULL
     ) WITHOUT ROWID;
-    CREATE INDEX meta_kind ON meta (kind)"],
+    CREATE INDEX meta_kind ON meta (kind)",
+        "CREATE TABLE settled (told INTEGER PRIMARY KEY);
+    INSERT INTO settled SELECT 1 WHERE EXISTS (SELECT 1 FROM meta WHERE kind = 'pod')",
+    ],
     if_damaged: "move it away to start with an empty one (the cloud sends its content again)",
 };
 
@@ -58,12 +63,6 @@ struct Metadata {
     resource_version: String,
 }
 
-/// Whether the node knows of any pod. One that does not is new, or has lost its database.
-pub fn holds_pods(database: &Database) -> bool {
-    let query = "SELECT EXISTS (SELECT 1 FROM meta WHERE kind = ?1)";
-    database.read(|c| c.prepare_cached(query)?.query_row([kind::POD], |row| row.get(0))).unwrap_or(true)
-}
-
 impl Row {
     /// `None` when the content is no object.
     pub(super) fn read(resource: &EdgeResource, content: &Content) -> Option<Self> {
@@ -100,6 +99,15 @@ impl Table {
         Self { database }
     }
 
+    /// Stores an object as the cloud pushes it: the cloud keeps the order, and after a restored backup versions go back. One that is here
+    /// already is not written again.
+    pub(super) async fn push(&self, row: Row) -> Result<(), StoreError> {
+        let sql = "INSERT INTO meta VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (key) DO UPDATE
+            SET uid = excluded.uid, revision = excluded.revision, value = excluded.value
+            WHERE excluded.uid <> meta.uid OR excluded.revision <> meta.revision OR excluded.value <> meta.value";
+        self.write(sql, row).await
+    }
+
     /// Stores an object, unless a newer version of the same object is there.
     pub(super) async fn put(&self, row: Row) -> Result<(), StoreError> {
         let sql = "INSERT INTO meta VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (key) DO UPDATE
@@ -115,8 +123,38 @@ impl Table {
         self.write(sql, row).await
     }
 
-    pub(super) fn holds_pods(&self) -> bool {
-        holds_pods(&self.database)
+    /// Whether the cloud has once sent everything that is for this node; of a Go cloud, which does not say so, any pod counts for that.
+    /// A database that cannot be read is not taken for a new one.
+    pub(super) fn is_settled(&self) -> bool {
+        let query = "SELECT EXISTS (SELECT 1 FROM settled WHERE told OR EXISTS (SELECT 1 FROM meta WHERE kind = ?1))";
+        self.database.read(|c| c.prepare_cached(query)?.query_row([kind::POD], |row| row.get(0))).unwrap_or(true)
+    }
+
+    /// The cloud has sent everything (`told`), or is one that will not say so.
+    pub(super) async fn settle(&self, told: bool) -> Result<(), StoreError> {
+        self.database.write(move |c| c.execute("INSERT OR IGNORE INTO settled VALUES (?1)", [told]).map(drop)).await
+    }
+
+    /// All pods: path and JSON text.
+    pub(super) fn pods(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.database.read(|c| {
+            let mut statement = c.prepare_cached("SELECT key, value FROM meta WHERE kind = ?1 ORDER BY key")?;
+            let rows = statement.query_map([kind::POD], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect()
+        })
+    }
+
+    /// What the cloud keeps note of: objects that it pushes and that are deleted in its own time.
+    pub(super) fn inventory(&self) -> Result<Vec<Held>, StoreError> {
+        self.database.read(|c| {
+            let sql = "SELECT uid, key, revision FROM meta WHERE kind IN (?1, ?2, ?3) AND uid <> ''";
+            let mut statement = c.prepare_cached(sql)?;
+            let rows = statement.query_map([kind::POD, kind::CONFIG_MAP, kind::SECRET], |row| {
+                let revision: i64 = row.get(2)?;
+                Ok(Held(row.get(0)?, row.get(1)?, u64::try_from(revision).unwrap_or_default()))
+            })?;
+            rows.collect()
+        })
     }
 
     async fn write(&self, sql: &'static str, row: Row) -> Result<(), StoreError> {

@@ -24,12 +24,27 @@ struct Node {
 }
 
 impl Node {
+    /// What the node says when the cloud asks what it has.
+    async fn inventory(&mut self) -> Vec<Held> {
+        let question = compose::message("cloudhub", "resource", operation::QUERY, inventory::RESOURCE, Content::null());
+        let id = question.header.msg_id.clone();
+        self.context.send(module::META_MANAGER, question).await.expect("sent");
+        loop {
+            let answer = self.next_to_cloud().await;
+            if answer.header.parent_msg_id == id {
+                return answer.content.parse().expect("a list");
+            }
+        }
+    }
+
     /// With a database that is not new.
     async fn start() -> Self {
         let (dir, database) = empty_database();
         let path = EdgeResource::parse("kube-system/pod/old").expect("path");
         let row = Row::read(&path, &Content::json(&pod("old", 1)).expect("json")).expect("row");
-        Table::new(database.clone()).put(row).await.expect("stored");
+        let table = Table::new(database.clone());
+        table.put(row).await.expect("stored");
+        table.settle(true).await.expect("stored");
         Self::start_with(dir, database)
     }
 
@@ -324,7 +339,7 @@ async fn the_cloud_gets_edgeds_answer_to_a_volume_operation() {
 #[tokio::test]
 async fn a_fresh_database_names_the_pods_only_after_the_cloud_has() {
     let (dir, database) = empty_database();
-    assert!(!holds_pods(&database));
+    assert!(!Table::new(database.clone()).is_settled());
     let mut node = Node::start_with(dir, database);
     tokio::time::pause();
     let list = || compose::message(source::EDGED, group::META, "query", "default/pod", Content::null());
@@ -345,4 +360,48 @@ async fn a_fresh_database_names_the_pods_only_after_the_cloud_has() {
     let began = tokio::time::Instant::now();
     assert_eq!(node.stored("default/pod").await.len(), 1);
     assert!(began.elapsed() < Duration::from_secs(1), "from now on at once");
+}
+
+#[tokio::test]
+async fn a_cloud_that_says_when_everything_was_sent_is_waited_for_and_once_only() {
+    let (dir, database) = empty_database();
+    let mut node = Node::start_with(dir, database);
+    let (hub, about) = (source::EDGE_HUB_EVENTS, inventory::RESOURCE);
+    let news = compose::message(hub, group::META, operation::CONNECT, about, Content::null());
+    node.context.send(module::META_MANAGER, news).await.expect("sent");
+    node.connect().await;
+    let id = node.push_pod("p", 1).await;
+    node.expect_ack(&id).await;
+    tokio::time::pause();
+    let list = || compose::message(source::EDGED, group::META, "query", "default/pod", Content::null());
+    let wait = Duration::from_secs(60);
+    let early = node.context.send_sync(module::META_MANAGER, list(), wait).await.expect("answer");
+    assert_eq!(early.route.operation, "error", "no time is enough");
+    assert!(!Table::new(node.database.clone()).is_settled(), "nor is one pod");
+    tokio::time::resume();
+
+    let told = compose::message("edgecontroller", "resource", inventory::SYNCED, about, Content::null());
+    node.context.send(module::META_MANAGER, told).await.expect("sent");
+    assert_eq!(node.stored("default/pod").await.len(), 1);
+    assert!(Table::new(node.database.clone()).is_settled(), "also after a restart");
+}
+
+#[tokio::test]
+async fn the_inventory_tells_what_is_stored_and_its_digest_is_the_clouds() {
+    let mut node = Node::start().await;
+    let before: usize = node.inventory().await.len();
+    for number in 0..20 {
+        node.push_pod(&format!("p{number}"), 7).await;
+    }
+    // Asked at once: the answer counts what came before.
+    let held = node.inventory().await;
+    assert_eq!(held.len(), before + 20);
+    assert!(held.iter().any(|Held(_, path, version)| path == "default/pod/p3" && *version == 7), "{held:?}");
+    let mut digest = Digest::default();
+    held.iter().for_each(|Held(uid, _, version)| digest.add(uid, *version));
+    let (hub, about) = (source::EDGE_HUB_EVENTS, inventory::RESOURCE);
+    let question = compose::message(hub, group::META, operation::QUERY, about, Content::null());
+    let wait = Duration::from_secs(10);
+    let answer = node.context.send_sync(module::META_MANAGER, question, wait).await.expect("answer");
+    assert_eq!(answer.content, Content::text(&digest.to_text()));
 }

@@ -240,23 +240,30 @@ async fn a_request_on_a_link_that_breaks_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn an_edge_that_lost_its_database_says_so_until_it_has_pods() {
+async fn an_edge_says_with_each_connection_what_it_has() {
     let cloud = GoCloud::start().await.unwrap();
     let mut edge = Edge::joined(&cloud).await;
-    let store = async |number: usize| {
+    let digest = async |number: usize| {
         let headers = cloud.connection(number).await.unwrap().headers;
-        headers.into_iter().find(|(name, _)| name == "x-ferroedge-store").map(|(_, value)| value)
+        headers.into_iter().find(|(name, _)| name == wire::INVENTORY).map(|(_, value)| value).expect("the header")
     };
-    assert_eq!(store(0).await.as_deref(), Some("empty"));
-    let message = push("update", "default/pod/p", pod("p", 1));
+    let of = |objects: &[(&str, u64)]| {
+        let mut digest = wire::inventory::Digest::default();
+        objects.iter().for_each(|(uid, version)| digest.add(uid, *version));
+        digest.to_text()
+    };
+    assert_eq!(digest(0).await, of(&[]));
+    let content = pod("p", 1);
+    let uid = content["metadata"]["uid"].as_str().expect("uid").to_owned();
+    let message = push("update", "default/pod/p", content);
     cloud.send(&message).await.unwrap();
     cloud.reply_to(id(&message)).await.unwrap();
     edge.stop().await;
     edge.start().await;
-    assert_eq!(store(1).await, None);
+    assert_eq!(digest(1).await, of(&[(&uid, 1)]));
     edge.stop().await;
     // The cure for a damaged database.
     std::fs::rename(edge.file("edgecore.db"), edge.file("damaged.db")).unwrap();
     edge.start().await;
-    assert_eq!(store(2).await.as_deref(), Some("empty"));
+    assert_eq!(digest(2).await, of(&[]));
 }

@@ -94,7 +94,7 @@ impl Edge {
         let (send_bus, bus) = oneshot::channel();
         let mut modules = ModuleManager::new();
         modules.register(MetaManager::new(database.clone(), self.config.remote_query_timeout()));
-        modules.register(EdgeHub::new(&self.config).with_database(database.clone()));
+        modules.register(EdgeHub::new(&self.config));
         modules.register(Listener { bus: Some(send_bus), told: told.clone() });
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();

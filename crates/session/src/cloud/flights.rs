@@ -1,0 +1,148 @@
+//! Objects that wait and objects in flight, each in one version at a time.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use wire::{EdgeResource, Message, kind};
+
+use super::Window;
+
+/// A message that the node could not take is sent again after this time, doubled with each refusal.
+const AFTER_REFUSAL: Duration = Duration::from_secs(5);
+
+/// Who goes first: the Node itself, then pods, then what pods refer to.
+const CLASSES: usize = 3;
+
+pub(super) struct Flights {
+    window: Window,
+    /// Uids of objects that wait, by class, in the order in which they began to.
+    order: [VecDeque<String>; CLASSES],
+    waiting: HashMap<String, Message>,
+    waiting_bytes: usize,
+    in_flight: HashMap<String, Flight>,
+    flying_bytes: usize,
+    /// Which object a message id is of.
+    ids: HashMap<String, String>,
+}
+
+struct Flight {
+    message: Message,
+    due: Instant,
+    wait: Duration,
+    /// The node has said that it cannot take it.
+    refused: bool,
+    refusals: u32,
+}
+
+impl Flights {
+    pub(super) fn new(window: Window) -> Self {
+        Self {
+            window,
+            order: Default::default(),
+            waiting: HashMap::new(),
+            waiting_bytes: 0,
+            in_flight: HashMap::new(),
+            flying_bytes: 0,
+            ids: HashMap::new(),
+        }
+    }
+
+    /// Queues the newest state of an object; an older one that waits is replaced and keeps its place.
+    pub(super) fn offer(&mut self, uid: String, message: Message) {
+        let class = class(&message);
+        self.waiting_bytes += size(&message);
+        match self.waiting.insert(uid.clone(), message) {
+            Some(old) => self.waiting_bytes -= size(&old),
+            None => self.order[class].push_back(uid),
+        }
+    }
+
+    pub(super) fn next(&mut self, now: Instant) -> Option<Message> {
+        self.next_again(now).or_else(|| self.next_waiting(now))
+    }
+
+    fn next_waiting(&mut self, now: Instant) -> Option<Message> {
+        if self.in_flight.len() >= self.window.objects {
+            return None;
+        }
+        let (class, at) = self.order.iter().enumerate().find_map(|(class, order)| {
+            let at = order.iter().position(|uid| !self.in_flight.contains_key(uid))?;
+            Some((class, at))
+        })?;
+        let uid = self.order[class].get(at)?;
+        let bytes = size(self.waiting.get(uid)?);
+        if !self.in_flight.is_empty() && self.flying_bytes + bytes > self.window.bytes {
+            return None;
+        }
+        let uid = self.order[class].remove(at)?;
+        let message = self.waiting.remove(&uid)?;
+        self.waiting_bytes -= bytes;
+        self.flying_bytes += bytes;
+        self.ids.insert(message.header.msg_id.clone(), uid.clone());
+        let wait = self.window.resend_after;
+        let flight = Flight { message: message.clone(), due: now + wait, wait, refused: false, refusals: 0 };
+        self.in_flight.insert(uid, flight);
+        Some(message)
+    }
+
+    /// What was not acknowledged in time; a newer version takes the place of the one that was sent in vain.
+    fn next_again(&mut self, now: Instant) -> Option<Message> {
+        let due = self.in_flight.iter_mut().filter(|(_, flight)| flight.due <= now);
+        let (uid, flight) = due.min_by_key(|(_, flight)| flight.due)?;
+        flight.wait = (flight.wait * 2).min(self.window.longest_wait);
+        flight.due = now + flight.wait;
+        flight.refused = false;
+        if let Some(newer) = self.waiting.remove(uid) {
+            self.order.iter_mut().for_each(|order| order.retain(|waiting| waiting != uid));
+            self.ids.remove(&flight.message.header.msg_id);
+            self.ids.insert(newer.header.msg_id.clone(), uid.clone());
+            self.waiting_bytes -= size(&newer);
+            self.flying_bytes = self.flying_bytes + size(&newer) - size(&flight.message);
+            flight.message = newer;
+        }
+        Some(flight.message.clone())
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.in_flight.values().map(|flight| flight.due).min()
+    }
+
+    pub(super) fn acknowledge(&mut self, id: &str) -> Option<(String, Message)> {
+        let uid = self.ids.remove(id)?;
+        let flight = self.in_flight.remove(&uid)?;
+        self.flying_bytes -= size(&flight.message);
+        Some((uid, flight.message))
+    }
+
+    pub(super) fn refused(&mut self, id: &str, now: Instant) -> Option<(&str, &Message)> {
+        let uid = self.ids.get(id)?;
+        let flight = self.in_flight.get_mut(uid)?;
+        if std::mem::replace(&mut flight.refused, true) {
+            return None;
+        }
+        let pause = AFTER_REFUSAL.saturating_mul(1 << flight.refusals.min(16)).min(self.window.longest_wait);
+        flight.refusals += 1;
+        flight.due = flight.due.min(now + pause);
+        Some((uid.as_str(), &flight.message))
+    }
+
+    pub(super) fn pending(&self) -> usize {
+        self.waiting.len() + self.in_flight.len()
+    }
+
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+}
+
+fn size(message: &Message) -> usize {
+    message.content.raw().len()
+}
+
+fn class(message: &Message) -> usize {
+    match EdgeResource::parse(&message.route.resource).map(|resource| resource.kind).as_deref() {
+        Ok(kind::NODE) => 0,
+        Ok(kind::POD) => 1,
+        _ => 2,
+    }
+}

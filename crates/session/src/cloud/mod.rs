@@ -1,0 +1,209 @@
+//! The cloud's half of the delivery to one node.
+//!
+//! Per object the newest version wins, and an edge stores objects by name: the deletion of an old one is acknowledged before its
+//! namesake is sent (this file). Two versions of one object are never in flight together, and only so many objects are (`flights`).
+//! Messages without acknowledgement (answers) go by a bounded lane of their own, first and in order.
+//!
+//! What waits is bounded in bytes. Beyond the bound nothing is kept: the queue says that it [overflowed](NodeQueue::take_overflow)
+//! when it has run dry, and the caller finds out anew what the node lacks.
+
+mod flights;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use wire::{Message, operation};
+
+use flights::Flights;
+
+/// Messages without acknowledgement that may wait.
+pub const MAX_UNACKED: usize = 1024;
+/// Bytes of contents that may wait; a cluster's largest objects have 1.5 MB.
+pub const MAX_WAITING_BYTES: usize = 8 << 20;
+/// Deleted objects that are remembered after the node acknowledged it: an older state of one may still be on its way here.
+const MAX_DELETED: usize = 128;
+
+/// How much may be in flight to a node, and when it is sent again.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Objects.
+    pub objects: usize,
+    /// Bytes of their contents; one object of any size is allowed.
+    pub bytes: usize,
+    /// How long an acknowledgement may take before the message is sent again; doubled each time.
+    pub resend_after: Duration,
+    /// The longest such wait.
+    pub longest_wait: Duration,
+}
+
+impl Window {
+    /// Towards a Go edge. It reads into a queue of 100 that drops its oldest entry when it is full, so that the window must stay
+    /// well below; what it drops is sent again as KubeEdge v1.23 does it, after five seconds with the same id.
+    pub const UPSTREAM: Self = Self {
+        objects: 16,
+        bytes: 1 << 20,
+        resend_after: Duration::from_secs(5),
+        longest_wait: Duration::from_secs(60),
+    };
+    /// Towards our own edge, which drops nothing that it has read: enough for a fast link with a long way. A repetition is a net
+    /// for what must not happen, and must not fill a slow link.
+    pub const WIDE: Self = Self {
+        objects: 256,
+        bytes: 1 << 20,
+        resend_after: Duration::from_secs(60),
+        longest_wait: Duration::from_secs(300),
+    };
+}
+
+/// The messages of one session.
+pub struct NodeQueue {
+    flights: Flights,
+    plain: VecDeque<Message>,
+    /// The newest version of each object that was offered, by uid: none older follows it.
+    offered: HashMap<String, u64>,
+    /// Uids of acknowledged deletions, oldest first.
+    deleted: VecDeque<String>,
+    /// Objects that are offered and not acknowledged, by name.
+    open: HashMap<String, (String, Message)>,
+    /// Deletions that are not acknowledged, by name.
+    deleting: HashMap<String, usize>,
+    /// What waits for the deletion of a namesake, by name.
+    held: HashMap<String, (String, Message)>,
+    overflowed: bool,
+}
+
+/// The lane without acknowledgements is full: the node does not read.
+#[derive(Debug, thiserror::Error)]
+#[error("{MAX_UNACKED} messages wait for the node already")]
+pub struct Full;
+
+impl NodeQueue {
+    /// A queue of a fresh session.
+    pub fn new(window: Window) -> Self {
+        Self {
+            flights: Flights::new(window),
+            plain: VecDeque::new(),
+            offered: HashMap::new(),
+            deleted: VecDeque::new(),
+            open: HashMap::new(),
+            deleting: HashMap::new(),
+            held: HashMap::new(),
+            overflowed: false,
+        }
+    }
+
+    /// Offers a version of an object; an older one than was offered before is left out.
+    pub fn offer(&mut self, uid: &str, version: u64, message: Message) {
+        let name = message.route.resource.clone();
+        if message.route.operation == operation::DELETE {
+            self.delete(uid, name, message);
+            return;
+        }
+        if self.offered.get(uid).is_some_and(|offered| *offered >= version) {
+            return;
+        }
+        if self.flights.waiting_bytes() + message.content.raw().len() > MAX_WAITING_BYTES {
+            // One object, however large, must get through.
+            self.overflowed |= self.pending() > 0;
+            if self.overflowed {
+                return;
+            }
+        }
+        self.offered.insert(uid.to_owned(), version);
+        if self.deleting.contains_key(&name) {
+            self.held.insert(name, (uid.to_owned(), message));
+            return;
+        }
+        self.open.insert(name, (uid.to_owned(), message.clone()));
+        self.flights.offer(uid.to_owned(), message);
+    }
+
+    fn delete(&mut self, uid: &str, name: String, message: Message) {
+        // The uid does not come again.
+        if self.offered.insert(uid.to_owned(), u64::MAX) == Some(u64::MAX) {
+            return;
+        }
+        if self.held.get(&name).is_some_and(|(held, _)| held == uid) {
+            self.held.remove(&name);
+        }
+        // A namesake that is on its way already is sent once more behind the deletion.
+        if let Some((other, open)) = self.open.remove(&name)
+            && other != uid
+        {
+            self.held.entry(name.clone()).or_insert((other, open));
+        }
+        *self.deleting.entry(name).or_default() += 1;
+        self.flights.offer(uid.to_owned(), message);
+    }
+
+    /// Queues a message that nobody acknowledges.
+    ///
+    /// # Errors
+    /// Too many wait.
+    pub fn post(&mut self, message: Message) -> Result<(), Full> {
+        if self.plain.len() >= MAX_UNACKED {
+            return Err(Full);
+        }
+        self.plain.push_back(message);
+        Ok(())
+    }
+
+    /// What to send now: first what nobody acknowledges, then what is due again, then what waits and fits the window.
+    pub fn next(&mut self, now: Instant) -> Option<Message> {
+        self.plain.pop_front().or_else(|| self.flights.next(now))
+    }
+
+    /// When [`NodeQueue::next`] has something again without further events.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.flights.next_due()
+    }
+
+    /// An acknowledgement arrived: the uid and the message it is of. Unknown ids (late, repeated, of others) are ignored.
+    pub fn acknowledge(&mut self, id: &str) -> Option<(String, Message)> {
+        let (uid, message) = self.flights.acknowledge(id)?;
+        let name = &message.route.resource;
+        if message.route.operation == operation::DELETE {
+            self.deletion_is_done(&uid, name);
+        } else if self.open.get(name).is_some_and(|(_, open)| open.header.msg_id == id) {
+            self.open.remove(name);
+        }
+        Some((uid, message))
+    }
+
+    /// The node could not take the message with this id: its object's uid and itself, once for each time that it was sent. It stays
+    /// in flight and is sent again, soon.
+    pub fn refused(&mut self, id: &str, now: Instant) -> Option<(&str, &Message)> {
+        self.flights.refused(id, now)
+    }
+
+    fn deletion_is_done(&mut self, uid: &str, name: &str) {
+        self.deleted.push_back(uid.to_owned());
+        if self.deleted.len() > MAX_DELETED
+            && let Some(oldest) = self.deleted.pop_front()
+        {
+            self.offered.remove(&oldest);
+        }
+        let left = self.deleting.get(name).map_or(0, |count| count.saturating_sub(1));
+        if left > 0 {
+            self.deleting.insert(name.to_owned(), left);
+            return;
+        }
+        self.deleting.remove(name);
+        if let Some((uid, message)) = self.held.remove(name) {
+            self.open.insert(name.to_owned(), (uid.clone(), message.clone()));
+            self.flights.offer(uid, message);
+        }
+    }
+
+    /// Objects that are not acknowledged yet.
+    pub fn pending(&self) -> usize {
+        self.flights.pending() + self.held.len()
+    }
+
+    /// Whether something was left out for want of room; `true` once, when everything else has been acknowledged.
+    pub fn take_overflow(&mut self) -> bool {
+        self.pending() == 0 && std::mem::take(&mut self.overflowed)
+    }
+}
