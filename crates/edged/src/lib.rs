@@ -26,7 +26,6 @@ mod logs;
 mod measures;
 mod observe;
 mod paths;
-mod quantity;
 mod sandbox;
 mod static_pods;
 pub mod streams;

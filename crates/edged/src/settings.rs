@@ -113,7 +113,8 @@ pub struct Settings {
 
 /// A quantity of bytes as the configuration writes it, `10Mi`.
 pub fn bytes(quantity: &str) -> Option<u64> {
-    let value = crate::quantity::value(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(quantity.to_owned()))?;
+    let value =
+        podlife::quantity::value(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(quantity.to_owned()))?;
     u64::try_from(value).ok()
 }
 

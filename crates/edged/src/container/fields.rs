@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 use podlife::spec;
 
 use super::resources::NodeResources;
-use crate::quantity;
+use podlife::quantity;
 
 /// What the fields are read from.
 pub struct FieldSource<'a> {

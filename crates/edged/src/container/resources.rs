@@ -8,7 +8,7 @@ use podlife::{qos, spec};
 
 use crate::cgroups::Limits;
 use crate::cri::proto::{HugepageLimit, LinuxContainerResources};
-use crate::quantity;
+use podlife::quantity;
 
 /// Length of a scheduling period in microseconds.
 const CPU_PERIOD: i64 = 100_000;

@@ -9,8 +9,8 @@ use podlife::spec;
 
 use super::usage::{asked, pod_sum};
 use crate::pods::PodRecord;
-use crate::quantity;
 use crate::stats::{Stats, disk::PodDisk};
+use podlife::quantity;
 
 /// The resource that containers limit.
 const STORAGE: &str = "ephemeral-storage";

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use podlife::eviction::{Resource, Signal, message::Consumer, rank::Candidate};
 use podlife::spec;
 
-use crate::quantity;
 use crate::stats::summary::{ContainerStats, PodStats, Summary};
+use podlife::quantity;
 
 /// Usage of all pods, seen for one signal.
 pub(super) struct Usages {

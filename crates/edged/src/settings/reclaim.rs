@@ -88,7 +88,7 @@ impl Reserved {
         for (name, text) in map {
             let quantity = k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.clone());
             let value =
-                if name == "cpu" { crate::quantity::milli(&quantity) } else { crate::quantity::value(&quantity) };
+                if name == "cpu" { podlife::quantity::milli(&quantity) } else { podlife::quantity::value(&quantity) };
             let field = match name.as_str() {
                 "cpu" => &mut self.cpu,
                 "memory" => &mut self.memory,

@@ -12,7 +12,7 @@ use podlife::spec;
 
 use super::{VolumeError, fs_group, mount_table, tmpfs};
 use crate::container::resources::pod_amounts;
-use crate::quantity;
+use podlife::quantity;
 
 const HUGE_PAGES: &str = "HugePages";
 

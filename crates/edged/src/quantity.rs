@@ -1,3 +1,0 @@
-//! Kubernetes quantities.
-
-pub use podlife::quantity::*;
