@@ -307,19 +307,18 @@ impl Runtime {
         Ok(self.cri.remove_sandbox(id).await?)
     }
 
-    /// Runs a command in a container; returns its exit code and the start of what it wrote.
+    /// Runs a command in a container; returns its exit code and what it wrote: all of it, as far as the runtime's answer, of
+    /// limited size, holds it.
     ///
     /// # Errors
     /// The runtime failed, or the command took longer than the limit.
     pub async fn exec(&self, id: &str, command: Vec<String>, limit: Duration) -> Result<(i32, String), RuntimeError> {
-        const MAX_OUTPUT: usize = 10 << 10;
         let answer = self.cri.exec(id, command, limit).await;
         let answer = answer.map_err(|error| {
             if error.is_deadline_exceeded() { RuntimeError::ExecTimeout } else { RuntimeError::from(error) }
         })?;
         let mut output = answer.stdout;
         output.extend(answer.stderr);
-        output.truncate(MAX_OUTPUT);
         Ok((answer.exit_code, String::from_utf8_lossy(&output).into_owned()))
     }
 

@@ -199,6 +199,8 @@ async fn refusals(api: &NodeApi) {
     assert!(status == 400 && text.starts_with("Upgrade request required"), "{text}");
     // Commands to their end, without streams.
     assert_eq!(api.request("POST", "/run/default/box/main?cmd=echo%20a%20%20b").await, (200, "a b\n".into()));
+    let (status, text) = api.request("POST", "/run/default/box/main?cmd=seq%2040000").await;
+    assert_eq!((status, text.len()), (200, 228_894), "not cut");
     let (status, text) = api.request("POST", "/run/default/box/uid-box/main?cmd=ls%20/none").await;
     assert!(status == 500 && text.starts_with("command 'ls /none' exited with 1: "), "{text}");
     assert_eq!(api.get("/run/default/box/main?cmd=ls").await.0, 405);
