@@ -201,20 +201,20 @@ impl CriClient {
         Ok(self.call("PortForward", self.limit, client.port_forward(request)).await?.url)
     }
 
-    /// Events of containers; unimplemented in containerd before 1.7.
+    /// Events of containers; unimplemented in containerd before 1.7. There may be no answer before the first event.
     pub async fn container_events(&self) -> Result<Streaming<proto::ContainerEventResponse>, CriError> {
         let mut client = self.runtime.clone();
-        let request = proto::GetEventsRequest::default();
-        self.call("GetContainerEvents", STATUS_LIMIT, client.get_container_events(request)).await
+        let answer = client.get_container_events(proto::GetEventsRequest::default()).await;
+        answer.map(Response::into_inner).map_err(|status| CriError::new(self.endpoint(), "GetContainerEvents", status))
     }
 
     /// Ends of processes in the containers of Kubernetes, from containerd's own event service; unimplemented in every other
-    /// runtime.
+    /// runtime. There may be no answer before the first event.
     pub async fn containerd_events(&self) -> Result<Streaming<super::containerd::Envelope>, CriError> {
         let mut client = self.containerd.clone();
         let filters = vec![r#"namespace==k8s.io,topic=="/tasks/exit""#.to_owned()];
-        let request = super::containerd::SubscribeRequest { filters };
-        self.call("Subscribe", STATUS_LIMIT, client.subscribe(request)).await
+        let answer = client.subscribe(super::containerd::SubscribeRequest { filters }).await;
+        answer.map(Response::into_inner).map_err(|status| CriError::new(self.endpoint(), "Subscribe", status))
     }
 
     /// An image on this node; `None` when it is not here.

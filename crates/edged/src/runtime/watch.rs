@@ -4,6 +4,7 @@
 //! every second. What has changed is found by comparing lists, so that no single event has to be trusted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::{Runtime, RuntimeEvent};
-use crate::cri::CriError;
+use crate::cri::{CriClient, CriError};
 use crate::{labels, observe};
 
 /// Between looks without events, or while pods start and stop.
@@ -27,20 +28,80 @@ type Fingerprint = BTreeSet<(String, i32)>;
 
 /// A stream of events, of which only the arrival counts.
 enum Source {
+    /// It is asked for. A runtime may answer only with its first event (containerd does): nobody waits for that, and a
+    /// question that has been heard is as good as an answer.
+    Asked {
+        since: Instant,
+        answer: Asked,
+    },
     Cri(Streaming<crate::cri::proto::ContainerEventResponse>),
     Containerd(Streaming<crate::cri::ContainerdEvent>),
+    /// There is none, or it has ended.
     None,
 }
 
+type Asked = Pin<Box<dyn Future<Output = Result<Source, CriError>> + Send>>;
+
+/// What a source has to say.
+enum Heard {
+    /// Something happened.
+    Event,
+    /// The stream was opened.
+    Begun,
+    /// The runtime has no events of any kind.
+    Without,
+    /// There is no stream now: it is asked for again after the next look.
+    Refused,
+    /// The stream has ended: events may have been missed.
+    Ended,
+}
+
 impl Source {
-    /// Resolves at the next event; `Err` when the stream has ended.
-    async fn next(&mut self) -> Result<(), ()> {
+    /// Asks for the best stream of events that this runtime has.
+    fn ask(cri: &CriClient) -> Self {
+        let cri = cri.clone();
+        let answer = Box::pin(async move {
+            match cri.container_events().await {
+                Ok(stream) => return Ok(Source::Cri(stream)),
+                Err(error) if error.is_unimplemented() => {}
+                Err(error) => return Err(error),
+            }
+            match cri.containerd_events().await {
+                Ok(stream) => Ok(Source::Containerd(stream)),
+                Err(error) if error.is_unimplemented() => Ok(Source::None),
+                Err(error) => Err(error),
+            }
+        });
+        Source::Asked { since: Instant::now(), answer }
+    }
+
+    /// Resolves when there is something to say. May be dropped and called again: nothing is lost.
+    async fn next(&mut self) -> Heard {
         match self {
-            Source::Cri(stream) => stream.message().await.ok().flatten().map(drop).ok_or(()),
+            Source::Asked { answer, .. } => {
+                let answer = answer.await;
+                *self = Source::None;
+                match answer {
+                    Ok(Source::None) => Heard::Without,
+                    Ok(stream) => {
+                        *self = stream;
+                        Heard::Begun
+                    }
+                    Err(error) => {
+                        tracing::debug!(error = &error as &dyn std::error::Error, "no events from the runtime");
+                        Heard::Refused
+                    }
+                }
+            }
+            Source::Cri(stream) => match stream.message().await {
+                Ok(Some(_)) => Heard::Event,
+                _ => Heard::Ended,
+            },
             Source::Containerd(stream) => loop {
-                let event = stream.message().await.ok().flatten().ok_or(())?;
-                if event.is_container_exit() {
-                    return Ok(());
+                match stream.message().await {
+                    Ok(Some(event)) if event.is_container_exit() => return Heard::Event,
+                    Ok(Some(_)) => {}
+                    _ => return Heard::Ended,
                 }
             },
             Source::None => std::future::pending().await,
@@ -49,6 +110,15 @@ impl Source {
 
     fn is_none(&self) -> bool {
         matches!(self, Source::None)
+    }
+
+    /// Whether a change would be told: a question has been heard when the runtime has answered another one a while later.
+    fn tells(&self) -> bool {
+        match self {
+            Source::Asked { since, .. } => since.elapsed() >= BUSY,
+            Source::Cri(_) | Source::Containerd(_) => true,
+            Source::None => false,
+        }
     }
 }
 
@@ -95,13 +165,7 @@ impl Runtime {
         let mut looks = Looks { regular: Instant::now(), after_events: BTreeSet::new() };
         loop {
             if source.is_none() && !without {
-                match self.subscribe().await {
-                    Ok(Some(stream)) => source = stream,
-                    Ok(None) => without = true,
-                    Err(error) => {
-                        tracing::debug!(error = &error as &dyn std::error::Error, "no events from the runtime")
-                    }
-                }
+                source = Source::ask(&self.cri);
             }
             let begun = Instant::now();
             let fingerprints = self.fingerprints().await;
@@ -116,14 +180,16 @@ impl Runtime {
                     without = false;
                 }
             }
-            let often = watch.lost || source.is_none() || *busy.borrow_and_update();
+            let often = watch.lost || !source.tells() || *busy.borrow_and_update();
             looks.looked(Instant::now(), if often { BUSY } else { IDLE });
             loop {
                 tokio::select! {
                     () = sleep_until(looks.next()) => break,
-                    event = source.next() => match event {
-                        Ok(()) => looks.event(Instant::now()),
-                        Err(()) => {
+                    heard = source.next() => match heard {
+                        Heard::Event => looks.event(Instant::now()),
+                        Heard::Begun | Heard::Refused => {}
+                        Heard::Without => without = true,
+                        Heard::Ended => {
                             source = Source::None;
                             break;
                         }
@@ -131,20 +197,6 @@ impl Runtime {
                     changed = busy.changed() => if changed.is_ok() { break },
                 }
             }
-        }
-    }
-
-    /// The best stream of events that this runtime has; `None` when it has none.
-    async fn subscribe(&self) -> Result<Option<Source>, CriError> {
-        match self.cri.container_events().await {
-            Ok(stream) => return Ok(Some(Source::Cri(stream))),
-            Err(error) if error.is_unimplemented() => {}
-            Err(error) => return Err(error),
-        }
-        match self.cri.containerd_events().await {
-            Ok(stream) => Ok(Some(Source::Containerd(stream))),
-            Err(error) if error.is_unimplemented() => Ok(None),
-            Err(error) => Err(error),
         }
     }
 

@@ -405,17 +405,21 @@ impl RuntimeService for Service {
         if !self.shared.world().events_enabled {
             return Err(Status::unimplemented("unknown method GetContainerEvents"));
         }
-        let events = self.shared.events.subscribe();
+        let mut events = self.shared.events.subscribe();
         let stop = self.stop.clone();
-        let stream = futures_util::stream::unfold((events, stop), |(mut events, stop)| async move {
+        let lost = |_| Status::data_loss("events were lost");
+        // Servers written in Go send nothing at all before the first event.
+        let first = tokio::select! {
+            event = events.recv() => event.map_err(lost)?,
+            () = stop.cancelled() => return Err(Status::unavailable("the runtime stops")),
+        };
+        let later = futures_util::stream::unfold((events, stop), move |(mut events, stop)| async move {
             tokio::select! {
-                event = events.recv() => {
-                    let item = event.map_err(|_| Status::data_loss("events were lost"));
-                    Some((item, (events, stop)))
-                }
+                event = events.recv() => Some((event.map_err(lost), (events, stop))),
                 () = stop.cancelled() => None,
             }
         });
+        let stream = futures_util::StreamExt::chain(futures_util::stream::iter([Ok(first)]), later);
         Ok(Response::new(Box::pin(stream)))
     }
 }
