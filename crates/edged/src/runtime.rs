@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, Pod};
 use podlife::observed::{ObservedPod, PodIdentity};
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -125,13 +125,15 @@ pub enum RuntimeEvent {
     Resync,
 }
 
-/// Whether the runtime can run pods now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Whether the runtime can run pods now, and in which ways.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RuntimeReadiness {
     /// Why the runtime itself is not ready.
     pub runtime_error: Option<String>,
     /// Why pods with their own network cannot start.
     pub network_error: Option<String>,
+    /// Its handlers with their features; none before containerd 2.0, absent when it does not answer.
+    pub handlers: Option<Vec<NodeRuntimeHandler>>,
 }
 
 /// Events waiting for the pod side; a burst beyond it becomes one [`RuntimeEvent::Resync`].
@@ -208,8 +210,8 @@ impl Runtime {
 
     /// Whether pods can be run now, in the words of the kubelet.
     pub async fn readiness(&self) -> RuntimeReadiness {
-        let conditions = match self.cri.status().await {
-            Ok(conditions) => conditions,
+        let answer = match self.cri.status().await {
+            Ok(answer) => answer,
             Err(error) => {
                 let cause = error.message();
                 let mut text = RuntimeError::from(error).to_string();
@@ -219,9 +221,11 @@ impl Runtime {
                 return RuntimeReadiness {
                     runtime_error: Some(format!("container runtime is down: {text}")),
                     network_error: None,
+                    handlers: None,
                 };
             }
         };
+        let conditions = answer.status.unwrap_or_default().conditions;
         let failed = |kind: &str, what: &str| {
             let found = conditions.iter().find(|condition| condition.r#type == kind);
             match found {
@@ -239,6 +243,7 @@ impl Runtime {
                 other => other,
             },
             network_error: failed("NetworkReady", "container runtime network"),
+            handlers: Some(answer.runtime_handlers.into_iter().map(handler).collect()),
         }
     }
 
@@ -428,5 +433,16 @@ impl Runtime {
     async fn recursive_read_only(&self) -> bool {
         let ask = async { self.cri.recursive_read_only_mounts().await.map_err(drop) };
         self.recursive_read_only.get_or_try_init(|| ask).await.copied().unwrap_or(false)
+    }
+}
+
+fn handler(handler: proto::RuntimeHandler) -> NodeRuntimeHandler {
+    let features = handler.features.unwrap_or_default();
+    NodeRuntimeHandler {
+        name: Some(handler.name),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+            user_namespaces: Some(features.user_namespaces),
+        }),
     }
 }

@@ -55,7 +55,7 @@ pub async fn check(endpoint: &str) -> Result<RuntimeFacts, RuntimeError> {
         error => RuntimeError::Call(endpoint.to_owned(), error),
     };
     let version = cri.version().await.map_err(failed)?;
-    let conditions = cri.status().await.map_err(failed)?;
+    let conditions = cri.status().await.map_err(failed)?.status.unwrap_or_default().conditions;
     let driver = cri.cgroup_driver().await.map_err(failed)?;
     Ok(RuntimeFacts {
         name: format!("{} {}", version.runtime_name, version.runtime_version),

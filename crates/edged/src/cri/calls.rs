@@ -30,18 +30,15 @@ impl CriClient {
         self.call("Version", STATUS_LIMIT, client.version(proto::VersionRequest::default())).await
     }
 
-    /// Conditions `RuntimeReady` and `NetworkReady`.
-    pub async fn status(&self) -> Result<Vec<proto::RuntimeCondition>, CriError> {
+    /// Conditions `RuntimeReady` and `NetworkReady`, and the handlers with what they can do.
+    pub async fn status(&self) -> Result<proto::StatusResponse, CriError> {
         let mut client = self.runtime.clone();
-        let answer = self.call("Status", STATUS_LIMIT, client.status(proto::StatusRequest::default())).await?;
-        Ok(answer.status.unwrap_or_default().conditions)
+        self.call("Status", STATUS_LIMIT, client.status(proto::StatusRequest::default())).await
     }
 
     /// Whether the default handler can make mounts read-only with all below them.
     pub async fn recursive_read_only_mounts(&self) -> Result<bool, CriError> {
-        let mut client = self.runtime.clone();
-        let answer = self.call("Status", STATUS_LIMIT, client.status(proto::StatusRequest::default())).await?;
-        let default = answer.runtime_handlers.into_iter().find(|handler| handler.name.is_empty());
+        let default = self.status().await?.runtime_handlers.into_iter().find(|handler| handler.name.is_empty());
         Ok(default.and_then(|handler| handler.features).is_some_and(|features| features.recursive_read_only_mounts))
     }
 

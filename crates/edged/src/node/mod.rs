@@ -157,7 +157,6 @@ impl NodeAgent {
     async fn status(&self, machine: &Machine) -> NodeStatus {
         let (readiness, runtime_version, images) =
             tokio::join!(self.runtime.readiness(), self.runtime.version(), self.images());
-        let before = self.reported.as_ref().and_then(|reported| reported.status.conditions.as_deref());
         let input = status::StatusInput {
             machine,
             addresses: facts::addresses(&self.settings),
@@ -165,7 +164,7 @@ impl NodeAgent {
             readiness: &readiness,
             images,
             runtime_version,
-            before: before.unwrap_or_default(),
+            before: self.reported.as_ref().map(|reported| &reported.status),
             now: Timestamp::now(),
         };
         status::status(&self.settings, &input)

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
+    NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -36,8 +36,8 @@ pub struct StatusInput<'a> {
     pub images: Vec<ContainerImage>,
     /// `containerd://1.6.20`; empty before the runtime has answered.
     pub runtime_version: String,
-    /// Conditions of the status before; keeps the times of those that did not change.
-    pub before: &'a [NodeCondition],
+    /// The status before: conditions that did not change keep their times, and handlers are kept while the runtime is away.
+    pub before: Option<&'a NodeStatus>,
     /// Now.
     pub now: Timestamp,
 }
@@ -96,6 +96,7 @@ pub fn status(settings: &Settings, input: &StatusInput<'_>) -> NodeStatus {
             Quantity(machine.allocatable_storage().to_string()),
         )),
         images: Some(input.images.clone()).filter(|images| !images.is_empty()),
+        runtime_handlers: handlers(input).filter(|handlers| !handlers.is_empty()),
         conditions: Some(conditions(input)),
         addresses: Some(addresses),
         daemon_endpoints: Some(NodeDaemonEndpoints {
@@ -150,7 +151,12 @@ fn bytes(value: u64) -> Quantity {
     Quantity(if value.is_multiple_of(1024) { format!("{}Ki", value / 1024) } else { value.to_string() })
 }
 
+fn handlers(input: &StatusInput<'_>) -> Option<Vec<NodeRuntimeHandler>> {
+    input.readiness.handlers.clone().or_else(|| input.before?.runtime_handlers.clone())
+}
+
 fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
+    let before = input.before.and_then(|before| before.conditions.as_deref()).unwrap_or_default();
     let pressure = input.pressure;
     let memory = if pressure.memory {
         ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available".to_owned())
@@ -179,7 +185,7 @@ fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
     };
     let now = Time(Timestamp::from_second(input.now.as_second()).unwrap_or(input.now));
     let with_time = |(kind, (status, reason, message)): (&str, (&str, &str, String))| {
-        let before = input.before.iter().find(|old| old.type_ == kind && old.status == status);
+        let before = before.iter().find(|old| old.type_ == kind && old.status == status);
         NodeCondition {
             type_: kind.to_owned(),
             status: status.to_owned(),
@@ -215,7 +221,7 @@ pub fn patch(old: Option<&NodeStatus>, new: &NodeStatus) -> String {
     let mut status = serde_json::Map::new();
     let old_value = old.map(|old| json!(old)).unwrap_or_default();
     let new_value = json!(new);
-    for field in ["capacity", "allocatable", "daemonEndpoints", "images", "nodeInfo"] {
+    for field in ["capacity", "allocatable", "daemonEndpoints", "images", "nodeInfo", "runtimeHandlers"] {
         if new_value[field] != old_value[field] {
             // A list has no merge key here: it is replaced.
             status.insert(field.to_owned(), changed(&old_value[field], &new_value[field]));
@@ -260,7 +266,7 @@ fn changed(old: &Value, new: &Value) -> Value {
 mod tests {
     use super::*;
 
-    fn made(readiness: &RuntimeReadiness, before: &[NodeCondition], second: i64) -> NodeStatus {
+    fn made(readiness: &RuntimeReadiness, before: Option<&NodeStatus>, second: i64) -> NodeStatus {
         let machine =
             Machine { cpus: 2, memory: 1 << 30, storage: 1 << 40, hugepages: vec![(2 << 20, 0)], ..Default::default() };
         let input = StatusInput {
@@ -278,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_node_as_a_go_edge_registers_it() {
-        let status = made(&RuntimeReadiness::default(), &[], 1_795_402_342);
+        let status = made(&RuntimeReadiness::default(), None, 1_795_402_342);
         let node = json!(node(&Settings::new("n1"), status));
         assert_eq!(node["metadata"]["labels"]["node-role.kubernetes.io/edge"], "");
         assert_eq!(node["status"]["capacity"]["memory"], "1048576Ki");
@@ -292,8 +298,8 @@ mod tests {
 
     #[test]
     fn heartbeats_alone_make_a_small_patch() {
-        let old = made(&RuntimeReadiness::default(), &[], 1000);
-        let new = made(&RuntimeReadiness::default(), old.conditions.as_deref().unwrap(), 1010);
+        let old = made(&RuntimeReadiness::default(), None, 1000);
+        let new = made(&RuntimeReadiness::default(), Some(&old), 1010);
         assert!(!differs(&old, &new));
         let patch: Value = serde_json::from_str(&patch(Some(&old), &new)).unwrap();
         assert_eq!(patch["status"].as_object().unwrap().len(), 2);
@@ -304,19 +310,25 @@ mod tests {
     #[test]
     fn a_dead_runtime_is_named() {
         let readiness =
-            RuntimeReadiness { runtime_error: Some("container runtime is down".into()), network_error: None };
-        let old = made(&RuntimeReadiness::default(), &[], 1000);
-        let new = made(&readiness, old.conditions.as_deref().unwrap(), 1010);
+            RuntimeReadiness { runtime_error: Some("container runtime is down".into()), ..Default::default() };
+        let handler = NodeRuntimeHandler { name: Some("kata".into()), features: None };
+        let answered = RuntimeReadiness { handlers: Some(vec![handler]), ..Default::default() };
+        let old = made(&answered, None, 1000);
+        let new = made(&readiness, Some(&old), 1010);
         assert!(differs(&old, &new) && is_ready(&old) && !is_ready(&new));
         let patch: Value = serde_json::from_str(&patch(Some(&old), &new)).unwrap();
         let ready = &patch["status"]["conditions"][3];
         assert_eq!(ready["message"], "container runtime is down");
         assert_eq!(ready["lastTransitionTime"], "1970-01-01T00:16:50Z");
+        assert_eq!((&new.runtime_handlers, patch["status"].get("runtimeHandlers")), (&old.runtime_handlers, None));
+        let without = made(&RuntimeReadiness { handlers: Some(Vec::new()), ..Default::default() }, Some(&new), 1020);
+        let patch: Value = serde_json::from_str(&super::patch(Some(&new), &without)).unwrap();
+        assert_eq!(patch["status"].get("runtimeHandlers"), Some(&Value::Null), "gone when the runtime has none");
     }
 
     #[test]
     fn without_an_old_status_everything_is_sent() {
-        let patch: Value = serde_json::from_str(&patch(None, &made(&RuntimeReadiness::default(), &[], 1))).unwrap();
+        let patch: Value = serde_json::from_str(&patch(None, &made(&RuntimeReadiness::default(), None, 1))).unwrap();
         assert_eq!(patch["status"]["addresses"][2], json!({"$patch": "replace"}));
         assert_eq!(patch["status"]["conditions"].as_array().unwrap().len(), 4);
         assert_eq!(patch["status"]["capacity"]["pods"], "110");

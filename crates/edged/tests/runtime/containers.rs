@@ -219,7 +219,8 @@ async fn an_unreachable_or_hanging_runtime_is_named() {
     let (_stub, meta) = StubMeta::start();
     let mut fake = FakeCri::start(dir.path()).await.unwrap();
     let (runtime, _) = runtime(dir.path(), &fake.endpoint(), &meta);
-    assert_eq!(runtime.readiness().await, edged::runtime::RuntimeReadiness::default());
+    let ready = edged::runtime::RuntimeReadiness { handlers: Some(Vec::new()), ..Default::default() };
+    assert_eq!(runtime.readiness().await, ready);
     fake.set_readiness(None, Some("cni plugin not initialized"));
     let network = runtime.readiness().await.network_error.unwrap();
     assert!(network.contains("NetworkReady=false") && network.contains("cni plugin not initialized"), "{network}");

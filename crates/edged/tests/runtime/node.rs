@@ -50,6 +50,7 @@ async fn a_new_node_is_ready_with_its_first_message_and_has_a_lease() {
     assert_eq!(ready(node), Some(("True", "EdgeReady")));
     assert_eq!(node["metadata"]["labels"]["node-role.kubernetes.io/agent"], "");
     assert_eq!(node["status"]["nodeInfo"]["containerRuntimeVersion"], "fake://1.0.0");
+    assert_eq!(node["status"].get("runtimeHandlers"), None, "the runtime tells of none");
     assert_eq!(node["status"]["addresses"][0], json!({"type": "InternalIP", "address": "192.0.2.2"}));
     let lease = &running.stub.wait_for("insert", "kube-node-lease/lease/n1", 1).await[0];
     assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], "node-uid");
@@ -181,4 +182,20 @@ async fn the_node_has_the_shape_of_a_recorded_one() {
         };
         assert_eq!(words(ours), words(&recorded));
     }
+}
+
+#[tokio::test]
+async fn handlers_of_the_runtime_are_told_with_what_they_can_do() {
+    let running = start(|stub| {
+        let made = json!({"Object": {"metadata": {"name": "n1", "uid": "u"}}, "Err": null});
+        stub.set("insert", "null/node/n1", Answer::Content(made.clone()));
+        stub.set("patch", "null/nodepatch/n1", Answer::Content(made));
+    })
+    .await;
+    running.stub.wait_for("insert", "null/node/n1", 1).await;
+    running.fake.set_handlers(&["", "kata"]);
+    let patch = &running.stub.wait_for("patch", "null/nodepatch/n1", 1).await[0];
+    let features = json!({"recursiveReadOnlyMounts": true, "userNamespaces": true});
+    let handlers = json!([{"name": "", "features": features}, {"name": "kata", "features": features}]);
+    assert_eq!(patch["status"]["runtimeHandlers"], handlers);
 }

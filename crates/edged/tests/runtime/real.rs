@@ -61,7 +61,8 @@ async fn a_web_server_answers_over_its_pod_ip() {
             {"name": "scratch", "emptyDir": {}}],
     }));
     let identity = podlife::spec::identity(&pod).unwrap();
-    assert_eq!(runtime.readiness().await, edged::runtime::RuntimeReadiness::default());
+    let ready = edged::runtime::RuntimeReadiness { handlers: Some(Vec::new()), ..Default::default() };
+    assert_eq!(runtime.readiness().await, ready);
     assert!(runtime.version().await.starts_with("containerd://1."), "{}", runtime.version().await);
 
     let (sender, mut news) = mpsc::channel(64);

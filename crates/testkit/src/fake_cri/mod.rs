@@ -198,6 +198,13 @@ impl FakeCri {
         self.shared.world().events_enabled = true;
     }
 
+    /// `Status` tells of these handlers from now on, by name; each can do everything.
+    pub fn set_handlers(&self, names: &[&str]) {
+        let features = proto::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: true };
+        let handler = |name: &&str| proto::RuntimeHandler { name: (*name).to_owned(), features: Some(features) };
+        self.shared.world().handlers = names.iter().map(handler).collect();
+    }
+
     /// What `Status` says of runtime and network; `None` is ready.
     pub fn set_readiness(&self, runtime_error: Option<&str>, network_error: Option<&str>) {
         let mut world = self.shared.world();

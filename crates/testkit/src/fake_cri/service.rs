@@ -183,6 +183,7 @@ impl RuntimeService for Service {
         ];
         Ok(Response::new(proto::StatusResponse {
             status: Some(proto::RuntimeStatus { conditions }),
+            runtime_handlers: world.handlers.clone(),
             ..Default::default()
         }))
     }

@@ -134,6 +134,8 @@ pub(super) struct World {
     pub runtime_error: Option<String>,
     pub network_error: Option<String>,
     pub events_enabled: bool,
+    /// What `Status` says of handlers.
+    pub handlers: Vec<proto::RuntimeHandler>,
     last_id: u32,
     last_time: i64,
 }
@@ -164,6 +166,7 @@ impl World {
             runtime_error: None,
             network_error: None,
             events_enabled: false,
+            handlers: Vec::new(),
             last_id: 0,
             last_time: 0,
         }
