@@ -1,8 +1,8 @@
 //! What eviction looks at, and what it can free without a pod having to go.
 
-use podlife::eviction::{Observation, Observations, Resource, Shortage, Signal};
+use podlife::eviction::{Observation, Observations, Reclaims, Shortage, Signal};
 
-use super::Evictor;
+use super::{CLEAN_UP_WAIT, Evictor};
 use crate::stats::files;
 use crate::stats::summary::{FsStats, MemoryStats};
 
@@ -47,18 +47,20 @@ impl Evictor {
 
     /// Frees what no pod misses: dead containers, and images that nobody uses. True when that was enough.
     pub(super) async fn reclaim(&self, shortage: &Shortage) -> bool {
-        if !matches!(shortage.resource(), Resource::EphemeralStorage | Resource::Inodes) {
+        let reclaims = podlife::eviction::reclaims(shortage.signal, self.has_image_fs().await);
+        if reclaims == Reclaims::default() {
             return false;
         }
-        let nodefs = matches!(shortage.signal, Signal::NodeFsAvailable | Signal::NodeFsInodesFree);
-        let shared = !self.has_image_fs().await;
-        if nodefs && !shared {
-            return false;
+        if reclaims.containers {
+            self.tools.desk.make_room(CLEAN_UP_WAIT).await;
         }
-        match self.tools.images.remove_unused().await {
-            Ok(freed) => tracing::info!(freed_bytes = freed, "removed images that nobody uses"),
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "images could not be removed");
+        // Images last: those of the containers that went are free by now.
+        if reclaims.images {
+            match self.tools.images.remove_unused().await {
+                Ok(freed) => tracing::info!(freed_bytes = freed, "removed images that nobody uses"),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "images could not be removed");
+                }
             }
         }
         let observations = self.observe().await;

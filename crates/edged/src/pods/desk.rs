@@ -59,6 +59,8 @@ pub enum News {
     Static(Vec<PodVersion>),
     /// The node ends a pod: see [`Desk::evict`].
     Evict(Eviction),
+    /// The disk is short of room: pods that have ended keep nothing of their containers. Each drops this when it is done.
+    MakeRoom(mpsc::Sender<()>),
     /// Somebody asks for the configured pods: all, or the one with this namespace and name.
     List(Option<(String, String)>, oneshot::Sender<Vec<PodRecord>>),
 }
@@ -105,6 +107,16 @@ impl Desk {
         let wanted = wanted.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
         self.tell(News::List(wanted, answer)).await;
         pods.await.unwrap_or_default()
+    }
+
+    /// Removes the containers, with their logs, of all pods that have ended, and waits for that, but not for longer than this.
+    pub async fn make_room(&self, limit: Duration) {
+        let (done, mut all_done) = mpsc::channel(1);
+        self.tell(News::MakeRoom(done)).await;
+        // Nobody sends: it ends when everyone has let go.
+        if tokio::time::timeout(limit, all_done.recv()).await.is_err() {
+            tracing::warn!("containers that have ended are not all removed yet");
+        }
     }
 
     /// When the main loop last came round.
@@ -306,6 +318,11 @@ impl DeskTask {
             News::Evict(eviction) => {
                 if let Some(entry) = self.pods.get(&eviction.uid) {
                     eviction.begin(&entry.pod, &entry.mailbox);
+                }
+            }
+            News::MakeRoom(done) => {
+                for entry in self.pods.values().filter(|entry| entry.mailbox.is_stopped()) {
+                    entry.mailbox.make_room(done.clone());
                 }
             }
             News::List(wanted, answer) => {

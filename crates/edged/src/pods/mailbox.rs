@@ -11,7 +11,7 @@ use podlife::{
     spec,
     stage::{End, Stage},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::source::PodVersion;
@@ -55,6 +55,8 @@ pub(super) struct Mail {
     pub configuration: bool,
     /// Verdicts of probes by container id.
     pub probes: BTreeMap<(String, ProbeKind), Verdict>,
+    /// The disk is short of room: what has ended keeps nothing. Dropped when that is done.
+    pub make_room: Option<mpsc::Sender<()>>,
     /// The API's status after a patch.
     pub acknowledged: Option<Box<PodStatus>>,
 }
@@ -97,6 +99,12 @@ impl Mailbox {
 
     pub fn configuration_changed(&self) {
         self.lock().mail.configuration = true;
+        self.arrived.notify_one();
+    }
+
+    /// See [`Mail::make_room`].
+    pub fn make_room(&self, done: mpsc::Sender<()>) {
+        self.lock().mail.make_room = Some(done);
         self.arrived.notify_one();
     }
 

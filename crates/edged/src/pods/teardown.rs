@@ -51,12 +51,14 @@ impl PodWorker {
         Ok(Next::Now)
     }
 
-    /// Nothing runs. A pod that merely completed keeps its containers for their logs until it is deleted.
+    /// Nothing runs. A pod that merely completed keeps its containers for their logs until it is deleted, or until the node
+    /// needs the room.
     pub(super) async fn finished(&mut self) -> Result<Next, RuntimeError> {
         // What was evicted for want of room keeps none.
         let evicted = self.life.verdict().is_some_and(|verdict| verdict.reason == EVICTED)
             || self.api.reason.as_deref() == Some(EVICTED);
-        if !self.is_deleted() && !evicted {
+        let make_room = self.make_room.take();
+        if !self.is_deleted() && !evicted && make_room.is_none() {
             return Ok(Next::Mail);
         }
         if !self.cleaned {

@@ -15,7 +15,7 @@ use podlife::{
     unsupported,
 };
 use rand::RngExt;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -120,6 +120,8 @@ pub(super) struct PodWorker {
     busy: bool,
     /// The active deadline, once looked at.
     deadline: Option<Deadline>,
+    /// Somebody waits for the room that the pod, which has ended, takes on disk.
+    pub(super) make_room: Option<mpsc::Sender<()>>,
     /// Everything on the node is released; only the API has still to delete it.
     pub(super) cleaned: bool,
 }
@@ -159,6 +161,7 @@ impl PodWorker {
             stopping_since: None,
             busy: false,
             deadline: None,
+            make_room: None,
             cleaned: false,
         }
     }
@@ -221,7 +224,10 @@ impl PodWorker {
 
     /// Takes in the mail; true when it is a reason to look at the pod.
     fn read(&mut self, mail: Mail) -> bool {
-        let mut look = mail.runtime || mail.configuration || !mail.ends.is_empty();
+        let mut look = mail.runtime || mail.configuration || mail.make_room.is_some() || !mail.ends.is_empty();
+        if mail.make_room.is_some() {
+            self.make_room = mail.make_room;
+        }
         if let Some(status) = mail.acknowledged {
             self.api = *status;
         }
@@ -258,7 +264,11 @@ impl PodWorker {
     async fn step(&mut self, cancel: &CancellationToken) -> Next {
         let stage = self.life.stage();
         let result = match stage {
-            Stage::Syncing => self.sync(cancel).await,
+            Stage::Syncing => {
+                // What runs keeps its last dead container.
+                self.make_room = None;
+                self.sync(cancel).await
+            }
             Stage::Terminating => self.terminate(cancel).await,
             Stage::Terminated => self.release().await,
             Stage::Finished => self.finished().await,

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use podlife::eviction::{Amount, Signal, Threshold};
 use serde_json::json;
 use testkit::cri;
 
+use crate::site::is_ready;
 use crate::{Site, pod, pod_with};
 
 const MI: usize = 1 << 20;
@@ -72,4 +74,45 @@ async fn t74_a_full_disk_loses_the_images_that_were_unused_for_longest() {
     left.sort_unstable();
     let expected = ["busybox", "late", "young"].map(name);
     assert_eq!(left, [&["docker.io/kubeedge/pause:3.6".to_owned()], expected.as_slice()].concat());
+}
+
+#[tokio::test]
+async fn ev5_containers_that_have_ended_go_before_a_pod_is_evicted() {
+    let mut disk = None;
+    let mut site = Site::prepare_on(
+        |folder| {
+            small_disk(folder);
+            disk = Some(folder.to_owned());
+        },
+        |settings| {
+            settings.image_gc.high_percent = 100;
+            settings.eviction.thresholds = vec![Threshold {
+                signal: Signal::ImageFsAvailable,
+                value: Amount::Absolute((15 * MI) as u64),
+                grace: Duration::ZERO,
+                min_reclaim: None,
+            }];
+        },
+    )
+    .await;
+    let disk = disk.unwrap();
+    site.start_edged();
+    site.run(pod("busy")).await;
+    let writer = pod_with("done", |pod| {
+        pod["spec"]["restartPolicy"] = json!("Never");
+        pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", "dd if=/dev/zero of=/file bs=1M count=30"]);
+    });
+    site.cloud.create(writer).await;
+    site.until("done", "succeeded", |pod| pod["status"]["phase"] == "Succeeded").await;
+    let stat = rustix::fs::statvfs(&disk).unwrap();
+    let room = stat.f_bavail * stat.f_frsize - 10 * MI as u64;
+    std::fs::write(disk.join("ballast"), vec![0; usize::try_from(room).unwrap()]).unwrap();
+    site.eventually("what has ended is gone", async || site.containers("done").await.is_empty()).await;
+    let told = async || site.cloud.events("n1").contains(&"EvictionThresholdMet".to_owned());
+    site.eventually("the shortage is told", told).await;
+    let stat = rustix::fs::statvfs(&disk).unwrap();
+    assert!(stat.f_bavail * stat.f_frsize > 30 * MI as u64);
+    assert_eq!(site.cloud.pod("done").unwrap()["status"]["phase"], "Succeeded", "its status stays");
+    assert!(is_ready(&site.cloud.pod("busy").unwrap()), "nobody is evicted");
+    std::fs::remove_file(disk.join("ballast")).unwrap();
 }
