@@ -99,6 +99,7 @@ impl Edged {
         parts.spawn(images.run(stopping.clone()));
         parts.spawn(evictor.run(stopping.clone()));
         parts.spawn(node.run(stopping.clone()));
+        parts.spawn(runtime.devices().clone().run(stopping.clone()));
         parts.spawn(desk_task.run(stopping.clone()));
         parts.spawn(statics.run(stopping.clone()));
         let logs = Arc::clone(&runtime);

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod api;
 pub mod cri;
+pub mod devices;
 pub mod edged;
 pub mod events;
 pub mod meta;

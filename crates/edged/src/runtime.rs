@@ -32,6 +32,7 @@ use crate::{
     cgroups::{CgroupDriver, Cgroups, detect},
     container::resources::NodeResources,
     cri::{CriClient, proto},
+    devices::Devices,
     events::Recorder,
     images::Images,
     logs,
@@ -148,6 +149,7 @@ pub struct Runtime {
     paths: Paths,
     volumes: Volumes,
     images: Images,
+    devices: Devices,
     /// Name and version, once the runtime has answered.
     version: OnceLock<proto::VersionResponse>,
     /// Cgroups with the driver that the runtime reports, or the configured one.
@@ -174,6 +176,7 @@ impl Runtime {
                 .with_limit(settings.runtime_request_timeout),
             volumes: Volumes::new(meta.clone(), paths.clone(), Arc::clone(&settings)),
             images: Images::new(&settings),
+            devices: Devices::new(&settings.root_dir),
             version: OnceLock::new(),
             cgroups: tokio::sync::OnceCell::new(),
             burstable: Mutex::default(),
@@ -346,6 +349,7 @@ impl Runtime {
         });
         removed.await.unwrap_or_else(|error| Err(refused(error.to_string())))?;
         self.remove_cgroup(&identity.uid).await;
+        self.devices.release(&identity.uid);
         Ok(())
     }
 
@@ -366,6 +370,7 @@ impl Runtime {
         });
         removed.await.unwrap_or_else(|error| Err(refused(error.to_string())))?;
         self.remove_cgroup(&identity.uid).await;
+        self.devices.release(&identity.uid);
         Ok(())
     }
 
@@ -402,6 +407,11 @@ impl Runtime {
     /// When containers were made from images, since it was asked last.
     pub(crate) fn image_uses(&self) -> HashMap<String, Instant> {
         self.images.take_uses()
+    }
+
+    /// The devices of plugins.
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// The client behind this runtime, for who only looks.

@@ -11,6 +11,7 @@ pub mod apparmor;
 pub mod backoff;
 pub mod conditions;
 pub mod containers;
+pub mod devices;
 pub mod eviction;
 pub mod grace;
 pub mod hooks;

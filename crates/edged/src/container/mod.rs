@@ -19,6 +19,7 @@ use podlife::observed::PodIdentity;
 use podlife::spec;
 
 use crate::cri::proto;
+use crate::devices::Grant;
 use crate::{labels, logs, sandbox};
 use expand::expand;
 
@@ -42,6 +43,8 @@ pub struct ContainerInput<'a> {
     pub resources: proto::LinuxContainerResources,
     /// Security context.
     pub security: proto::LinuxContainerSecurityContext,
+    /// Devices of plugins.
+    pub grants: &'a [Grant],
 }
 
 /// Puts the configuration together.
@@ -61,9 +64,14 @@ pub fn config(input: ContainerInput<'_>) -> proto::ContainerConfig {
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        mounts: input.mounts,
+        mounts: mounts_of(input.grants).chain(input.mounts).collect(),
+        devices: nodes_of(input.grants),
         labels: container_labels,
-        annotations: annotations(input.pod, container, input.restart_count),
+        annotations: {
+            let mut all: BTreeMap<_, _> = input.grants.iter().flat_map(|grant| grant.annotations.clone()).collect();
+            all.extend(annotations(input.pod, container, input.restart_count));
+            all
+        },
         log_path: logs::container_log(&container.name, input.restart_count),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
@@ -72,8 +80,38 @@ pub fn config(input: ContainerInput<'_>) -> proto::ContainerConfig {
             resources: Some(input.resources),
             security_context: Some(input.security),
         }),
-        envs: input.env.into_iter().map(|(key, value)| proto::KeyValue { key, value: value.into_bytes() }).collect(),
+        envs: envs(input.grants, &input.env),
+        cdi_devices: input
+            .grants
+            .iter()
+            .flat_map(|grant| grant.cdi.iter().map(|name| proto::CdiDevice { name: name.clone() }))
+            .collect(),
     }
+}
+
+/// A plugin's variables, then the container's own, which win.
+fn envs(grants: &[Grant], own: &[(String, String)]) -> Vec<proto::KeyValue> {
+    let of_plugins = grants.iter().flat_map(|grant| &grant.envs);
+    let of_plugins = of_plugins.filter(|(key, _)| own.iter().all(|(other, _)| other != *key));
+    let own = own.iter().map(|(key, value)| (key, value));
+    let pair = |(key, value): (&String, &String)| proto::KeyValue { key: key.clone(), value: value.clone().into_bytes() };
+    of_plugins.chain(own).map(pair).collect()
+}
+
+fn mounts_of(grants: &[Grant]) -> impl Iterator<Item = proto::Mount> + '_ {
+    grants.iter().flat_map(|grant| &grant.mounts).map(|(container_path, host_path, readonly)| proto::Mount {
+        container_path: container_path.clone(),
+        host_path: host_path.clone(),
+        readonly: *readonly,
+        ..Default::default()
+    })
+}
+
+fn nodes_of(grants: &[Grant]) -> Vec<proto::Device> {
+    let nodes = grants.iter().flat_map(|grant| grant.nodes.clone());
+    nodes
+        .map(|(container_path, host_path, permissions)| proto::Device { container_path, host_path, permissions })
+        .collect()
 }
 
 fn annotations(pod: &Pod, container: &Container, restart_count: u32) -> BTreeMap<String, String> {
@@ -124,7 +162,20 @@ mod tests {
             mounts: Vec::new(),
             resources: proto::LinuxContainerResources::default(),
             security: proto::LinuxContainerSecurityContext::default(),
+            grants: &[Grant {
+                envs: [("A".to_owned(), "plugin".to_owned()), ("D".to_owned(), "1".to_owned())].into(),
+                mounts: vec![("/m".into(), "/host".into(), true)],
+                nodes: vec![("/dev/d".into(), "/dev/null".into(), "rw".into())],
+                annotations: [(labels::RESTART_COUNT.to_owned(), "7".to_owned()), ("d".to_owned(), "1".to_owned())].into(),
+                cdi: vec!["e.com/d=a".into()],
+                ..Grant::default()
+            }],
         });
+        let envs: Vec<_> = made.envs.iter().map(|pair| (pair.key.as_str(), pair.value.as_slice())).collect();
+        assert_eq!(envs, [("D", b"1".as_slice()), ("A", b"x")], "the container's own win");
+        assert_eq!((made.mounts[0].host_path.as_str(), made.mounts[0].readonly), ("/host", true));
+        assert_eq!((made.devices[0].host_path.as_str(), made.cdi_devices[0].name.as_str()), ("/dev/null", "e.com/d=a"));
+        assert_eq!((made.annotations[labels::RESTART_COUNT].as_str(), made.annotations["d"].as_str()), ("3", "1"));
         assert_eq!(made.args, ["echo x $(A) $(B)"]);
         assert_eq!(made.log_path, "nginx/3.log");
         assert_eq!(made.labels.len(), 4);

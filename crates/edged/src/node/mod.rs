@@ -118,6 +118,7 @@ impl NodeAgent {
         self.recorder.node(EventType::Normal, "Starting", "Starting kubelet.");
         let machine = Machine::read(&self.settings.root_dir).reserving(&self.settings);
         let mut pressure = self.pressure.clone();
+        let mut devices = self.runtime.devices().changes();
         let mut online = self.online.subscribe();
         if self.settings.register_node {
             self.register(&machine).await;
@@ -150,6 +151,8 @@ impl NodeAgent {
                 online = pause_unless_online(pause, &mut online) => self.whole |= online,
                 // The cloud must hear of it before it sends the next pod.
                 Ok(()) = pressure.changed() => {}
+                // Pods that ask for devices wait for it.
+                Ok(()) = devices.changed() => {}
             }
         }
     }
@@ -162,6 +165,7 @@ impl NodeAgent {
             addresses: facts::addresses(&self.settings),
             pressure: *self.pressure.borrow(),
             readiness: &readiness,
+            devices: self.runtime.devices().supply(),
             images,
             runtime_version,
             before: self.reported.as_ref().map(|reported| &reported.status),

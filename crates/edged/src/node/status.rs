@@ -14,6 +14,7 @@ use podlife::eviction::Pressure;
 use serde_json::{Value, json};
 
 use super::facts::{Machine, architecture};
+use crate::devices::Supply;
 use crate::runtime::RuntimeReadiness;
 use crate::settings::Settings;
 
@@ -32,6 +33,8 @@ pub struct StatusInput<'a> {
     pub pressure: Pressure,
     /// The container runtime.
     pub readiness: &'a RuntimeReadiness,
+    /// Devices of plugins, by resource.
+    pub devices: BTreeMap<String, Supply>,
     /// Images to report, the largest first.
     pub images: Vec<ContainerImage>,
     /// `containerd://1.6.20`; empty before the runtime has answered.
@@ -80,21 +83,18 @@ pub fn status(settings: &Settings, input: &StatusInput<'_>) -> NodeStatus {
     let internal = |ip: &IpAddr| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() };
     let mut addresses: Vec<NodeAddress> = input.addresses.iter().map(internal).collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: settings.node_name.clone() });
+    let cpu = machine.cpus.saturating_mul(1000);
+    let mut capacity = resources(settings, machine, cpu, machine.memory, bytes(machine.storage));
+    let (cpu, memory) = (machine.allocatable_cpu(), machine.allocatable_memory());
+    let mut allocatable =
+        resources(settings, machine, cpu, memory, Quantity(machine.allocatable_storage().to_string()));
+    for (resource, supply) in &input.devices {
+        capacity.insert(resource.clone(), Quantity(supply.capacity.to_string()));
+        allocatable.insert(resource.clone(), Quantity(supply.allocatable.to_string()));
+    }
     NodeStatus {
-        capacity: Some(resources(
-            settings,
-            machine,
-            machine.cpus.saturating_mul(1000),
-            machine.memory,
-            bytes(machine.storage),
-        )),
-        allocatable: Some(resources(
-            settings,
-            machine,
-            machine.allocatable_cpu(),
-            machine.allocatable_memory(),
-            Quantity(machine.allocatable_storage().to_string()),
-        )),
+        capacity: Some(capacity),
+        allocatable: Some(allocatable),
         images: Some(input.images.clone()).filter(|images| !images.is_empty()),
         runtime_handlers: handlers(input).filter(|handlers| !handlers.is_empty()),
         conditions: Some(conditions(input)),
@@ -274,6 +274,7 @@ mod tests {
             addresses: vec!["192.0.2.2".parse().unwrap()],
             pressure: Pressure::default(),
             readiness,
+            devices: [("e.com/d".to_owned(), Supply { capacity: 3, allocatable: 2 })].into(),
             images: Vec::new(),
             runtime_version: "containerd://1.6.20".into(),
             before,
@@ -289,6 +290,8 @@ mod tests {
         assert_eq!(node["metadata"]["labels"]["node-role.kubernetes.io/edge"], "");
         assert_eq!(node["status"]["capacity"]["memory"], "1048576Ki");
         assert_eq!(node["status"]["capacity"]["hugepages-2Mi"], "0");
+        assert_eq!(node["status"]["capacity"]["e.com/d"], "3");
+        assert_eq!(node["status"]["allocatable"]["e.com/d"], "2");
         assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10350);
         let ready = &node["status"]["conditions"][3];
         assert_eq!((&ready["type"], &ready["reason"]), (&json!("Ready"), &json!("EdgeReady")));

@@ -71,6 +71,8 @@ impl DeskTask {
             self.spawn(entry, worker, stopping);
         }
         let pods = &self.pods;
-        self.tools.runtime.remove_orphan_cgroups(|uid| pods.contains_key(uid) || self.is_waiting(uid));
+        let is_known = |uid: &str| pods.contains_key(uid) || self.is_waiting(uid);
+        self.tools.runtime.remove_orphan_cgroups(is_known);
+        self.tools.runtime.devices().retain(is_known);
     }
 }

@@ -14,7 +14,7 @@ use podlife::{
     observed::{ObservedPod, RuntimeState},
     spec,
     stage::{End, deadline_exceeded},
-    status::{self, Ending},
+    status::{self, EndVerdict, Ending},
     unsupported,
 };
 use tokio::time::Instant;
@@ -28,6 +28,9 @@ use crate::{
 
 /// Volumes of a running pod are written again at least this often, so that changed ConfigMaps arrive.
 const VOLUME_REFRESH: Duration = Duration::from_secs(60);
+
+/// Reason of a pod that cannot have its devices (Kubernetes).
+const UNEXPECTED: &str = "UnexpectedAdmissionError";
 
 /// How a container start went.
 pub(super) enum Started {
@@ -51,6 +54,9 @@ impl PodWorker {
             self.life.end(&self.pod, End::Completed);
             return Ok(Next::Now);
         }
+        if observed.is_absent() && !self.has_devices(cancel).await {
+            return Ok(Next::Now);
+        }
         self.prune(&observed).await?;
         if self.refuse_unsupported(&observed).await {
             return Ok(Next::resync());
@@ -64,6 +70,20 @@ impl PodWorker {
             self.carry_out(&actions, &observed, cancel).await?
         };
         Ok(self.deadline_left().map_or(next, |left| next.or_after(left)))
+    }
+
+    /// A pod of which nothing was started yet gets its devices, or its end. False for the latter, and when it was cut short.
+    async fn has_devices(&mut self, cancel: &CancellationToken) -> bool {
+        let allocated = tokio::select! {
+            allocated = self.tools.runtime.devices().allocate(&self.pod) => allocated,
+            () = cancel.cancelled() => return false,
+        };
+        let Err(error) = allocated else { return true };
+        let text = format!("Allocate failed due to {error}, which is unexpected");
+        tracing::warn!(pod = self.identity.name, %error, "devices not allocated");
+        self.tools.recorder.pod(&self.pod, EventType::Warning, UNEXPECTED, text.clone());
+        self.life.end(&self.pod, End::Killed { verdict: EndVerdict::rejected(UNEXPECTED, &text), grace: None });
+        false
     }
 
     async fn carry_out(

@@ -14,7 +14,8 @@ impl Runtime {
             ("memory", node.allocatable_memory),
             ("ephemeral-storage", node.allocatable_storage),
         ];
-        amounts.into_iter().map(|(name, amount)| (name.to_owned(), amount)).collect()
+        let amounts = amounts.into_iter().map(|(name, amount)| (name.to_owned(), amount));
+        amounts.chain(self.devices.admissible()).collect()
     }
 }
 

@@ -215,6 +215,8 @@ impl Runtime {
         let fields = FieldSource { pod, pod_ips: start.pod_ips, host_ips: &host_ips, node };
         let objects = EnvObjects::load(&self.meta, &identity.namespace, container).await.map_err(|e| e.to_string())?;
         let services = self.kubernetes.variables(&self.settings, &self.meta).await;
+        self.devices.before_start(&identity.uid, &container.name).await.map_err(|error| error.to_string())?;
+        let grants = self.devices.granted(&identity.uid, &container.name);
         let env = environment(container, &fields, &objects, &services)?;
         let input = MountInput {
             volumes: &self.volumes.locations(pod),
@@ -249,6 +251,7 @@ impl Runtime {
             resources: resources::container(pod, container, node),
             security,
             env,
+            grants: &grants,
         }))
     }
 

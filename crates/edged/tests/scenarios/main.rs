@@ -11,6 +11,7 @@ mod cgroups;
 #[allow(dead_code, reason = "shared with the tests on the runtime in memory")]
 mod cloud;
 mod container;
+mod devices;
 mod eviction;
 mod hooks;
 mod image_gc;
