@@ -10,9 +10,9 @@ use crate::requests;
 /// Whether a plugin may serve a resource of this name: one with a domain that is not of Kubernetes.
 pub fn is_extended(resource: &str) -> bool {
     let Some((domain, name)) = resource.split_once('/') else { return false };
-    let part = |text: &str, dots: bool| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || (dots && byte == b'.') || (!dots && (byte == b'_' || byte == b'.'));
+    let part = |text: &str, more: &[u8]| {
         let ends = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || more.contains(&byte);
         text.bytes().all(allowed) && ends(text.bytes().next()) && ends(text.bytes().last())
     };
     let of_kubernetes = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
@@ -20,8 +20,8 @@ pub fn is_extended(resource: &str) -> bool {
         && !domain.starts_with("requests.")
         && domain.len() <= 253
         && name.len() <= 63
-        && part(domain, true)
-        && part(name, false)
+        && part(domain, b"-.")
+        && part(name, b"-._")
 }
 
 /// How many devices of which resources a container asks for.
@@ -149,7 +149,11 @@ mod tests {
         };
         assert_eq!(take(1, &supply(&none), &[]), Ok(vec!["b".to_owned()]));
         assert_eq!(take(1, &supply(&none), &["c"]), Ok(vec!["c".to_owned()]));
-        assert_eq!(take(1, &supply(&none), &["a", "nonsense"]), Ok(vec!["b".to_owned()]), "others' devices are not had");
+        assert_eq!(
+            take(1, &supply(&none), &["a", "nonsense"]),
+            Ok(vec!["b".to_owned()]),
+            "others' devices are not had"
+        );
         assert_eq!(take(2, &supply(&own), &["c", "c"]), Ok(vec!["d".to_owned(), "c".to_owned()]));
         assert_eq!(
             take(3, &supply(&none), &[]),

@@ -94,7 +94,8 @@ fn envs(grants: &[Grant], own: &[(String, String)]) -> Vec<proto::KeyValue> {
     let of_plugins = grants.iter().flat_map(|grant| &grant.envs);
     let of_plugins = of_plugins.filter(|(key, _)| own.iter().all(|(other, _)| other != *key));
     let own = own.iter().map(|(key, value)| (key, value));
-    let pair = |(key, value): (&String, &String)| proto::KeyValue { key: key.clone(), value: value.clone().into_bytes() };
+    let pair =
+        |(key, value): (&String, &String)| proto::KeyValue { key: key.clone(), value: value.clone().into_bytes() };
     of_plugins.chain(own).map(pair).collect()
 }
 
@@ -166,7 +167,8 @@ mod tests {
                 envs: [("A".to_owned(), "plugin".to_owned()), ("D".to_owned(), "1".to_owned())].into(),
                 mounts: vec![("/m".into(), "/host".into(), true)],
                 nodes: vec![("/dev/d".into(), "/dev/null".into(), "rw".into())],
-                annotations: [(labels::RESTART_COUNT.to_owned(), "7".to_owned()), ("d".to_owned(), "1".to_owned())].into(),
+                annotations: [(labels::RESTART_COUNT.to_owned(), "7".to_owned()), ("d".to_owned(), "1".to_owned())]
+                    .into(),
                 cdi: vec!["e.com/d=a".into()],
                 ..Grant::default()
             }],

@@ -52,9 +52,8 @@ impl Devices {
     fn lacks_devices(&self, uid: &str, pod: &Pod) -> bool {
         let state = self.state();
         let containers = spec::init_containers(pod).iter().chain(spec::containers(pod));
-        let mut needs = containers.flat_map(|container| {
-            wanted(container).into_keys().map(|resource| (container.name.as_str(), resource))
-        });
+        let mut needs = containers
+            .flat_map(|container| wanted(container).into_keys().map(|resource| (container.name.as_str(), resource)));
         needs.any(|(container, resource)| state.knows(&resource) && state.grant(uid, container, &resource).is_none())
     }
 

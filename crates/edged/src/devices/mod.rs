@@ -58,8 +58,12 @@ impl Devices {
     pub fn new(root: &std::path::Path) -> Self {
         let dir = root.join(FOLDER);
         let state = checkpoint::read(&dir);
-        let shared =
-            Shared { dir, state: Mutex::new(state), changed: watch::Sender::new(()), turn: tokio::sync::Mutex::new(()) };
+        let shared = Shared {
+            dir,
+            state: Mutex::new(state),
+            changed: watch::Sender::new(()),
+            turn: tokio::sync::Mutex::new(()),
+        };
         Self { shared: Arc::new(shared) }
     }
 

@@ -162,12 +162,13 @@ mod tests {
         let healthy = proto::Device { id: "a".into(), health: "Healthy".into() };
         assert!(devices.state().list("e.com/d", registration, vec![healthy]));
         let mut changes = devices.changes();
-        let serving = tokio::spawn(serve(devices.clone(), "e.com/d".to_owned(), registration, client));
+        let mut serving = tokio::task::JoinSet::new();
+        serving.spawn(serve(devices.clone(), "e.com/d".to_owned(), registration, client));
         changes.changed().await.expect("told");
         let supply = |capacity| super::super::Supply { capacity, allocatable: 0 };
         assert_eq!(devices.supply()["e.com/d"], supply(1), "at once");
         let began = tokio::time::Instant::now();
-        serving.await.expect("ends");
+        serving.join_next().await.expect("one").expect("ends");
         assert_eq!(devices.supply()["e.com/d"], supply(0));
         assert!(began.elapsed() >= GRACE, "{:?}", began.elapsed());
     }

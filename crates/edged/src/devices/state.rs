@@ -198,7 +198,11 @@ mod tests {
     fn a_plugin_comes_goes_and_is_forgotten() {
         let mut state = State::default();
         let first = state.register("e.com/d", Client::unreachable()).expect("room");
-        assert!(state.list("e.com/d", first, devices(&[("a", "Healthy"), ("b", "Unhealthy"), ("c", "?"), ("c", "Healthy")])));
+        assert!(state.list(
+            "e.com/d",
+            first,
+            devices(&[("a", "Healthy"), ("b", "Unhealthy"), ("c", "?"), ("c", "Healthy")])
+        ));
         let supply = |state: &State| state.supply()["e.com/d"];
         assert_eq!(supply(&state), Supply { capacity: 3, allocatable: 1 });
         let second = state.register("e.com/d", Client::unreachable()).expect("room");
@@ -213,10 +217,12 @@ mod tests {
     fn memory_is_bounded() {
         let mut state = State::default();
         let first = state.register("e.com/0", Client::unreachable()).expect("room");
-        let many = (0..2 * MAX_DEVICES).map(|n| proto::Device { id: n.to_string(), health: "Healthy".into() }).collect();
+        let many =
+            (0..2 * MAX_DEVICES).map(|n| proto::Device { id: n.to_string(), health: "Healthy".into() }).collect();
         state.list("e.com/0", first, many);
         assert_eq!(state.supply()["e.com/0"].capacity, MAX_DEVICES);
-        let registered = (1..2 * MAX_RESOURCES).filter_map(|n| state.register(&format!("e.com/{n}"), Client::unreachable()));
+        let registered =
+            (1..2 * MAX_RESOURCES).filter_map(|n| state.register(&format!("e.com/{n}"), Client::unreachable()));
         assert_eq!(registered.count(), MAX_RESOURCES - 1);
     }
 
@@ -224,7 +230,8 @@ mod tests {
     fn who_has_what_survives_a_restart() {
         let mut state = State::default();
         state.register("e.com/d", Client::unreachable()).expect("room");
-        let grant = Grant { devices: vec!["a".into()], envs: [("A".to_owned(), "1".to_owned())].into(), ..Grant::default() };
+        let grant =
+            Grant { devices: vec!["a".into()], envs: [("A".to_owned(), "1".to_owned())].into(), ..Grant::default() };
         state.give("u", "c", "e.com/d", grant.clone());
         let text = serde_json::to_string(&state.document()).expect("json");
         let mut state = State::of(serde_json::from_str(&text).expect("json"));

@@ -76,7 +76,11 @@ impl Plugin {
                 let (connection, _) = listener.accept().await?;
                 Ok::<_, std::io::Error>(Some((connection, listener)))
             });
-            Server::builder().add_service(DevicePluginServer::new(service)).serve_with_incoming(connections).await.unwrap();
+            Server::builder()
+                .add_service(DevicePluginServer::new(service))
+                .serve_with_incoming(connections)
+                .await
+                .unwrap();
         });
     }
 
