@@ -76,7 +76,7 @@ impl Site {
         settings.node_ip = Some("192.0.2.2".parse().unwrap());
         settings.read_only_port = 0;
         // Pods of tests that run side by side are not each other's orphans.
-        settings.cgroup_root = format!("/{}", options.bridge);
+        settings.cgroup_root = options.cgroup_root();
         // How full this machine is must not matter.
         settings.eviction.thresholds.clear();
         settings.image_gc.high_percent = 100;
@@ -270,21 +270,8 @@ struct CgroupRoot(String);
 
 impl Drop for CgroupRoot {
     fn drop(&mut self) {
-        let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-        for hierarchy in hierarchies.chain([root.to_owned()]) {
-            remove_cgroups(&hierarchy.join(self.0.trim_start_matches('/')));
-        }
+        Containerd::remove_cgroups(&self.0);
     }
-}
-
-fn remove_cgroups(dir: &Path) {
-    for child in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroups(&child.path());
-        }
-    }
-    drop(std::fs::remove_dir(dir));
 }
 
 impl Drop for Site {

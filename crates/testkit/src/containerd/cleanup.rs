@@ -30,6 +30,7 @@ pub(super) async fn clean_up(options: &ContainerdOptions) -> Result<()> {
     kill_containerd(options)?;
     let namespaces = network_namespaces(options);
     kill_processes(options)?;
+    remove_cgroups(&options.cgroup_root());
     unmount_below(&[&options.dir, &options.sockets])?;
     for namespace in namespaces {
         remove_network_namespace(&namespace);
@@ -52,10 +53,8 @@ async fn stop_pods(options: &ContainerdOptions) -> Result<()> {
     let sandboxes = client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.into_inner().items;
     for sandbox in sandboxes {
         let id = sandbox.id;
-        let uid = sandbox.metadata.unwrap_or_default().uid;
         client.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
         client.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
-        remove_pod_cgroups(&uid);
     }
     if let Some(containerd) = started {
         containerd.keep_running();
@@ -63,14 +62,20 @@ async fn stop_pods(options: &ContainerdOptions) -> Result<()> {
     Ok(())
 }
 
-/// Removes the empty cgroups that an agent made for a pod; the class folders above them are shared by all pods.
-fn remove_pod_cgroups(uid: &str) {
-    let root = PathBuf::from("/sys/fs/cgroup");
-    for hierarchy in entries(&root).into_iter().chain([root]) {
-        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
-            drop(fs::remove_dir(hierarchy.join(class).join(format!("pod{uid}"))));
-        }
+/// Removes the empty cgroups that an agent made below its `cgroupRoot`, in all hierarchies.
+pub(super) fn remove_cgroups(root: &str) {
+    let top = PathBuf::from("/sys/fs/cgroup");
+    for hierarchy in entries(&top).into_iter().chain([top]) {
+        remove_tree(&hierarchy.join(root.trim_start_matches('/')));
     }
+}
+
+fn remove_tree(dir: &Path) {
+    for child in entries(dir).into_iter().filter(|child| child.is_dir()) {
+        remove_tree(&child);
+    }
+    // One that is in use stays.
+    drop(fs::remove_dir(dir));
 }
 
 /// Bundles of running tasks: one folder per container, made and removed by containerd.

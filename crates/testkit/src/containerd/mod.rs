@@ -67,6 +67,12 @@ impl ContainerdOptions {
         self.sockets.join("containerd.sock")
     }
 
+    /// `cgroupRoot` of the one agent that uses this instance: agents that share one would take each other's pods for
+    /// left-overs. [`Containerd::clean_up`] removes it.
+    pub fn cgroup_root(&self) -> String {
+        format!("/{}", self.bridge)
+    }
+
     /// Where containerd logs.
     pub fn log(&self) -> PathBuf {
         self.dir.join("containerd.log")
@@ -278,6 +284,11 @@ impl Containerd {
     /// Something could not be removed; the text names it.
     pub async fn clean_up(options: &ContainerdOptions) -> Result<()> {
         cleanup::clean_up(options).await
+    }
+
+    /// Removes the empty cgroups at and below a `cgroupRoot`.
+    pub fn remove_cgroups(root: &str) {
+        cleanup::remove_cgroups(root);
     }
 
     /// Unmounts everything at or below a folder: the memory-backed volumes that a killed edgecore leaves, for example.

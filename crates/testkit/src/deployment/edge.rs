@@ -69,11 +69,16 @@ fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &
     if !output.status.success() {
         bail!("joining {node}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    keep_everything(&config_file(layout, index))
+    share_machine(
+        &config_file(layout, index),
+        &containerd_options(layout, index).cgroup_root(),
+        layout.node_port(index)?,
+    )
 }
 
-/// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full.
-fn keep_everything(config: &Path) -> Result<()> {
+/// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full, and
+/// leaves room for others beside it: each has cgroups and a port of its own.
+fn share_machine(config: &Path, cgroup_root: &str, port: u16) -> Result<()> {
     let text = std::fs::read_to_string(config).with_context(|| config.display().to_string())?;
     let mut document: serde_json::Value = serde_saphyr::from_str(&text).context("reading edgecore.yaml")?;
     let kubelet = &mut document["modules"]["edged"]["tailoredKubeletConfig"];
@@ -81,6 +86,8 @@ fn keep_everything(config: &Path) -> Result<()> {
         kubelet["evictionHard"][signal] = "0%".into();
     }
     kubelet["imageGCHighThresholdPercent"] = 100.into();
+    kubelet["cgroupRoot"] = cgroup_root.into();
+    kubelet["readOnlyPort"] = port.into();
     std::fs::write(config, serde_saphyr::to_string(&document)?)?;
     Ok(())
 }
@@ -109,5 +116,33 @@ pub fn containerd_options(layout: &Layout, index: u8) -> ContainerdOptions {
         // At most 15 characters: an interface's name.
         bridge: format!("fe{}n{index}", layout.short_id()),
         subnet: layout.subnet(index),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_of_one_machine_share_neither_cgroups_nor_ports() {
+        let dir = tempfile::tempdir().expect("folder");
+        let layout = Layout::new(&dir.path().join("own")).expect("made");
+        let mut used = Vec::new();
+        for index in [1, 2] {
+            let config = dir.path().join(format!("{index}.yaml"));
+            std::fs::write(&config, "modules: {edged: {tailoredKubeletConfig: {cgroupDriver: cgroupfs}}}")
+                .expect("written");
+            let port = layout.node_port(index).expect("a free port");
+            // Its agent listens there.
+            let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("free");
+            share_machine(&config, &containerd_options(&layout, index).cgroup_root(), port).expect("changed");
+            let text = std::fs::read_to_string(&config).expect("there");
+            let document: serde_json::Value = serde_saphyr::from_str(&text).expect("YAML");
+            let kubelet = &document["modules"]["edged"]["tailoredKubeletConfig"];
+            assert_eq!((&kubelet["cgroupDriver"], &kubelet["readOnlyPort"]), (&"cgroupfs".into(), &port.into()));
+            used.push((kubelet["cgroupRoot"].clone(), port, listener));
+        }
+        assert_ne!(used[0].0, used[1].0);
+        assert_ne!(used[0].1, used[1].1);
     }
 }

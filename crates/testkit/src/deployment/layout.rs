@@ -35,6 +35,8 @@ pub struct Ports {
     pub monitor: u16,
 }
 
+/// The API of a node (`readOnlyPort`).
+const USUAL_NODE_API: u16 = 10350;
 const USUAL: Ports = Ports { kubernetes: 6443, websocket: 10000, https: 10002, monitor: 9091 };
 
 impl Layout {
@@ -188,6 +190,16 @@ impl Layout {
         let ports = Ports { kubernetes: numbers[0], websocket: numbers[1], https: numbers[2], monitor: numbers[3] };
         std::fs::write(&file, serde_json::to_vec(&ports)?).with_context(|| file.display().to_string())?;
         Ok(ports)
+    }
+
+    /// A port for the API of the node with this number, counted from 1: 10350, 10351, … where they are free, or any other.
+    ///
+    /// # Errors
+    /// Loopback has no free port.
+    pub fn node_port(&self, index: u8) -> Result<u16> {
+        let usual = USUAL_NODE_API + u16::from(index.saturating_sub(1));
+        let listener = self.free_port(usual).context("no free port on loopback")?;
+        Ok(listener.local_addr()?.port())
     }
 
     fn free_port(&self, usual: u16) -> std::io::Result<TcpListener> {
