@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use api::edgecore::Config;
 use edged::Settings;
+use edged::settings::MachineSettings;
 
 /// Reads them; what the file cannot say keeps edged's default.
 pub fn edged(config: &Config) -> Settings {
@@ -61,6 +62,10 @@ pub fn edged(config: &Config) -> Settings {
     settings.streaming_idle_timeout = if idle.is_zero() { Duration::MAX } else { idle };
     settings.kubelet_config = document.get("modules.edged.tailoredKubeletConfig").to_string();
     settings.report_event = document.flag(&own("reportEvent"));
+    settings.machine = Some(MachineSettings {
+        protect_kernel: document.flag(&kubelet("protectKernelDefaults")),
+        oom_score: document.number(&kubelet("oomScoreAdj")).clamp(-1000, 1000),
+    });
     settings.pause_image = document.text(&own("podSandboxImage"));
     settings.static_pod_path = document.text(&kubelet("staticPodPath")).into();
     reclaim::read(config, &mut settings);

@@ -1,6 +1,6 @@
 //! The module `edged`: puts the parts together and passes MetaManager's messages on.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use podlife::admission::Pressure;
@@ -18,7 +18,7 @@ use crate::{
     eviction::{Evictor, EvictorTools},
     images::ImageCollector,
     meta::MetaClient,
-    node::{NodeAgent, NodeOnline},
+    node::{NodeAgent, NodeOnline, oom, tunables},
     pods::{self, Busy, Desk, News, SourceError, Tools},
     runtime::{RUNTIME_EVENT_QUEUE, Runtime},
     settings::Settings,
@@ -28,6 +28,9 @@ use crate::{
 
 /// Name and group of the module.
 pub const EDGED: &str = "edged";
+
+/// Where the kernel shows its settings.
+const PROC: &str = "/proc";
 
 /// The node agent as a module of edgecore.
 pub struct Edged {
@@ -49,6 +52,10 @@ impl Edged {
     async fn serve(&self, context: Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         // Parts end with this run of the module, also when it fails and is started again.
         let stopping = context.token().child_token();
+        if let Some(machine) = self.settings.machine {
+            tunables::set_oom_score(Path::new(PROC), machine.oom_score);
+            tunables::apply(Path::new(PROC), machine.protect_kernel)?;
+        }
         if let Err(error) = volumes::share(&self.settings.root_dir) {
             tracing::warn!(directory = %self.settings.root_dir.display(), %error, "mounts of pods (CSI drivers, mountPropagation) will not be seen outside of them");
         }
@@ -96,6 +103,7 @@ impl Edged {
         let node = NodeAgent::new(settings, meta, Arc::clone(&runtime), recorder.clone(), pressure_watch);
         let online = node.online();
         parts.spawn(events.run(stopping.clone()));
+        parts.spawn(oom::watch(recorder.clone(), stopping.clone()));
         parts.spawn(images.run(stopping.clone()));
         parts.spawn(evictor.run(stopping.clone()));
         parts.spawn(node.run(stopping.clone()));

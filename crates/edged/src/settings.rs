@@ -105,10 +105,21 @@ pub struct Settings {
     pub streaming_idle_timeout: Duration,
     /// `tailoredKubeletConfig` as it is in force, JSON.
     pub kubelet_config: String,
+    /// Settings of the machine; it is left as it is without.
+    pub machine: Option<MachineSettings>,
     /// Whether events leave the node (`reportEvent`).
     pub report_event: bool,
     /// Address of MetaServer for `KUBERNETES_SERVICE_HOST`, only when it runs.
     pub kubernetes_service: Option<(String, u16)>,
+}
+
+/// What of the machine the agent sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineSettings {
+    /// The kernel's settings are compared only, and the agent does not work with others (`protectKernelDefaults`).
+    pub protect_kernel: bool,
+    /// `oom_score_adj` of the agent's process (`oomScoreAdj`).
+    pub oom_score: i64,
 }
 
 /// A quantity of bytes as the configuration writes it, `10Mi`.
@@ -165,6 +176,7 @@ impl Settings {
             client_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
             streaming_idle_timeout: Duration::from_secs(4 * 3600),
             kubelet_config: "{}".into(),
+            machine: None,
             report_event: true,
             kubernetes_service: None,
         }

@@ -31,4 +31,5 @@ pub mod stage;
 pub mod static_pod;
 pub mod status;
 pub mod sysctl;
+pub mod system_oom;
 pub mod unsupported;

@@ -6,7 +6,9 @@
 
 pub mod facts;
 mod lease;
+pub(crate) mod oom;
 pub mod status;
+pub(crate) mod tunables;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
