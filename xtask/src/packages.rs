@@ -18,6 +18,7 @@ const NEEDED: &[Package] = &[
     Package { name: "containerd", present: || has_program("containerd") && has_program("ctr") },
     Package { name: "runc", present: || has_program("runc") },
     Package { name: "containernetworking-plugins", present: || Path::new("/usr/lib/cni/bridge").is_file() },
+    Package { name: "dbus", present: || has_program("dbus-daemon") },
     Package { name: "busybox-static", present: || is_static_busybox(Path::new("/bin/busybox")) },
     Package { name: "iptables", present: || has_program("iptables") },
     Package { name: "iproute2", present: || has_program("ip") },

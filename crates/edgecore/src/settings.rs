@@ -1,6 +1,7 @@
 //! The node agent's settings, from `modules.edged` of `edgecore.yaml`.
 
 mod reclaim;
+mod shutdown;
 use std::time::Duration;
 
 use api::edgecore::Config;
@@ -62,6 +63,7 @@ pub fn edged(config: &Config) -> Settings {
     settings.streaming_idle_timeout = if idle.is_zero() { Duration::MAX } else { idle };
     settings.kubelet_config = document.get("modules.edged.tailoredKubeletConfig").to_string();
     settings.report_event = document.flag(&own("reportEvent"));
+    settings.shutdown = shutdown::read(config);
     settings.machine = Some(MachineSettings {
         protect_kernel: document.flag(&kubelet("protectKernelDefaults")),
         oom_score: document.number(&kubelet("oomScoreAdj")).clamp(-1000, 1000),

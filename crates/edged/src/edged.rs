@@ -22,6 +22,7 @@ use crate::{
     pods::{self, Busy, Desk, News, SourceError, Tools},
     runtime::{RUNTIME_EVENT_QUEUE, Runtime},
     settings::Settings,
+    shutdown::Shutdown,
     static_pods::StaticPods,
     volumes,
 };
@@ -71,7 +72,6 @@ impl Edged {
         let (recorder, events) = Recorder::new(&settings, meta.clone());
         let runtime = Arc::new(Runtime::connect(Arc::clone(&settings), meta.clone(), recorder.clone()));
         let probe_counters = Arc::default();
-        // Nobody sets it yet: the node is taken as without trouble.
         let (pressure, pressure_watch) = watch::channel(Pressure::default());
         let tools = Tools {
             settings: Arc::clone(&settings),
@@ -96,9 +96,19 @@ impl Edged {
             runtime: Arc::clone(&runtime),
             images: Arc::clone(&images),
             recorder: recorder.clone(),
-            pressure,
+            pressure: pressure.clone(),
         });
         let mut parts = JoinSet::new();
+        if let Some(shutdown) = settings.shutdown.clone() {
+            let shutdown = Shutdown {
+                settings: shutdown,
+                desk: desk.clone(),
+                runtime: Arc::clone(&runtime),
+                recorder: recorder.clone(),
+                pressure,
+            };
+            parts.spawn(shutdown.run(stopping.clone()));
+        }
         let statics = StaticPods::new(Arc::clone(&settings), desk.clone());
         let node = NodeAgent::new(settings, meta, Arc::clone(&runtime), recorder.clone(), pressure_watch);
         let online = node.online();

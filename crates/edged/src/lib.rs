@@ -14,6 +14,7 @@ pub mod node;
 pub mod pods;
 pub mod runtime;
 pub mod settings;
+mod shutdown;
 pub mod stats;
 
 mod cgroups;

@@ -3,6 +3,7 @@
 //! `edgecore` fills it from `modules.edged` of `edgecore.yaml`.
 
 mod reclaim;
+mod shutdown;
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +15,9 @@ use std::{
 use k8s_openapi::api::core::v1::Taint;
 use podlife::image_gc::Policy as ImageGcPolicy;
 
+pub use crate::shutdown::Places;
 pub use reclaim::{EvictionMaps, EvictionSettings, Reserved};
+pub use shutdown::ShutdownSettings;
 
 /// Settings of the node agent.
 #[derive(Clone, Debug)]
@@ -105,6 +108,8 @@ pub struct Settings {
     pub streaming_idle_timeout: Duration,
     /// `tailoredKubeletConfig` as it is in force, JSON.
     pub kubelet_config: String,
+    /// The machine's shutdown waits for its pods; it does not without.
+    pub shutdown: Option<ShutdownSettings>,
     /// Settings of the machine; it is left as it is without.
     pub machine: Option<MachineSettings>,
     /// Whether events leave the node (`reportEvent`).
@@ -176,6 +181,7 @@ impl Settings {
             client_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
             streaming_idle_timeout: Duration::from_secs(4 * 3600),
             kubelet_config: "{}".into(),
+            shutdown: None,
             machine: None,
             report_event: true,
             kubernetes_service: None,

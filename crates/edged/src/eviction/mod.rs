@@ -108,7 +108,11 @@ impl Evictor {
 
     fn publish(&self) {
         let pressure = self.watch.pressure(Instant::now());
-        self.tools.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure);
+        self.tools.pressure.send_if_modified(|old| {
+            // Whether the node shuts down is told by others.
+            let new = Pressure { shutting_down: old.shutting_down, ..pressure };
+            std::mem::replace(old, new) != new
+        });
     }
 
     /// Evicts the first in the ranking that can be evicted.

@@ -173,11 +173,9 @@ fn conditions(input: &StatusInput<'_>) -> Vec<NodeCondition> {
     } else {
         ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned())
     };
-    let problems: Vec<&str> = [&input.readiness.runtime_error, &input.readiness.network_error]
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
+    let shutdown = pressure.shutting_down.then_some("node is shutting down");
+    let readiness = [&input.readiness.runtime_error, &input.readiness.network_error];
+    let problems: Vec<&str> = readiness.into_iter().flatten().map(String::as_str).chain(shutdown).collect();
     let ready = match problems.as_slice() {
         [] => ("True", "EdgeReady", "edge is posting ready status".to_owned()),
         [one] => ("False", "KubeletNotReady", (*one).to_owned()),

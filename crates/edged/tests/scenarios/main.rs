@@ -28,6 +28,7 @@ mod probes;
 mod recovery;
 mod restart;
 mod sandbox;
+mod shutdown;
 mod site;
 mod static_pods;
 mod stats;
