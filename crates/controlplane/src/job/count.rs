@@ -3,7 +3,7 @@
 //! A pod that has ended is first noted in `status.uncountedTerminatedPods`; then its finalizer is taken off; then it moves from
 //! the note into the counter. Wherever the controller stops in between, it goes on from there.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,6 +16,9 @@ use crate::object::Object;
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// After so many doublings the pause is the longest by far.
+const MOST_DOUBLINGS: usize = 16;
 
 /// What has ended so far.
 #[derive(Debug, Default)]
@@ -118,21 +121,46 @@ impl Count {
     }
 }
 
-/// How long the next pod must wait because of those that failed since the last success.
-pub fn pause(job: &Object, own: &[Object], now: Timestamp) -> Option<Duration> {
-    let ended = |how: End| {
-        // What this controller deleted itself, uncounted, is no failure.
-        let counts = |pod: &&Object| !pod.is_deleting() || pod.has_finalizer(TRACKING);
-        let ended = move |pod: &&Object| counts(pod) && pods::end(job, pod) == Some(how);
-        own.iter().filter(ended).map(|pod| pods::ended_at(pod, now))
-    };
-    let success = ended(End::Succeeded).max();
-    let failures: Vec<Timestamp> = ended(End::Failed).filter(|at| success.is_none_or(|good| *at > good)).collect();
-    let last = *failures.iter().max()?;
-    let doublings = u32::try_from(failures.len() - 1).unwrap_or(u32::MAX).min(16);
-    let pause = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
-    let past = Duration::try_from(now.duration_since(last)).unwrap_or_default();
-    pause.checked_sub(past).filter(|rest| !rest.is_zero())
+/// Failed pods of a Job since its last success, also those that have been deleted meanwhile. It begins with the pods that are
+/// there, and is kept while the controller runs (as upstream).
+#[derive(Debug, Default)]
+pub struct Failures {
+    /// When each pod ended, by its UID; only as many as make a difference.
+    ended: HashMap<String, Timestamp>,
+    success: Option<Timestamp>,
+}
+
+impl Failures {
+    /// Takes in what has ended by now.
+    pub fn observe(&mut self, job: &Object, own: &[Object], now: Timestamp) {
+        for pod in own {
+            // What this controller deleted itself, uncounted, is no failure.
+            if pod.is_deleting() && !pod.has_finalizer(TRACKING) {
+                continue;
+            }
+            match pods::end(job, pod) {
+                Some(End::Succeeded) => self.success = self.success.max(Some(pods::ended_at(pod, now))),
+                Some(End::Failed) => {
+                    self.ended.entry(pod.uid().to_owned()).or_insert_with(|| pods::ended_at(pod, now));
+                }
+                None => {}
+            }
+        }
+        self.ended.retain(|_, at| self.success.is_none_or(|good| *at > good));
+        while self.ended.len() > MOST_DOUBLINGS + 1 {
+            let Some(first) = self.ended.iter().min_by_key(|(_, at)| **at).map(|(uid, _)| uid.clone()) else { break };
+            self.ended.remove(&first);
+        }
+    }
+
+    /// How long the next pod must wait.
+    pub fn pause(&self, now: Timestamp) -> Option<Duration> {
+        let last = *self.ended.values().max()?;
+        let doublings = u32::try_from(self.ended.len() - 1).unwrap_or(u32::MAX);
+        let pause = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+        let past = Duration::try_from(now.duration_since(last)).unwrap_or_default();
+        pause.checked_sub(past).filter(|rest| !rest.is_zero())
+    }
 }
 
 fn length(list: &[String]) -> i64 {

@@ -9,6 +9,7 @@ pub mod pods;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::object::{Key, Object};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconcile;
 use crate::replicaset::plan::{Claim, claim};
+use count::Failures;
 use pods::TRACKING;
 
 const KIND: (&str, &str) = ("batch/v1", "Job");
@@ -34,6 +36,8 @@ pub struct Jobs {
     events: Recorder,
     jobs: Arc<Cache>,
     pods: Arc<Cache>,
+    /// Of Jobs that are not over, with the Job's UID.
+    failures: HashMap<Key, (String, Failures)>,
 }
 
 /// Builds the controller and its queue.
@@ -58,16 +62,22 @@ pub fn new(client: Client, events: &Recorder, jobs: &mut Informer, pods: &mut In
         }
     });
     let events = events.component("job-controller");
-    (Jobs { client, events, jobs: jobs.cache(), pods: pods.cache() }, queue)
+    (Jobs { client, events, jobs: jobs.cache(), pods: pods.cache(), failures: HashMap::new() }, queue)
 }
 
 impl Reconcile for Jobs {
     const NAME: &'static str = "job-controller";
 
     async fn reconcile(&mut self, key: &Key) -> Result<Option<Duration>, ApiError> {
-        let Some(job) = self.jobs.get(key) else { return self.let_go(key).await };
+        let Some(job) = self.jobs.get(key) else {
+            self.failures.remove(key);
+            return self.let_go(key).await;
+        };
         let own = self.claim_pods(&job).await?;
-        let plan = plan::plan(&job, &own, Timestamp::now());
+        let plan = plan::plan(&job, &own, self.failures(&job), Timestamp::now());
+        if plan::is_finished(&job) {
+            self.failures.remove(key);
+        }
         if plan.expired {
             let options = DeleteOptions { propagation: "Foreground", ..DeleteOptions::only(&job) };
             self.client.delete(&JOBS, key, options).await?;
@@ -108,6 +118,15 @@ impl Reconcile for Jobs {
 }
 
 impl Jobs {
+    /// What is remembered of this very Job.
+    fn failures(&mut self, job: &Object) -> &mut Failures {
+        let (uid, failures) = self.failures.entry(job.key()).or_default();
+        if uid != job.uid() {
+            (*uid, *failures) = (job.uid().to_owned(), Failures::default());
+        }
+        failures
+    }
+
     async fn claim_pods(&self, job: &Object) -> Result<Vec<Object>, ApiError> {
         let mut own = Vec::new();
         for pod in self.pods.in_namespace(job.namespace()) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::count::{self, Count};
+use super::count::{Count, Failures};
 use super::pods as job_pods;
 use crate::object::{Object, condition, time_text};
 use crate::pods;
@@ -43,8 +43,9 @@ struct Verdict {
     message: String,
 }
 
-/// Decides one round. `own` are all pods of the Job.
-pub fn plan(job: &Object, own: &[Object], now: Timestamp) -> Plan {
+/// Decides one round. `own` are all pods of the Job, `failures` what is known of earlier ones.
+pub fn plan(job: &Object, own: &[Object], failures: &mut Failures, now: Timestamp) -> Plan {
+    failures.observe(job, own, now);
     let count = Count::of(job, own);
     let mut plan = Plan { release: count.release.clone(), ..Plan::default() };
     if let Some(end) = finished(job) {
@@ -88,7 +89,8 @@ pub fn plan(job: &Object, own: &[Object], now: Timestamp) -> Plan {
             if suspended {
                 plan.surplus = active.clone();
             } else {
-                manage(job, own, &count, &active, terminating, now, &mut plan);
+                let pause = failures.pause(now);
+                manage(job, own, &count, &active, terminating, pause, &mut plan);
             }
         }
     }
@@ -105,6 +107,11 @@ pub fn plan(job: &Object, own: &[Object], now: Timestamp) -> Plan {
     count.write(job, &mut status);
     plan.status = status;
     plan
+}
+
+/// Whether the Job is over.
+pub fn is_finished(job: &Object) -> bool {
+    finished(job).is_some()
 }
 
 /// When the Job ended, if it has.
@@ -187,7 +194,7 @@ fn manage(
     count: &Count,
     active: &[Object],
     terminating: usize,
-    now: Timestamp,
+    pause: Option<Duration>,
     plan: &mut Plan,
 ) {
     let length = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
@@ -221,7 +228,7 @@ fn manage(
     if missing == 0 {
         return;
     }
-    if let Some(rest) = count::pause(job, own, now) {
+    if let Some(rest) = pause {
         plan.wait = Some(plan.wait.map_or(rest, |wait| wait.min(rest)));
         return;
     }

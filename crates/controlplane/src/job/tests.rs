@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::plan::{Plan, plan};
+use super::count::Failures;
+use super::plan::{self, Plan};
 use super::pods::{TRACKING, indexes_text, make, parse_indexes};
 use crate::object::Object;
 
@@ -50,6 +51,11 @@ fn with(object: &Object, change: Value) -> Object {
 
 fn names(pods: &[Object]) -> Vec<&str> {
     pods.iter().map(Object::name).collect()
+}
+
+/// A round of a controller that has just begun.
+fn plan(job: &Object, own: &[Object], now: Timestamp) -> Plan {
+    plan::plan(job, own, &mut Failures::default(), now)
 }
 
 fn holds(plan: &Plan, kind: &str) -> String {
@@ -134,6 +140,24 @@ fn failures_pause_longer_and_longer_until_the_limit() {
     assert_eq!((holds(&last, "Failed"), &last.status["failed"]), ("True BackoffLimitExceeded".to_owned(), &json!(2)));
     let told = (true, "BackoffLimitExceeded".to_owned(), "Job has reached the specified backoff limit".to_owned());
     assert_eq!(last.tell, [told]);
+}
+
+#[test]
+fn failures_count_after_their_pods_are_gone() {
+    let job = job(json!({}), json!({"startTime": text(0)}));
+    let mut failures = Failures::default();
+    let mut round = |own: &[Object], now| plan::plan(&job, own, &mut failures, at(now)).wait.map(|w| w.as_secs());
+    assert_eq!(round(&[pod("a", "Failed", 100)], 100), Some(10));
+    assert_eq!(round(&[pod("a", "Failed", 100)], 105), Some(5), "counted once");
+    assert_eq!(round(&[], 106), Some(4), "somebody deleted it");
+    assert_eq!(round(&[pod("b", "Failed", 120)], 120), Some(20));
+    assert_eq!(round(&[], 130), Some(10));
+    assert_eq!(round(&[pod("good", "Succeeded", 131)], 131), None);
+    assert_eq!(round(&[pod("c", "Failed", 140)], 140), Some(10), "a success begins anew");
+    // However many there are, few are remembered.
+    let many: Vec<Object> = (0..100).map(|i| pod(&format!("m{i}"), "Failed", 200 + i)).collect();
+    assert_eq!(round(&many, 300), None, "over its limit");
+    assert_eq!(format!("{failures:?}").matches("2027-").count(), 18, "{failures:?}");
 }
 
 #[test]
