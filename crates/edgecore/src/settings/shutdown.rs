@@ -33,3 +33,29 @@ fn group(entry: &serde_json::Value) -> Option<(i32, Duration)> {
     }
     found.map(|(priority, seconds)| (priority, Duration::from_secs(seconds)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn groups(keys: &str) -> Vec<(i32, u64)> {
+        let text = format!("modules: {{edged: {{tailoredKubeletConfig: {{{keys}}}}}}}");
+        let read = read(&Config::parse(&text, Path::new("edgecore.yaml")).unwrap());
+        read.into_iter().flat_map(|s| s.groups).map(|group| (group.priority, group.period.as_secs())).collect()
+    }
+
+    #[test]
+    fn periods_are_read_and_off_by_default() {
+        let list = "shutdownGracePeriodByPodPriority: [{priority: 10, shutdownGracePeriodSeconds: 7}, {priority: 0}]";
+        for (keys, expected) in [
+            ("", vec![]),
+            ("shutdownGracePeriod: 30s, shutdownGracePeriodCriticalPods: 10s", vec![(0, 20), (2_000_000_000, 10)]),
+            ("shutdownGracePeriod: 10s, shutdownGracePeriodCriticalPods: 30s", vec![]),
+            (list, vec![(10, 7)]),
+        ] {
+            assert_eq!(groups(keys), expected, "{keys}");
+        }
+    }
+}
