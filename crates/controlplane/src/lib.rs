@@ -16,6 +16,8 @@ mod daemonset;
 mod deployment;
 mod endpoints;
 mod events;
+#[cfg(test)]
+mod fixtures;
 mod garbage;
 mod informer;
 mod job;

@@ -12,16 +12,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kubeapi::ApiError;
-use serde_json::Value;
 
-use crate::claim::{adopt, release};
+use crate::claim::{claim_pods, write_status};
 use crate::client::{Client, DAEMON_SETS, DeleteOptions, PODS};
 use crate::events::Recorder;
 use crate::informer::{Cache, Change, Informer};
 use crate::object::{Key, Object};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconcile;
-use crate::replicaset::plan::{Claim, claim};
 use crate::revisions;
 use plan::REVISION_HASH;
 
@@ -99,27 +97,14 @@ impl Reconcile for DaemonSets {
         for node in &plan.create {
             self.create(&set, node, &hash).await?;
         }
-        self.write_status(&set, plan.status).await?;
+        write_status(&self.client, &DAEMON_SETS, &self.sets, &set, plan.status).await?;
         Ok(plan.wait)
     }
 }
 
 impl DaemonSets {
     async fn claim_pods(&self, set: &Object) -> Result<Vec<Object>, ApiError> {
-        let mut own = Vec::new();
-        for pod in self.pods.in_namespace(set.namespace()) {
-            match claim(set, set.at("/spec/selector"), &pod) {
-                Claim::Own => own.push(pod),
-                Claim::Ignore => {}
-                Claim::Adopt => {
-                    let pod = adopt(&self.client, &PODS, set, KIND, &pod).await?;
-                    self.pods.learn(&pod);
-                    own.push(pod);
-                }
-                Claim::Release => self.pods.learn(&release(&self.client, &PODS, set, &pod).await?),
-            }
-        }
-        Ok(own)
+        Ok(claim_pods(&self.client, &self.pods, set, KIND, |_| true).await?.own)
     }
 
     async fn create(&self, set: &Object, node: &str, hash: &str) -> Result<(), ApiError> {
@@ -151,20 +136,6 @@ impl DaemonSets {
                 Err(error)
             }
         }
-    }
-
-    async fn write_status(&self, set: &Object, status: Value) -> Result<(), ApiError> {
-        if *set.at("/status") == status {
-            return Ok(());
-        }
-        let mut new = set.to_value();
-        new["status"] = status;
-        match self.client.update_status(&DAEMON_SETS, new).await {
-            Ok(new) => self.sets.learn(&new),
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 
     /// The hash of the current revision.

@@ -1,14 +1,10 @@
 //! Tables for the decisions of the DaemonSet controller.
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::plan::{REVISION_HASH, node_of, plan, pod_for, suits};
+use crate::fixtures::now;
 use crate::object::Object;
-
-fn now() -> Timestamp {
-    "2026-11-24T12:00:00Z".parse().expect("time")
-}
 
 fn set() -> Object {
     json!({"metadata": {"name": "agent", "namespace": "default", "uid": "ds", "generation": 2},

@@ -1,16 +1,12 @@
 //! Tables for the decisions of the Deployment controller, and a rollout played to its end.
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::plan::{Action, plan};
 use super::status::{Happened, status};
 use super::view::{DESIRED, REVISION, Settings, make_set, new_set, size, template_hash};
+use crate::fixtures::now;
 use crate::object::Object;
-
-fn now() -> Timestamp {
-    "2026-11-24T12:00:00Z".parse().expect("time")
-}
 
 fn deployment(replicas: i64, image: &str, change: Value) -> Object {
     let mut d = json!({

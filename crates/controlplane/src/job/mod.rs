@@ -17,14 +17,13 @@ use jiff::Timestamp;
 use kubeapi::ApiError;
 use serde_json::{Value, json};
 
-use crate::claim::{adopt, release};
+use crate::claim::{claim_pods, write_status};
 use crate::client::{Client, DeleteOptions, JOBS, PODS};
 use crate::events::Recorder;
 use crate::informer::{Cache, Change, Informer};
 use crate::object::{Key, Object};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconcile;
-use crate::replicaset::plan::{Claim, claim};
 use count::Failures;
 use pods::TRACKING;
 
@@ -94,14 +93,8 @@ impl Reconcile for Jobs {
         for index in &plan.create {
             self.create(&job, *index).await?;
         }
-        if *job.at("/status") != plan.status {
-            let mut new = job.to_value();
-            new["status"] = plan.status;
-            match self.client.update_status(&JOBS, new).await {
-                Ok(new) => self.jobs.learn(&new),
-                Err(error) if error.is_not_found() => return self.let_go(key).await,
-                Err(error) => return Err(error),
-            }
+        if !write_status(&self.client, &JOBS, &self.jobs, &job, plan.status).await? {
+            return self.let_go(key).await;
         }
         for (warning, reason, message) in plan.tell {
             if warning {
@@ -128,24 +121,11 @@ impl Jobs {
     }
 
     async fn claim_pods(&self, job: &Object) -> Result<Vec<Object>, ApiError> {
-        let mut own = Vec::new();
-        for pod in self.pods.in_namespace(job.namespace()) {
-            match claim(job, job.at("/spec/selector"), &pod) {
-                Claim::Own => own.push(pod),
-                Claim::Ignore => {}
-                Claim::Adopt => {
-                    let pod = adopt(&self.client, &PODS, job, KIND, &pod).await?;
-                    self.pods.learn(&pod);
-                    own.push(pod);
-                }
-                Claim::Release => {
-                    let pod = release(&self.client, &PODS, job, &pod).await?;
-                    self.pods.learn(&pod);
-                    self.untrack(&pod).await?;
-                }
-            }
+        let claimed = claim_pods(&self.client, &self.pods, job, KIND, |_| true).await?;
+        for pod in &claimed.released {
+            self.untrack(pod).await?;
         }
-        Ok(own)
+        Ok(claimed.own)
     }
 
     /// The Job is gone: nobody counts its pods any more.

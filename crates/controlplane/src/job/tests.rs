@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::count::Failures;
 use super::plan::{self, Plan};
 use super::pods::{TRACKING, indexes_text, make, parse_indexes};
+use crate::fixtures::merge;
 use crate::object::Object;
 
 fn at(seconds: i64) -> Timestamp {
@@ -14,17 +15,6 @@ fn at(seconds: i64) -> Timestamp {
 
 fn text(seconds: i64) -> Value {
     json!(crate::object::time_text(at(seconds)))
-}
-
-fn merge(target: &mut Value, change: Value) {
-    match (target, change) {
-        (Value::Object(t), Value::Object(c)) => {
-            for (k, v) in c {
-                merge(t.entry(k).or_insert(Value::Null), v);
-            }
-        }
-        (t, c) => *t = c,
-    }
 }
 
 fn job(spec: Value, status: Value) -> Object {

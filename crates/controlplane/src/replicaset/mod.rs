@@ -14,7 +14,7 @@ use kubeapi::ApiError;
 use serde_json::json;
 use tracing::debug;
 
-use crate::claim::{adopt, release};
+use crate::claim::claim_pods;
 use crate::client::{Client, DeleteOptions, PODS, REPLICA_SETS};
 use crate::events::Recorder;
 use crate::informer::{Cache, Change, Informer};
@@ -22,7 +22,7 @@ use crate::object::{Key, Object};
 use crate::pods;
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconcile;
-use plan::{Claim, Step};
+use plan::Step;
 
 /// The first batch of new pods; it doubles with each batch that succeeds, so that a mistake costs one failure only.
 const FIRST_BATCH: usize = 1;
@@ -101,26 +101,7 @@ impl Reconcile for ReplicaSets {
 
 impl ReplicaSets {
     async fn claim_pods(&self, set: &Object) -> Result<Vec<Object>, ApiError> {
-        let mut own = Vec::new();
-        for pod in self.pods.in_namespace(set.namespace()) {
-            if !pods::is_active(&pod) {
-                continue;
-            }
-            match plan::claim(set, set.at("/spec/selector"), &pod) {
-                Claim::Own => own.push(pod),
-                Claim::Ignore => {}
-                Claim::Adopt => {
-                    let pod = adopt(&self.client, &PODS, set, KIND, &pod).await?;
-                    self.pods.learn(&pod);
-                    own.push(pod);
-                }
-                Claim::Release => {
-                    let pod = release(&self.client, &PODS, set, &pod).await?;
-                    self.pods.learn(&pod);
-                }
-            }
-        }
-        Ok(own)
+        Ok(claim_pods(&self.client, &self.pods, set, KIND, pods::is_active).await?.own)
     }
 
     async fn create(&self, set: &Object, count: usize) -> Result<(), (&'static str, ApiError)> {

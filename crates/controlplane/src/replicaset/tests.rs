@@ -1,14 +1,10 @@
 //! Tables for the decisions of the ReplicaSet controller.
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::plan::{Claim, Step, claim, plan, status};
+use crate::fixtures::{merge, now};
 use crate::object::Object;
-
-fn now() -> Timestamp {
-    "2026-11-24T12:00:00Z".parse().expect("time")
-}
 
 fn set(replicas: i64) -> Object {
     json!({"metadata": {"name": "web-1", "namespace": "default", "uid": "rs", "generation": 4},
@@ -23,17 +19,6 @@ fn pod(name: &str, change: Value) -> Object {
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-24T11:30:00Z"}]}});
     merge(&mut pod, change);
     pod.into()
-}
-
-fn merge(target: &mut Value, change: Value) {
-    match (target, change) {
-        (Value::Object(t), Value::Object(c)) => {
-            for (k, v) in c {
-                merge(t.entry(k).or_insert(Value::Null), v);
-            }
-        }
-        (t, c) => *t = c,
-    }
 }
 
 #[test]

@@ -13,16 +13,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kubeapi::ApiError;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::claim::{adopt, release};
+use crate::claim::{claim_pods, write_status};
 use crate::client::{CLAIMS, Client, DeleteOptions, PODS, STATEFUL_SETS};
 use crate::events::Recorder;
 use crate::informer::{Cache, Change, Informer};
 use crate::object::{Key, Object};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconcile;
-use crate::replicaset::plan::{Claim, claim};
 use crate::revisions;
 use identity::REVISION;
 use plan::{Plan, Revisions};
@@ -90,7 +89,7 @@ impl Reconcile for StatefulSets {
             plan::plan(&set, &own, Revisions { current: current.name(), update: update.name() }, Timestamp::now());
         let done = self.carry_out(&set, &own, &plan, current, update).await;
         let wait = plan.wait;
-        self.write_status(&set, plan.status).await?;
+        write_status(&self.client, &STATEFUL_SETS, &self.sets, &set, plan.status).await?;
         done?;
         if !set.is_deleting() {
             let used = |r: &Object| {
@@ -105,23 +104,7 @@ impl Reconcile for StatefulSets {
 
 impl StatefulSets {
     async fn claim_pods(&self, set: &Object) -> Result<Vec<Object>, ApiError> {
-        let mut own = Vec::new();
-        for pod in self.pods.in_namespace(set.namespace()) {
-            if identity::ordinal(set, &pod).is_none() {
-                continue;
-            }
-            match claim(set, set.at("/spec/selector"), &pod) {
-                Claim::Own => own.push(pod),
-                Claim::Ignore => {}
-                Claim::Adopt => {
-                    let pod = adopt(&self.client, &PODS, set, KIND, &pod).await?;
-                    self.pods.learn(&pod);
-                    own.push(pod);
-                }
-                Claim::Release => self.pods.learn(&release(&self.client, &PODS, set, &pod).await?),
-            }
-        }
-        Ok(own)
+        Ok(claim_pods(&self.client, &self.pods, set, KIND, |pod| identity::ordinal(set, pod).is_some()).await?.own)
     }
 
     async fn carry_out(
@@ -241,19 +224,5 @@ impl StatefulSets {
                 Err(error)
             }
         }
-    }
-
-    async fn write_status(&self, set: &Object, status: Value) -> Result<(), ApiError> {
-        if *set.at("/status") == status {
-            return Ok(());
-        }
-        let mut new = set.to_value();
-        new["status"] = status;
-        match self.client.update_status(&STATEFUL_SETS, new).await {
-            Ok(new) => self.sets.learn(&new),
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 }

@@ -1,28 +1,13 @@
 //! Tables for the decisions of the StatefulSet controller.
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::identity::{REVISION, claim_owners, claims, ordinal, pod as make};
 use super::plan::{Plan, Revisions, plan};
+use crate::fixtures::{merge, now};
 use crate::object::Object;
 
 const BOTH: Revisions<'static> = Revisions { current: "web-1", update: "web-2" };
-
-fn now() -> Timestamp {
-    "2026-11-24T12:00:00Z".parse().expect("time")
-}
-
-fn merge(target: &mut Value, change: Value) {
-    match (target, change) {
-        (Value::Object(t), Value::Object(c)) => {
-            for (k, v) in c {
-                merge(t.entry(k).or_insert(Value::Null), v);
-            }
-        }
-        (t, c) => *t = c,
-    }
-}
 
 fn set(spec: Value) -> Object {
     let mut set = json!({"metadata": {"name": "web", "namespace": "default", "uid": "s", "generation": 3}, "spec": {

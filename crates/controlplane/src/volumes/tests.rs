@@ -1,27 +1,12 @@
 //! Tables for the decisions about claims and volumes.
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::fit::{self, BIND_COMPLETED, BOUND_BY_CONTROLLER, NO_PROVISIONER};
 use super::plan::{ClaimStep, VolumeStep, Write, binding, claim, promise, volume};
 use super::protection::uses;
+use crate::fixtures::{merge, now};
 use crate::object::Object;
-
-fn now() -> Timestamp {
-    "2026-11-24T12:00:00Z".parse().expect("time")
-}
-
-fn merge(target: &mut Value, change: Value) {
-    match (target, change) {
-        (Value::Object(t), Value::Object(c)) => {
-            for (k, v) in c {
-                merge(t.entry(k).or_insert(Value::Null), v);
-            }
-        }
-        (t, c) => *t = c,
-    }
-}
 
 fn pv(name: &str, size: &str, change: Value) -> Object {
     let mut volume = json!({"metadata": {"name": name, "uid": name}, "spec": {"capacity": {"storage": size}, "storageClassName": "local",
