@@ -113,10 +113,12 @@ async fn serve(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
     };
     let kubernetes = Kubernetes::connect(kubeconfig.as_deref()).await?;
     let (listening, _) = oneshot::channel();
-    let hub = cloudcore::run(config, kubernetes, listening, stopping.clone());
+    let hub = cloudcore::run(config, kubernetes.clone(), listening, stopping.clone());
     tokio::pin!(hub);
+    let renewals = follow_renewals(control_plane.as_ref(), &kubernetes);
     let result = tokio::select! {
         ended = &mut hub => ended,
+        () = renewals => hub.await,
         _ = terminate.recv() => { stopping.cancel(); hub.await }
         _ = interrupt.recv() => { stopping.cancel(); hub.await }
     };
@@ -125,4 +127,21 @@ async fn serve(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
         plane.stopped().await;
     }
     result.map_err(Into::into)
+}
+
+/// Uses each client certificate that the embedded Kubernetes issues while both run; without it nothing ends here.
+async fn follow_renewals(control_plane: Option<&controlplane::ControlPlane>, kubernetes: &Kubernetes) {
+    if let Some(plane) = control_plane {
+        let mut renewed = plane.renewed();
+        while renewed.changed().await.is_ok() {
+            match kubernetes.reconnect(plane.cloudcore_kubeconfig_path()).await {
+                Ok(()) => tracing::info!("the renewed client certificate is in use"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the renewed client certificate cannot be used: start cloudcore anew");
+                }
+            }
+        }
+    }
+    std::future::pending().await
 }

@@ -47,12 +47,13 @@ use kubeapi::{Api, ApiError};
 use link::http_server::HttpServer;
 use link::tls::{Certificate, ClientAuth, TlsError};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use auth::{Auth, TokenKey};
-use bootstrap::pki::{Pki, PkiError};
+use bootstrap::pki::{Kubeconfigs, Pki, PkiError};
 use bootstrap::rbac::CLOUDCORE_GROUP;
 use client::Client;
 use storage::SqliteStorage;
@@ -113,6 +114,7 @@ pub struct ControlPlane {
     data_dir: PathBuf,
     admin: PathBuf,
     cloudcore: PathBuf,
+    renewed: watch::Receiver<()>,
     tasks: TaskTracker,
 }
 
@@ -138,21 +140,22 @@ pub async fn start(options: Options, token: CancellationToken) -> Result<Control
     let tls = link::tls::server(&own, clients, &[b"h2", b"http/1.1"]).map_err(StartError::Tls)?;
 
     let tasks = TaskTracker::new();
-    let server = HttpServer {
-        listener,
-        tls: Some(tokio::sync::watch::Sender::new(tls).subscribe()),
-        max_connections: MAX_CONNECTIONS,
-    };
+    let server =
+        HttpServer { listener, tls: Some(watch::Sender::new(tls).subscribe()), max_connections: MAX_CONNECTIONS };
     let handler = Server { api: api.clone(), identity: auth, address: address.to_string() };
     tasks.spawn(server.serve(move |request, peer| handler.clone().handle(request, peer), token.clone()));
     controllers::start(&api, pki.ca_pem(), options.node_grace, &tasks, &token);
-    tasks.close();
 
     let (admin, cloudcore) = (dir.join(ADMIN_KUBECONFIG), dir.join(CLOUDCORE_KUBECONFIG));
-    pki.write_kubeconfig(&admin, address, "kubernetes-admin", "system:masters").map_err(keys)?;
-    pki.write_kubeconfig(&cloudcore, address, "cloudcore", CLOUDCORE_GROUP).map_err(keys)?;
+    let files =
+        vec![(admin.clone(), "kubernetes-admin", "system:masters"), (cloudcore.clone(), "cloudcore", CLOUDCORE_GROUP)];
+    let kubeconfigs = Kubeconfigs { pki, server: address, files };
+    kubeconfigs.write().map_err(keys)?;
+    let (sender, renewed) = watch::channel(());
+    tasks.spawn(kubeconfigs.renew(sender, token));
+    tasks.close();
     info!(%address, directory = %dir.display(), "the embedded Kubernetes is up");
-    Ok(ControlPlane { api, address, data_dir: dir.clone(), admin, cloudcore, tasks })
+    Ok(ControlPlane { api, address, data_dir: dir.clone(), admin, cloudcore, renewed, tasks })
 }
 
 impl ControlPlane {
@@ -179,6 +182,11 @@ impl ControlPlane {
     /// The kubeconfig that cloudcore uses, mode 0600.
     pub fn cloudcore_kubeconfig_path(&self) -> &Path {
         &self.cloudcore
+    }
+
+    /// Tells whenever the kubeconfigs were written anew because their client certificates would end.
+    pub fn renewed(&self) -> watch::Receiver<()> {
+        self.renewed.clone()
     }
 
     /// Waits until everything has ended after the token was cancelled; everything acknowledged is on disk then.

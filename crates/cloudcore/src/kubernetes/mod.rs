@@ -3,7 +3,7 @@
 mod reflector;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +25,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// A client of the API server. Cloning is cheap.
 #[derive(Clone)]
 pub struct Kubernetes {
-    client: kube::Client,
+    /// The newest one: [`Kubernetes::reconnect`] replaces it for all clones.
+    client: Arc<RwLock<kube::Client>>,
     /// PEM.
     ca: Arc<str>,
 }
@@ -77,17 +78,24 @@ impl Kubernetes {
     /// # Errors
     /// The configuration cannot be used. Whether the server answers shows later.
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, KubernetesError> {
-        let config = match kubeconfig {
-            Some(path) => {
-                let fail = |error| KubernetesError::Kubeconfig(path.display().to_string(), error);
-                let file = Kubeconfig::read_from(path).map_err(fail)?;
-                kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(fail)?
-            }
-            None => kube::Config::incluster().map_err(KubernetesError::InCluster)?,
-        };
+        let config = configuration(kubeconfig).await?;
         let certificates = config.root_cert.iter().flatten();
         let ca: String = certificates.map(|der| link::files::to_pem("CERTIFICATE", der)).collect();
-        Ok(Self { client: kube::Client::try_from(config).map_err(KubernetesError::Client)?, ca: ca.into() })
+        Ok(Self { client: Arc::new(RwLock::new(client(config)?)), ca: ca.into() })
+    }
+
+    /// Takes the kubeconfig as it is now: its client certificate was renewed. What is under way goes on over its connection.
+    ///
+    /// # Errors
+    /// It cannot be used; the client stays as it was.
+    pub async fn reconnect(&self, kubeconfig: &Path) -> Result<(), KubernetesError> {
+        let client = client(configuration(Some(kubeconfig)).await?)?;
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    fn client(&self) -> kube::Client {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// For tests: without encryption.
@@ -95,7 +103,7 @@ impl Kubernetes {
     pub(crate) fn at(url: &str) -> Self {
         link::tls::install_provider();
         let config = kube::Config::new(url.parse().expect("a URL"));
-        Self { client: kube::Client::try_from(config).expect("a client"), ca: "".into() }
+        Self { client: Arc::new(RwLock::new(client(config).expect("a client"))), ca: "".into() }
     }
 
     /// The API server's CA in PEM; empty when the system's CAs are trusted.
@@ -161,7 +169,7 @@ impl Kubernetes {
             request = request.header(header::CONTENT_TYPE, kind);
         }
         let request = request.body(Body::from(body.to_vec())).map_err(|e| KubernetesError::Request(e.into()))?;
-        let answer = self.client.send(request).await.map_err(|e| KubernetesError::Request(e.into()))?;
+        let answer = self.client().send(request).await.map_err(|e| KubernetesError::Request(e.into()))?;
         let status = answer.status();
         let body =
             Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(KubernetesError::Request)?.to_bytes();
@@ -175,6 +183,17 @@ impl Kubernetes {
         });
         Err(KubernetesError::Refused(Box::new(refusal)))
     }
+}
+
+async fn configuration(kubeconfig: Option<&Path>) -> Result<kube::Config, KubernetesError> {
+    let Some(path) = kubeconfig else { return kube::Config::incluster().map_err(KubernetesError::InCluster) };
+    let fail = |error| KubernetesError::Kubeconfig(path.display().to_string(), error);
+    let file = Kubeconfig::read_from(path).map_err(fail)?;
+    kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(fail)
+}
+
+fn client(config: kube::Config) -> Result<kube::Client, KubernetesError> {
+    kube::Client::try_from(config).map_err(KubernetesError::Client)
 }
 
 /// An answer, or the error that there was none in time.
@@ -200,6 +219,37 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::mpsc;
     use tokio::task::JoinSet;
+
+    #[tokio::test]
+    async fn a_renewed_kubeconfig_holds_for_all_who_have_the_client() {
+        link::tls::install_provider();
+        let dir = tempfile::tempdir().expect("folder");
+        let file = dir.path().join("kubeconfig");
+        let write = |server: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Config\nclusters: [{{name: c, cluster: {{server: {server}}}}}]\n\
+                 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\nusers: [{{name: u, user: {{}}}}]\ncurrent-context: c\n"
+            );
+            std::fs::write(&file, text).expect("written");
+        };
+        let (old, new) = (TcpListener::bind("127.0.0.1:0").await, TcpListener::bind("127.0.0.1:0").await);
+        let (old, new) = (old.expect("port"), new.expect("port"));
+        write(&format!("http://{}", old.local_addr().expect("address")));
+        let kubernetes = Kubernetes::connect(Some(&file)).await.expect("usable");
+        let clone = kubernetes.clone();
+        std::fs::write(&file, "nonsense: [").expect("written");
+        kubernetes.reconnect(&file).await.expect_err("it cannot be read");
+        tokio::select! {
+            _ = clone.get("/version") => panic!("nobody answers"),
+            accepted = old.accept() => drop(accepted.expect("the client as it was")),
+        }
+        write(&format!("http://{}", new.local_addr().expect("address")));
+        kubernetes.reconnect(&file).await.expect("usable");
+        tokio::select! {
+            _ = clone.get("/version") => panic!("nobody answers"),
+            accepted = new.accept() => drop(accepted.expect("the new server")),
+        }
+    }
 
     /// An API server whose host has lost its power: connections stand, and nobody answers.
     async fn silent() -> (Kubernetes, JoinSet<Vec<TcpStream>>) {

@@ -169,7 +169,7 @@ impl Reflector {
         );
         let request = Request::get(path).body(Vec::new()).map_err(|e| KubernetesError::Request(e.into()))?;
         let opening = async {
-            self.kubernetes.client.request_stream(request).await.map_err(|error| match error {
+            self.kubernetes.client().request_stream(request).await.map_err(|error| match error {
                 kube::Error::Api(status) if status.code == 410 => {
                     KubernetesError::Refused(Box::new(wire::Status::failure(410, "Expired", status.message.clone())))
                 }

@@ -9,6 +9,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use link::ca::{CaError, CertificateAuthority, Issued};
 use link::files::{FileError, read_bounded, write_private};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 /// The CA's name.
 const CA_NAME: &str = "ferroedge-kubernetes";
@@ -17,8 +20,12 @@ const CA_KEY: &str = "kubernetes-ca.key";
 const TOKEN_KEY: &str = "service-account.key";
 /// Files of this directory are small.
 const FILE_LIMIT: u64 = 64 * 1024;
-/// How long a client certificate of a kubeconfig is good for; each start issues new ones.
+/// How long a client certificate of a kubeconfig is good for; each start issues new ones, and so does [`Kubeconfigs::renew`].
 const CLIENT_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+/// When new ones are issued: long before the old ones end.
+const RENEWAL: Duration = Duration::from_secs(CLIENT_VALIDITY.as_secs() / 3);
+/// After a renewal that failed.
+const RENEWAL_RETRY: Duration = Duration::from_secs(3600);
 /// The names under which the API server is known, besides its addresses.
 const SERVER_NAMES: [&str; 6] = [
     "localhost",
@@ -137,6 +144,48 @@ impl Pki {
     }
 }
 
+/// The kubeconfigs of one installation.
+pub struct Kubeconfigs {
+    /// Issues their certificates.
+    pub pki: Pki,
+    /// Where the API is served.
+    pub server: SocketAddr,
+    /// File, user and group of each.
+    pub files: Vec<(PathBuf, &'static str, &'static str)>,
+}
+
+impl Kubeconfigs {
+    /// Writes all of them with fresh certificates.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self) -> Result<(), PkiError> {
+        self.files.iter().try_for_each(|(path, user, group)| self.pki.write_kubeconfig(path, self.server, user, group))
+    }
+
+    /// Writes them anew as long as it runs, well before their certificates end, and tells each time.
+    pub async fn renew(self, renewed: watch::Sender<()>, stop: CancellationToken) {
+        let mut pause = RENEWAL;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
+            }
+            match self.write() {
+                Ok(()) => {
+                    info!("the kubeconfigs have new client certificates");
+                    pause = RENEWAL;
+                    renewed.send_replace(());
+                }
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "client certificates not renewed; trying again");
+                    pause = RENEWAL_RETRY;
+                }
+            }
+        }
+    }
+}
+
 fn kubeconfig(server: SocketAddr, ca: &str, user: &str, certificate: &str, key: &str) -> String {
     let host = match server.ip() {
         ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
@@ -203,6 +252,33 @@ mod tests {
         assert_eq!(first.token_key, second.token_key);
         std::fs::write(dir.path().join(CA_KEY), "nonsense").expect("write");
         assert!(matches!(Pki::open(dir.path()), Err(PkiError::Damaged(path)) if path.ends_with(CA_KEY)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kubeconfigs_are_renewed_before_their_certificates_end() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("admin.kubeconfig");
+        let files = vec![(file.clone(), "admin", "system:masters")];
+        let pki = Pki::open(dir.path()).expect("keys");
+        let configs = Kubeconfigs { pki, server: "127.0.0.1:6443".parse().expect("address"), files };
+        configs.write().expect("written");
+        let read = || std::fs::read_to_string(&file).expect("there");
+        let first = read();
+        let (sender, mut renewed) = watch::channel(());
+        let began = tokio::time::Instant::now();
+        let renewal = configs.renew(sender, CancellationToken::new());
+        let look = async {
+            renewed.changed().await.expect("told");
+            assert!(began.elapsed() < CLIENT_VALIDITY / 2);
+            let second = read();
+            assert_ne!(first, second);
+            renewed.changed().await.expect("told again");
+            assert_ne!(second, read());
+        };
+        tokio::select! {
+            () = renewal => panic!("it goes on"),
+            () = look => {}
+        }
     }
 
     #[test]
