@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{go_duration, addresses, is_host_port, is_node_name};
+use super::{addresses, go_duration, is_host_port, is_node_name};
 use crate::document::Document;
 
 const FEATURE_GATES: [&str; 3] = ["requireAuthorization", "moduleRestart", "disableNodeTaskV1alpha2"];

@@ -157,7 +157,16 @@ impl Certificates {
         let files =
             Files { ca: settings.ca_file.clone(), cert: settings.cert_file.clone(), key: settings.key_file.clone() };
         let bootstrap = dir.join("bootstrap-edgecore.conf");
-        Self { node, settings, files, bootstrap, refused: None, not_after: None, renew_at: None, turn: AtomicUsize::new(0) }
+        Self {
+            node,
+            settings,
+            files,
+            bootstrap,
+            refused: None,
+            not_after: None,
+            renew_at: None,
+            turn: AtomicUsize::new(0),
+        }
     }
 
     pub(super) fn node(&self) -> &str {
