@@ -6,7 +6,7 @@ use crate::packages;
 use crate::workspace::{cargo, has_program, run, target_dir};
 
 /// Tests that run real programs and containers: packages and what to choose of them.
-const END_TO_END: &[&str] = &["--package", "edged", "--test", "scenarios"];
+const END_TO_END: &[&str] = &["--package", "edged", "--package", "testkit", "--test", "scenarios", "--test", "crashes"];
 /// Slow scenarios wait most of the time: more of them than processors run side by side.
 const SLOW_THREADS: &str = "6";
 

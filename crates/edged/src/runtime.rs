@@ -290,13 +290,26 @@ impl Runtime {
     /// # Errors
     /// The runtime failed, or the container still runs.
     pub async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
-        if let Some(status) = self.cri.container_status(id).await?
-            && let Some(pod) = observe::identity(&status.labels)
-        {
-            let container = status.labels.get(crate::labels::CONTAINER_NAME).cloned().unwrap_or_default();
-            logs::remove_container_log(&self.paths, &status, &pod, &container);
+        let status = self.cri.container_status(id).await?;
+        let remove_log = || {
+            let Some((status, pod)) = status.as_ref().and_then(|s| Some((s, observe::identity(&s.labels)?))) else {
+                return;
+            };
+            let container = status.labels.get(crate::labels::CONTAINER_NAME).map_or("", String::as_str);
+            logs::remove_container_log(&self.paths, status, &pod, container);
+        };
+        // First, for a log without its container counts as a restart when this agent is killed in between; and again, for a start that
+        // a killed agent had asked for may have made one since.
+        remove_log();
+        let removed = self.cri.remove_container(id).await;
+        let has_ended = status.as_ref().is_some_and(|s| s.state() == proto::ContainerState::ContainerExited);
+        if removed.is_err() && has_ended && self.end_forgotten(status.as_ref(), id).await {
+            self.cri.remove_container(id).await?;
+        } else {
+            removed?;
         }
-        Ok(self.cri.remove_container(id).await?)
+        remove_log();
+        Ok(())
     }
 
     /// Stops a sandbox and what runs in it, and releases its network. One that is gone is stopped.

@@ -4,14 +4,14 @@
 #![allow(clippy::panic, reason = "a test's fixture fails by panicking")]
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::containerd::runtime_client;
+use crate::containerd::{RuntimeClient, runtime_client};
 use crate::cri;
 use crate::deployment::{Binaries, Cluster, Deployment, condition, edgecore_name, node_name};
 
@@ -199,6 +199,30 @@ impl Site {
         text.lines().filter(|line| line.contains("RUNNING")).map(str::to_owned).collect()
     }
 
+    /// Sandboxes that the runtime has, whatever their state.
+    pub fn sandboxes(&self) -> Vec<InRuntime> {
+        let found = self.ask_runtime(async |mut client| {
+            Ok(client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.into_inner().items)
+        });
+        let ready = i32::from(cri::PodSandboxState::SandboxReady);
+        found.into_iter().map(|sandbox| InRuntime::new(&sandbox.labels, sandbox.id, sandbox.state == ready)).collect()
+    }
+
+    /// Containers that the runtime has, whatever their state.
+    pub fn containers(&self) -> Vec<InRuntime> {
+        let found = self.ask_runtime(async |mut client| {
+            Ok(client.list_containers(cri::ListContainersRequest::default()).await?.into_inner().containers)
+        });
+        let running = i32::from(cri::ContainerState::ContainerRunning);
+        found.into_iter().map(|item| InRuntime::new(&item.labels, item.id, item.state == running)).collect()
+    }
+
+    fn ask_runtime<T>(&self, ask: impl AsyncFnOnce(RuntimeClient) -> anyhow::Result<T>) -> T {
+        let socket = self.running().containerd_socket(1);
+        let answer = self.runtime.block_on(async { ask(runtime_client(Path::new(&socket)).await?).await });
+        answer.expect("containerd answers")
+    }
+
     /// Ids of a pod's running containers.
     pub fn containers_of(&self, pod: &str) -> Vec<String> {
         let label = ("io.kubernetes.pod.name".to_owned(), pod.to_owned());
@@ -222,6 +246,26 @@ impl Site {
             .expect("ctr");
         assert!(kill.status.success(), "{kill:?}");
         self.until("the container to end", || self.tasks().iter().all(|task| !task.contains(id)));
+    }
+}
+
+/// A sandbox or container as the runtime has it.
+#[derive(Clone, Debug)]
+pub struct InRuntime {
+    /// UID of its pod.
+    pub uid: String,
+    /// Name of the container; empty for a sandbox.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// It runs, or is ready.
+    pub is_running: bool,
+}
+
+impl InRuntime {
+    fn new(labels: &BTreeMap<String, String>, id: String, is_running: bool) -> Self {
+        let label = |name: &str| labels.get(&format!("io.kubernetes.{name}")).cloned().unwrap_or_default();
+        Self { uid: label("pod.uid"), name: label("container.name"), id, is_running }
     }
 }
 

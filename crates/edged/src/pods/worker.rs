@@ -1,13 +1,13 @@
 //! The owner task of one pod: takes its mail, does one step of the stage it is in, sleeps until there is a reason to look again.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use podlife::{
     backoff::Backoff,
     containers::StartFailures,
-    observed::{ObservedPod, PodIdentity},
+    observed::{ObservedContainer, ObservedPod, PodIdentity, RuntimeState},
     probe::{ProbeKind, ProbeResults, Verdict},
     recover, spec,
     stage::{self, End, Lifecycle, Stage},
@@ -293,11 +293,12 @@ impl PodWorker {
             return;
         }
         let host_ips = self.tools.runtime.host_ips();
+        let observed = self.without_unborn(observed, ending);
         let computed = status::compute(&StatusInput {
             pod: &self.pod,
             api: &self.api,
             previous: self.status.as_ref(),
-            observed,
+            observed: &observed,
             failures: &self.failures,
             probes: &self.probes,
             runtime_name: self.tools.runtime.name(),
@@ -324,6 +325,21 @@ impl PodWorker {
             self.status = Some(computed);
             self.reporter.send(Report::Status { uid, status }).await;
         }
+    }
+
+    /// A container that never ran because an agent was killed while it asked for its start is made anew as if it had not been: were its
+    /// end reported, and the agent killed once more, that would count as a restart.
+    fn without_unborn<'a>(&self, observed: &'a ObservedPod, ending: Ending) -> Cow<'a, ObservedPod> {
+        let is_unborn = |c: &ObservedContainer| {
+            c.state == RuntimeState::Exited && c.never_ran() && !self.start_failed.contains(&c.name)
+        };
+        let goes_on = self.life.stage() == Stage::Syncing && matches!(ending, Ending::No);
+        if !goes_on || !observed.containers.iter().any(is_unborn) {
+            return Cow::Borrowed(observed);
+        }
+        let mut shown = observed.clone();
+        shown.containers.retain(|c| !is_unborn(c));
+        Cow::Owned(shown)
     }
 
     /// Probes of what runs; verdicts that the API knows of a container that runs on are kept, so that a restart of the agent

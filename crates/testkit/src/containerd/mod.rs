@@ -332,11 +332,14 @@ impl Drop for Containerd {
     }
 }
 
+/// A client of a runtime.
+pub type RuntimeClient = RuntimeServiceClient<Channel>;
+
 /// A CRI client of the runtime at this socket.
 ///
 /// # Errors
 /// It does not answer.
-pub async fn runtime_client(socket: &Path) -> Result<RuntimeServiceClient<Channel>> {
+pub async fn runtime_client(socket: &Path) -> Result<RuntimeClient> {
     Ok(RuntimeServiceClient::new(channel(socket).await?))
 }
 
