@@ -49,7 +49,8 @@ impl Churn {
         let seed: u64 = given.unwrap_or_else(|| rand::rng().random());
         eprintln!("CRASH_SEED={seed}");
         let site = Site::start(number);
-        let settings = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "1"}});
+        let settings =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "1"}});
         site.post("/api/v1/namespaces/default/configmaps", &settings);
         let random = StdRng::seed_from_u64(seed);
         Self { site, random, seed, made: 0, wanted: BTreeSet::new(), seen: BTreeMap::new() }

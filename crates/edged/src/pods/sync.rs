@@ -284,7 +284,13 @@ impl PodWorker {
                     let by_status = next_restart_count(None, status);
                     if by_log.is_some() || by_status > 0 {
                         let container = container.name.as_str();
-                        tracing::info!(pod = self.identity.name, container, by_log, by_status, "the runtime has lost a container; its restarts are counted on");
+                        tracing::info!(
+                            pod = self.identity.name,
+                            container,
+                            by_log,
+                            by_status,
+                            "the runtime has lost a container; its restarts are counted on"
+                        );
                     }
                     by_status.max(by_log.map_or(0, |count| count.saturating_add(1)))
                 }

@@ -118,7 +118,11 @@ impl Runtime {
         if !self.settings.cgroups_per_qos || !self.cgroups().await.end_container(&identity.uid, id).await {
             return false;
         }
-        tracing::warn!(pod = identity.name, id, "a container that the runtime took for ended was still running; it was killed");
+        tracing::warn!(
+            pod = identity.name,
+            id,
+            "a container that the runtime took for ended was still running; it was killed"
+        );
         // The runtime hears of it by itself.
         tokio::time::sleep(FORGOTTEN_ENDS).await;
         true
