@@ -9,9 +9,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::reach;
 use crate::tls_failure::TlsFailure;
 
 /// A request and how to send it.
@@ -77,7 +77,7 @@ impl Call<'_> {
             Some(_) => authority.to_string(),
             None => format!("{authority}:{port}"),
         });
-        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| CallError::Connect(server.clone(), e))?;
+        let tcp = reach::tcp(&host, port).await.map_err(|e| CallError::Connect(server.clone(), e))?;
         let name = ServerName::try_from(host).map_err(|_| wrong())?;
         let tls = TlsConnector::from(self.tls.clone())
             .connect(name, tcp)

@@ -14,7 +14,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -24,6 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
+use crate::reach;
 use crate::tls_failure::TlsFailure;
 
 /// The longest message of the message channel.
@@ -146,8 +146,7 @@ async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap
         request.headers_mut().insert(HeaderName::from_static(name), value);
     }
     let server = format!("{host}:{port}");
-    let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| LinkError::Connect(server.clone(), e))?;
-    let _ = tcp.set_nodelay(true);
+    let tcp = reach::tcp(&host, port).await.map_err(|e| LinkError::Connect(server.clone(), e))?;
     let name = ServerName::try_from(host).map_err(|_| wrong())?;
     let tls = TlsConnector::from(target.tls.clone())
         .connect(name, tcp)

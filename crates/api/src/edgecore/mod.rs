@@ -66,8 +66,8 @@ pub struct EdgeHub {
     pub cert_file: PathBuf,
     /// The node's key, PEM.
     pub key_file: PathBuf,
-    /// `host:port` of the message channel.
-    pub server: String,
+    /// `host:port` of the message channel: one cloudcore or several, which are tried in turn.
+    pub servers: Vec<String>,
     /// For TCP, TLS and the upgrade together.
     pub handshake_timeout: Duration,
     /// When nothing arrives for so long after a heartbeat, the link counts as dead.
@@ -76,8 +76,8 @@ pub struct EdgeHub {
     pub write_deadline: Duration,
     /// The join token; empty once the node has its certificate.
     pub token: String,
-    /// `https://host:port` of the certificate endpoint.
-    pub http_server: String,
+    /// `https://host:port` of the certificate endpoint; several as with `servers`.
+    pub http_servers: Vec<String>,
     /// Whether the certificate is renewed before it expires.
     pub rotate_certificates: bool,
 }
@@ -177,12 +177,12 @@ impl Config {
             ca_file: text("tlsCaFile").into(),
             cert_file: text("tlsCertFile").into(),
             key_file: text("tlsPrivateKeyFile").into(),
-            server: text("websocket.server"),
+            servers: addresses(&text("websocket.server")),
             handshake_timeout: self.seconds(&at("websocket.handshakeTimeout")),
             read_deadline: self.seconds(&at("websocket.readDeadline")).max(Duration::from_secs(1)),
             write_deadline: self.seconds(&at("websocket.writeDeadline")),
             token: text("token"),
-            http_server: text("httpServer"),
+            http_servers: addresses(&text("httpServer")),
             rotate_certificates: self.document.flag(&at("rotateCertificates")),
         }
     }
@@ -221,6 +221,11 @@ pub fn is_node_name(name: &str) -> bool {
                 && part.bytes().next().is_some_and(fits)
                 && part.bytes().last().is_some_and(fits)
         })
+}
+
+/// Addresses that stand in one text, separated by commas (our own extension: upstream takes one).
+pub fn addresses(text: &str) -> Vec<String> {
+    text.split(',').map(|address| address.trim().to_owned()).collect()
 }
 
 /// Whether a text is `host:port`.
@@ -270,7 +275,7 @@ mod tests {
         let config = parse(SHAPE.default).expect("default file");
         assert_eq!(config.document.warnings, Vec::<String>::new());
         let hub = config.edge_hub();
-        assert_eq!(hub.server, "127.0.0.1:10000");
+        assert_eq!(hub.servers, ["127.0.0.1:10000"]);
         assert_eq!(hub.heartbeat, Duration::from_secs(15));
         assert_eq!(hub.project_id, "e632aba927ea4ac2b575ec1603d56f10");
         assert_eq!(config.database(), Path::new("/var/lib/kubeedge/edgecore.db"));

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{go_duration, is_host_port, is_node_name};
+use super::{addresses, go_duration, is_host_port, is_node_name};
 use crate::document::Document;
 
 const FEATURE_GATES: [&str; 3] = ["requireAuthorization", "moduleRestart", "disableNodeTaskV1alpha2"];
@@ -120,11 +120,11 @@ fn edge_hub(document: &mut Document) {
             document.mistake("modules.edgeHub", "neither websocket nor quic is enabled: enable websocket")
         }
     }
-    if !document.text("modules.edgeHub.httpServer").starts_with("https://") {
-        document.mistake("modules.edgeHub.httpServer", "must begin with https://");
+    if !addresses(&document.text("modules.edgeHub.httpServer")).iter().all(|url| url.starts_with("https://")) {
+        document.mistake("modules.edgeHub.httpServer", "must begin with https:// (several are separated by commas)");
     }
-    if !is_host_port(&document.text("modules.edgeHub.websocket.server")) {
-        document.mistake("modules.edgeHub.websocket.server", "must be host:port");
+    if !addresses(&document.text("modules.edgeHub.websocket.server")).iter().all(|server| is_host_port(server)) {
+        document.mistake("modules.edgeHub.websocket.server", "must be host:port (several are separated by commas)");
     }
     for key in ["tlsCaFile", "tlsCertFile", "tlsPrivateKeyFile"] {
         absolute(document, &format!("modules.edgeHub.{key}"));

@@ -20,16 +20,24 @@ use super::{Ended, HubError, keep_or_refuse, keeping, tell_connection, tell_inve
 /// How long MetaManager may take to say what the node has.
 const DIGEST: Duration = Duration::from_secs(30);
 
+/// Who is connected to.
+pub(super) struct Cloud<'a> {
+    pub(super) settings: &'a Settings,
+    /// `host:port` of one cloudcore.
+    pub(super) server: &'a str,
+}
+
 /// Connects and serves until the connection ends or the process is to stop.
 pub(super) async fn run(
-    settings: &Settings,
+    cloud: &Cloud<'_>,
     certificates: &mut Certificates,
     context: &Context,
     inbox: &mut Inbox,
     outbox: &mut Outbox,
 ) -> Ended {
+    let settings = cloud.settings;
     let connected = {
-        let connecting = keeping(context, inbox, outbox, connect(settings, certificates, context));
+        let connecting = keeping(context, inbox, outbox, connect(cloud, certificates, context));
         tokio::select! {
             () = context.stopping() => return Ended { cause: HubError::Stopping, lasted: None },
             connected = connecting => connected,
@@ -39,7 +47,7 @@ pub(super) async fn run(
         Ok(halves) => halves,
         Err(cause) => return Ended { cause, lasted: None },
     };
-    info!(server = settings.server, features = %features, "connected to the cloud");
+    info!(server = cloud.server, features = %features, "connected to the cloud");
     let began = Instant::now();
     if features.inventory {
         keeping(context, inbox, outbox, tell_inventory(context)).await;
@@ -69,10 +77,11 @@ pub(super) async fn run(
 }
 
 async fn connect(
-    settings: &Settings,
+    cloud: &Cloud<'_>,
     certificates: &mut Certificates,
     context: &Context,
 ) -> Result<(Reader, Writer, Features), HubError> {
+    let settings = cloud.settings;
     let tls = certificates.tls().await.map_err(HubError::Certificate)?;
     let name = certificates.node().to_owned();
     let mut headers = vec![
@@ -85,7 +94,7 @@ async fn connect(
     headers.push((FEATURES, ours.to_string()));
     headers.extend(digest.map(|digest| (INVENTORY, digest)));
     let target = Target {
-        url: format!("wss://{}/{}/{name}/events", settings.server, settings.project_id),
+        url: format!("wss://{}/{}/{name}/events", cloud.server, settings.project_id),
         headers,
         tls,
         connect_deadline: settings.handshake_timeout,

@@ -47,8 +47,10 @@ impl EdgeHub {
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        loop {
-            let ended = connection::run(&self.settings, &mut self.certificates, context, inbox, &mut self.outbox).await;
+        // One that closes or does not answer is left for the next.
+        for server in self.settings.servers.clone().into_iter().cycle() {
+            let target = connection::Cloud { settings: &self.settings, server: &server };
+            let ended = connection::run(&target, &mut self.certificates, context, inbox, &mut self.outbox).await;
             if matches!(ended.cause, HubError::Stopping) {
                 return Ok(());
             }
@@ -66,6 +68,8 @@ impl EdgeHub {
                 () = self.keep_while_waiting(context, inbox, wait) => {}
             }
         }
+        // Validated settings name one at least.
+        Ok(())
     }
 
     /// Requests get their answer at once while there is no link; the rest is kept.

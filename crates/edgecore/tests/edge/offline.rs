@@ -267,3 +267,24 @@ async fn an_edge_says_with_each_connection_what_it_has() {
     edge.start().await;
     assert_eq!(digest(2).await, of(&[]));
 }
+
+#[tokio::test]
+async fn of_several_clouds_the_next_one_is_taken_when_one_is_gone() {
+    let first = GoCloud::start().await.unwrap();
+    // Nobody listens at the first address.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut edge = Edge::with(&first, |settings| {
+        settings.server = format!("{closed}, {}", first.server());
+        settings.http_server = format!("https://{closed},{}", first.http_server());
+    });
+    edge.put_token(&first.token());
+    edge.start().await;
+    first.connection(0).await.unwrap();
+    edge.connected().await;
+    // One that hangs up is left for the next, which is gone, and then it is its turn again.
+    let began = Instant::now();
+    first.hang_up();
+    first.connection(1).await.unwrap();
+    edge.connected().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}

@@ -176,7 +176,10 @@ mod tests {
                      --set modules.edgeHub.heartbeat=7,modules.edged.tailoredKubeletConfig.clusterDNS={10.0.0.1,10.0.0.2}";
         let plan = plan(flags).expect("plan");
         let hub = plan.config.edge_hub();
-        assert_eq!((hub.server.as_str(), hub.http_server.as_str()), ("10.1.2.3:10000", "https://10.1.2.3:30002"));
+        assert_eq!(
+            (hub.servers[0].as_str(), hub.http_servers[0].as_str()),
+            ("10.1.2.3:10000", "https://10.1.2.3:30002")
+        );
         assert_eq!(hub.heartbeat.as_secs(), 7);
         assert_eq!(hub.token, "", "the token is in the bootstrap file only");
         assert_eq!(plan.config.node_labels()["example.com/rack"], "a_7");

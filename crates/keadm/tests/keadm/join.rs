@@ -29,7 +29,7 @@ async fn a_machine_without_systemd_gets_its_files_and_is_told_how_to_start() {
     assert!(config.document.warnings.is_empty());
     assert_eq!(config.node_name(), "edge-1");
     assert_eq!(config.node_labels()["site"], "berlin");
-    assert_eq!(config.edge_hub().server, cloud.channel());
+    assert_eq!(config.edge_hub().servers, [cloud.channel()]);
     assert_eq!(config.edge_hub().ca_file, std::path::Path::new("/etc/kubeedge/ca/rootCA.crt"));
     assert_eq!(machine.read(BOOTSTRAP).trim(), cloud.token());
     assert_eq!((machine.mode(BOOTSTRAP), machine.mode(CONFIG)), (0o600, 0o600));

@@ -4,6 +4,7 @@ mod files;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use api::edgecore::EdgeHub as Settings;
@@ -40,6 +41,8 @@ pub(super) struct Certificates {
     refused: Option<String>,
     not_after: Option<SystemTime>,
     renew_at: Option<SystemTime>,
+    /// Which certificate endpoint is asked next.
+    turn: AtomicUsize,
 }
 
 /// The node has no usable certificate.
@@ -154,7 +157,16 @@ impl Certificates {
         let files =
             Files { ca: settings.ca_file.clone(), cert: settings.cert_file.clone(), key: settings.key_file.clone() };
         let bootstrap = dir.join("bootstrap-edgecore.conf");
-        Self { node, settings, files, bootstrap, refused: None, not_after: None, renew_at: None }
+        Self {
+            node,
+            settings,
+            files,
+            bootstrap,
+            refused: None,
+            not_after: None,
+            renew_at: None,
+            turn: AtomicUsize::new(0),
+        }
     }
 
     pub(super) fn node(&self) -> &str {
@@ -254,9 +266,9 @@ impl Certificates {
     async fn join(&mut self, text: &str) -> Result<(), CertificateError> {
         let (hash, jwt) = token::split(text)
             .map_err(|source| CertificateError::Token { bootstrap: self.bootstrap.clone(), source })?;
-        let url = format!("{}/ca.crt", self.settings.http_server);
+        let url = format!("{}/ca.crt", self.server());
         let tls = client_without_verification().map_err(CertificateError::Tls)?;
-        let (status, ca) = call(&url, &[], Vec::new(), tls).await?;
+        let (status, ca) = self.call(&url, &[], Vec::new(), tls).await?;
         if status != 200 {
             return Err(self.no(status, &ca));
         }
@@ -289,8 +301,8 @@ impl Certificates {
         let request = node_request(&self.node).map_err(CertificateError::Request)?;
         let mut headers = vec![("nodename", self.node.as_str())];
         headers.extend(authorization.map(|text| ("authorization", text)));
-        let url = format!("{}/edge.crt", self.settings.http_server);
-        let (status, body) = call(&url, &headers, request.request, tls).await?;
+        let url = format!("{}/edge.crt", self.server());
+        let (status, body) = self.call(&url, &headers, request.request, tls).await?;
         if status != 200 {
             return Err(self.no(status, &body));
         }
@@ -324,15 +336,26 @@ impl Certificates {
         self.not_after = Some(identity.not_after);
         self.renew_at = Some(identity.not_before + lifetime.mul_f64(rand::rng().random_range(0.7..0.9)));
     }
-}
 
-async fn call(
-    url: &str,
-    headers: &[(&str, &str)],
-    body: Vec<u8>,
-    tls: Arc<ClientConfig>,
-) -> Result<(u16, Vec<u8>), CertificateError> {
-    let call = Call { method: "GET", url, headers, body, tls, deadline: DEADLINE, max_answer: MAX_ANSWER };
-    let (status, body) = call.send().await.map_err(CertificateError::Call)?;
-    Ok((status, body.to_vec()))
+    /// The certificate endpoint whose turn it is.
+    fn server(&self) -> &str {
+        let turn = self.turn.load(Ordering::Relaxed) % self.settings.http_servers.len().max(1);
+        self.settings.http_servers.get(turn).map_or("", String::as_str)
+    }
+
+    /// Asks; after one that does not answer, the next has its turn.
+    async fn call(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+        tls: Arc<ClientConfig>,
+    ) -> Result<(u16, Vec<u8>), CertificateError> {
+        let call = Call { method: "GET", url, headers, body, tls, deadline: DEADLINE, max_answer: MAX_ANSWER };
+        let (status, body) = call.send().await.map_err(|error| {
+            self.turn.fetch_add(1, Ordering::Relaxed);
+            CertificateError::Call(error)
+        })?;
+        Ok((status, body.to_vec()))
+    }
 }
