@@ -7,6 +7,8 @@ use crate::workspace::{cargo, has_program, run, target_dir};
 
 /// Tests that run real programs and containers: packages and what to choose of them.
 const END_TO_END: &[&str] = &["--package", "edged", "--package", "testkit", "--test", "scenarios", "--test", "crashes"];
+/// A scenario that needs the machine's memory for itself.
+const ALONE: &str = "t73_";
 /// Slow scenarios wait most of the time: more of them than processors run side by side.
 const SLOW_THREADS: &str = "6";
 
@@ -29,10 +31,17 @@ pub fn end_to_end(slow: bool, filter: &[String]) -> Result<()> {
     let mut command = cargo();
     if has_program("cargo-nextest") {
         command.args(["nextest", "run", "--no-fail-fast"]).args(END_TO_END);
-        if slow {
-            command.args(["--run-ignored", "all", "--test-threads", SLOW_THREADS]);
+        if !slow {
+            return run(command.args(filter));
         }
-        return run(command.args(filter));
+        command.args(["--run-ignored", "all", "--test-threads", SLOW_THREADS]);
+        if !filter.is_empty() {
+            return run(command.args(filter));
+        }
+        let side_by_side = run(command.args(["-E", &format!("not test({ALONE})")]));
+        let mut alone = cargo();
+        alone.args(["nextest", "run", "--no-fail-fast"]).args(END_TO_END).args(["--run-ignored", "all"]);
+        return side_by_side.and(run(alone.args(["-E", &format!("test({ALONE})")])));
     }
     command.args(["test", "--no-fail-fast"]).args(END_TO_END).args(filter).arg("--");
     if slow {

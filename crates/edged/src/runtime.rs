@@ -302,14 +302,22 @@ impl Runtime {
         // a killed agent had asked for may have made one since.
         remove_log();
         let removed = self.cri.remove_container(id).await;
-        let has_ended = status.as_ref().is_some_and(|s| s.state() == proto::ContainerState::ContainerExited);
-        if removed.is_err() && has_ended && self.end_forgotten(status.as_ref(), id).await {
-            self.cri.remove_container(id).await?;
-        } else {
-            removed?;
+        match status.as_ref().filter(|s| s.state() == proto::ContainerState::ContainerExited) {
+            Some(status) if removed.is_err() && self.end_forgotten(status).await => self.cri.remove_container(id).await?,
+            _ => removed?,
         }
         remove_log();
         Ok(())
+    }
+
+    /// containerd 1.6 loses count of a container whose start was asked for by an agent that was killed meanwhile: it takes it for ended,
+    /// has a task of it still, and can then neither stop nor remove it.
+    async fn end_forgotten(&self, status: &proto::ContainerStatus) -> bool {
+        let ended = self.cri.end_containerd_task(&status.id).await;
+        if ended {
+            tracing::info!(id = status.id, "ended what the runtime still had of a container that it took for ended");
+        }
+        ended
     }
 
     /// Stops a sandbox and what runs in it, and releases its network. One that is gone is stopped.

@@ -199,24 +199,6 @@ impl Cgroups {
         }
     }
 
-    /// Kills what is in the cgroup of one container (named by its id, alone or as `…-ID.scope`). False when nothing is.
-    pub async fn end_container(&self, uid: &str, id: &str) -> bool {
-        let own = |dir: &PathBuf| dir.file_name().is_some_and(|name| name.to_string_lossy().contains(id));
-        let dirs = || self.pod_dirs(uid).iter().flat_map(|dir| children(dir)).filter(own).collect::<Vec<_>>();
-        let lives = || dirs().iter().any(|dir| !processes(dir).is_empty());
-        if id.is_empty() || !lives() {
-            return false;
-        }
-        for _ in 0..KILLS {
-            dirs().iter().for_each(|dir| kill_all(dir));
-            if !lives() {
-                break;
-            }
-            tokio::time::sleep(KILL_PAUSE).await;
-        }
-        true
-    }
-
     /// Removes a pod's cgroup if no process is in it; false when it stays, since it is in use.
     pub fn remove_pod_if_empty(&self, uid: &str) -> bool {
         let dirs = self.pod_dirs(uid);

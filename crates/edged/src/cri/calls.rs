@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use tonic::{Response, Status, Streaming};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::error::ignore_missing;
 use super::proto::{self, ContainerConfig, ImageSpec, PodSandboxConfig};
@@ -212,6 +213,33 @@ impl CriClient {
         let filters = vec![r#"namespace==k8s.io,topic=="/tasks/exit""#.to_owned()];
         let answer = client.subscribe(super::containerd::SubscribeRequest { filters }).await;
         answer.map(Response::into_inner).map_err(|status| CriError::new(self.endpoint(), "Subscribe", status))
+    }
+
+    /// Ends what containerd itself has of a container, apart from its CRI service, which may have lost count of it. False when that
+    /// has nothing (any more), or the runtime is another one.
+    pub async fn end_containerd_task(&self, id: &str) -> bool {
+        const PAUSE: Duration = Duration::from_millis(100);
+        const TRIES: usize = 20;
+        fn of_kubernetes<T>(message: T) -> Request<T> {
+            let mut request = Request::new(message);
+            request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+            request.set_timeout(STATUS_LIMIT);
+            request
+        }
+        let mut client = self.tasks.clone();
+        let kill = super::tasks::KillRequest { container_id: id.to_owned(), signal: 9, all: true };
+        // One that has ended already cannot be killed, but deleted.
+        let _ = client.kill(of_kubernetes(kill)).await;
+        for _ in 0..TRIES {
+            let delete = super::tasks::DeleteTaskRequest { container_id: id.to_owned() };
+            match client.delete(of_kubernetes(delete)).await {
+                Ok(_) => return true,
+                // It has not ended yet.
+                Err(status) if status.code() == Code::FailedPrecondition => tokio::time::sleep(PAUSE).await,
+                Err(_) => return false,
+            }
+        }
+        false
     }
 
     /// An image on this node; `None` when it is not here.

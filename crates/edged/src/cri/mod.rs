@@ -18,6 +18,11 @@ mod containerd {
     tonic::include_proto!("containerd.services.events.v1");
 }
 
+#[allow(missing_docs, clippy::all)]
+mod tasks {
+    tonic::include_proto!("containerd.services.tasks.v1");
+}
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +33,7 @@ use containerd::events_client::EventsClient;
 pub use error::CriError;
 use proto::image_service_client::ImageServiceClient;
 use proto::runtime_service_client::RuntimeServiceClient;
+use tasks::tasks_client::TasksClient;
 
 /// Deadline of a usual call, unless another one is configured.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
@@ -47,6 +53,7 @@ pub struct CriClient {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     containerd: EventsClient<Channel>,
+    tasks: TasksClient<Channel>,
 }
 
 impl CriClient {
@@ -63,6 +70,7 @@ impl CriClient {
             endpoint: runtime_endpoint.into(),
             limit: CALL_LIMIT,
             containerd: EventsClient::new(runtime.clone()),
+            tasks: TasksClient::new(runtime.clone()),
             runtime: RuntimeServiceClient::new(runtime).max_decoding_message_size(MAX_ANSWER),
             images: ImageServiceClient::new(images).max_decoding_message_size(MAX_ANSWER),
         }

@@ -1,15 +1,10 @@
 //! The cgroups of pods as the runtime side keeps them: made with the driver that the runtime uses, their classes' shares kept true.
 
-use std::time::Duration;
-
 use k8s_openapi::api::core::v1::Pod;
 use podlife::qos::qos_class;
 
 use super::{CgroupDriver, Cgroups, PoisonError, Runtime, proto};
 use crate::container::resources::pod_amounts;
-
-/// How long a runtime may take to notice that a process has ended.
-const FORGOTTEN_ENDS: Duration = Duration::from_millis(500);
 
 impl Runtime {
     /// The tree of this node. Until the runtime has told its driver, the configured one is assumed.
@@ -109,23 +104,6 @@ impl Runtime {
         if let Ok(Err(error)) = set {
             tracing::debug!(%error, "share of Burstable pods not set");
         }
-    }
-
-    /// Ends the processes of a container that the runtime takes for ended: containerd 1.6 loses count of one whose start was
-    /// asked for by an agent that was killed meanwhile, and can then neither stop nor remove it. False when there are none.
-    pub(super) async fn end_forgotten(&self, status: Option<&proto::ContainerStatus>, id: &str) -> bool {
-        let Some(identity) = status.and_then(|status| crate::observe::identity(&status.labels)) else { return false };
-        if !self.settings.cgroups_per_qos || !self.cgroups().await.end_container(&identity.uid, id).await {
-            return false;
-        }
-        tracing::warn!(
-            pod = identity.name,
-            id,
-            "a container that the runtime took for ended was still running; it was killed"
-        );
-        // The runtime hears of it by itself.
-        tokio::time::sleep(FORGOTTEN_ENDS).await;
-        true
     }
 
     pub(super) async fn remove_cgroup(&self, uid: &str) {

@@ -130,6 +130,13 @@ impl Node {
         status["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// Why the first container waited, of all that was ever told: the next attempt may come before anybody looks.
+    pub fn waited(&self, pod: &str) -> Vec<Value> {
+        let states = self.cloud.patches(pod).into_iter();
+        let states = states.map(|patch| patch["status"]["containerStatuses"][0]["state"]["waiting"].clone());
+        states.filter(|waiting| waiting["reason"].is_string()).collect()
+    }
+
     /// Polls until it holds.
     pub async fn until(&self, what: &str, holds: impl Fn() -> bool) {
         self.until_within(PATIENCE, what, holds).await;
