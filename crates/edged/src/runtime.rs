@@ -303,7 +303,9 @@ impl Runtime {
         remove_log();
         let removed = self.cri.remove_container(id).await;
         match status.as_ref().filter(|s| s.state() == proto::ContainerState::ContainerExited) {
-            Some(status) if removed.is_err() && self.end_forgotten(status).await => self.cri.remove_container(id).await?,
+            Some(status) if removed.is_err() && self.end_forgotten(status).await => {
+                self.cri.remove_container(id).await?
+            }
             _ => removed?,
         }
         remove_log();

@@ -124,7 +124,8 @@ impl Churn {
     /// Waits until things are as they should be, and compares them with the last look.
     fn look(&mut self, kill: usize) {
         let about = format!("seed {}, kill {kill}", self.seed);
-        let forgotten = self.site.edge_log().lines().filter(|line| line.contains("ended what the runtime still had")).count();
+        let forgotten =
+            self.site.edge_log().lines().filter(|line| line.contains("ended what the runtime still had")).count();
         eprintln!("{about}: the runtime had lost count of {forgotten} containers");
         let wanted = &self.wanted;
         let is_settled = |pod: &Value| {
