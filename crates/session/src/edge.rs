@@ -76,8 +76,12 @@ impl Outbox {
         self.messages.remove(0).or_else(|| self.events.remove(0))
     }
 
-    /// A message was sent that the cloud is to acknowledge.
+    /// A message was sent that the cloud is to acknowledge. An older one about the same object is not sent again: it would come after
+    /// this one.
     pub fn sent(&mut self, message: Message, now: Instant) {
+        if !is_event(&message) {
+            self.in_flight.retain(|(_, older)| !is_same(older, &message));
+        }
         self.in_flight.push_back((now, message));
     }
 
@@ -242,6 +246,16 @@ mod tests {
         let _ = outbox.keep(message("insert", "default/rule/r", "r2"));
         assert_eq!(outbox.disconnected(), 0);
         assert_eq!(texts(&mut outbox), ["r2", "e2", "e3"], "r1 is outdated, e1 was acknowledged");
+    }
+
+    #[test]
+    fn an_older_message_never_follows_a_newer_one() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        outbox.sent(message("patch", "default/podpatch/a", "1"), now);
+        outbox.sent(message("patch", "default/podpatch/a", "2"), now + Duration::from_secs(1));
+        assert_eq!(outbox.repeat(now + RESEND_AFTER), 0);
+        assert!(outbox.is_empty(), "2 is on its way");
+        assert_eq!((outbox.disconnected(), texts(&mut outbox)), (0, vec!["2".to_owned()]));
     }
 
     #[test]
