@@ -1,6 +1,8 @@
 //! Several messages in one binary frame (feature `batch-1`): JSON documents, one a line, deflated (RFC 1951) with a dictionary of what
 //! messages between cloud and edge have in common. Each frame stands for itself, so that a connection at rest keeps no state.
 
+use std::cell::RefCell;
+
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use crate::{MAX_MESSAGE_BYTES, Message, ParseError};
@@ -13,6 +15,14 @@ const WINDOW_BITS: u8 = 14;
 const STEP: usize = 16 << 10;
 /// Messages in one frame at most.
 pub const MAX_MESSAGES: usize = 1024;
+
+thread_local! {
+    // Hundreds of KiB each. Made anew for every frame they leave holes in the heap that small things settle in, until it is many times
+    // as large as what is in use.
+    static COMPRESS: RefCell<Compress> =
+        RefCell::new(Compress::new_with_window_bits(Compression::fast(), false, WINDOW_BITS));
+    static DECOMPRESS: RefCell<Decompress> = RefCell::new(Decompress::new_with_window_bits(false, WINDOW_BITS));
+}
 
 /// A binary frame cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +48,11 @@ pub fn encode<'a>(documents: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
         text.extend_from_slice(document);
         text.push(b'\n');
     }
-    let mut compress = Compress::new_with_window_bits(Compression::fast(), false, WINDOW_BITS);
+    COMPRESS.with_borrow_mut(|compress| deflate(compress, &text))
+}
+
+fn deflate(compress: &mut Compress, text: &[u8]) -> Vec<u8> {
+    compress.reset();
     // The dictionary is shorter than the window, and nothing was compressed yet: it is always taken.
     let _ = compress.set_dictionary(DICTIONARY);
     let mut out = Vec::with_capacity(text.len() / 3 + 64);
@@ -56,7 +70,7 @@ pub fn encode<'a>(documents: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 /// # Errors
 /// The frame is damaged, too long, or holds what is no message.
 pub fn decode(frame: &[u8]) -> Result<Vec<Message>, BatchError> {
-    let text = inflate(frame)?;
+    let text = DECOMPRESS.with_borrow_mut(|decompress| inflate(decompress, frame))?;
     let mut messages = Vec::new();
     for message in serde_json::Deserializer::from_slice(&text).into_iter::<Message>() {
         if messages.len() == MAX_MESSAGES {
@@ -67,9 +81,9 @@ pub fn decode(frame: &[u8]) -> Result<Vec<Message>, BatchError> {
     Ok(messages)
 }
 
-fn inflate(frame: &[u8]) -> Result<Vec<u8>, BatchError> {
+fn inflate(decompress: &mut Decompress, frame: &[u8]) -> Result<Vec<u8>, BatchError> {
     let failed = || BatchError::Deflate(frame.len());
-    let mut decompress = Decompress::new_with_window_bits(false, WINDOW_BITS);
+    decompress.reset(false);
     decompress.set_dictionary(DICTIONARY).map_err(|_| failed())?;
     let mut text = Vec::with_capacity((frame.len() * 4).min(STEP));
     loop {
@@ -120,8 +134,9 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_endless_frames_are_refused() {
-        let frame = encoded(&[message("a", "x")]);
+    fn damaged_and_endless_frames_are_refused_and_spoil_nothing() {
+        let sound = [message("a", "x")];
+        let frame = encoded(&sound);
         assert!(matches!(decode(&frame[..frame.len() - 2]), Err(BatchError::Deflate(_))));
         assert!(matches!(decode(b""), Err(BatchError::Deflate(0))));
         assert!(matches!(decode(&encode([b"nonsense".as_slice()])), Err(BatchError::Message(_))));
@@ -129,6 +144,7 @@ mod tests {
         assert!(matches!(decode(&encode([bomb.as_slice()])), Err(BatchError::TooLong)));
         let many = vec![message("a", "x"); MAX_MESSAGES + 1];
         assert!(matches!(decode(&encoded(&many)), Err(BatchError::TooMany)));
+        assert_eq!(decode(&frame).expect("readable"), sound);
     }
 
     #[test]
