@@ -191,9 +191,10 @@ impl PodWorker {
             if !look && !due {
                 continue;
             }
+            // Boxed: its tens of KiB are there only while something is done.
             let next = tokio::select! {
                 () = stopping.cancelled() => return,
-                next = self.step(&step) => next,
+                next = Box::pin(self.step(&step)) => next,
             };
             self.mailbox.set_stage(self.life.stage());
             busy = if next == Next::Now { busy + 1 } else { 0 };
