@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::told::{has_event, main_status, script, until_term, waiting};
@@ -21,7 +21,9 @@ async fn t44_a_failing_post_start_hook_kills_its_container() {
         pod["spec"]["containers"][0]["lifecycle"] = json!({"postStart": {"tcpSocket": {"port": 80}}});
     });
     site.cloud.create(tcp).await;
-    let told = site.until("bad", "told", |pod| waiting(main_status(pod, "main")) == "PostStartHookError").await;
+    // Both at once: the state passes soon.
+    let failed = |pod: &Value| waiting(main_status(pod, "main")) == "PostStartHookError";
+    let (told, refused) = tokio::join!(site.until("bad", "told", failed), site.until("tcp", "refused", failed));
     assert_eq!(
         main_status(&told, "main")["state"]["waiting"]["message"],
         "Exec lifecycle hook ([sh -c echo oh >&2; exit 3]) for Container \"main\" in Pod \"bad_default(uid-bad)\" failed - \
@@ -33,8 +35,7 @@ async fn t44_a_failing_post_start_hook_kills_its_container() {
     assert!(main_status(&backoff, "main")["restartCount"].as_i64().unwrap() >= 1);
     assert!(has_event(&site, "bad", "FailedPostStartHook", "PostStartHook failed"));
     assert!(has_event(&site, "bad", "Killing", "FailedPostStartHook"));
-    let tcp = site.until("tcp", "refused", |pod| waiting(main_status(pod, "main")) == "PostStartHookError").await;
-    let message = main_status(&tcp, "main")["state"]["waiting"]["message"].as_str().unwrap().to_owned();
+    let message = main_status(&refused, "main")["state"]["waiting"]["message"].as_str().unwrap().to_owned();
     assert!(message.starts_with("Cannot run handler: invalid handler"), "{message}");
     // A pod whose hook hangs can be deleted at once.
     let slow = pod_with("slow", |pod| {
