@@ -89,8 +89,9 @@ impl Fresh {
     }
 
     async fn settle(&self) {
-        self.state.send_replace(State::Settled);
+        // Before anybody is answered: who was does not have to wait again after a restart.
         self.note(true).await;
+        self.state.send_replace(State::Settled);
     }
 
     async fn note(&self, told: bool) {
