@@ -20,6 +20,8 @@ pub const TERMINATION_MESSAGE_POLICY: &str = "io.kubernetes.container.terminatio
 pub const PRE_STOP_HANDLER: &str = "io.kubernetes.container.preStopHandler";
 /// JSON of the container's ports.
 pub const CONTAINER_PORTS: &str = "io.kubernetes.container.ports";
+/// JSON of the resources of a container that is started again to be resized.
+pub const CONTAINER_RESOURCES: &str = "ferroedge.io/container.resources";
 /// `spec.terminationGracePeriodSeconds`.
 pub const TERMINATION_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 /// `metadata.deletionGracePeriodSeconds`.

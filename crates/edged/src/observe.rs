@@ -121,6 +121,7 @@ fn container(sandbox_id: String, status: proto::ContainerStatus) -> Option<Obser
         termination_grace: annotation(labels::TERMINATION_GRACE).and_then(|text| text.parse().ok()),
         pre_stop: annotation(labels::PRE_STOP_HANDLER).map(str::to_owned),
         ports: annotation(labels::CONTAINER_PORTS).map(str::to_owned),
+        resources: annotation(labels::CONTAINER_RESOURCES).map(str::to_owned),
         image: image_name(status.image.as_ref()),
         image_ref: status.image_ref,
         reason: status.reason,

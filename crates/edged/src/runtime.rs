@@ -9,6 +9,7 @@ mod cgroups;
 mod class;
 mod hooks;
 mod host;
+mod resize;
 mod rotation;
 mod service;
 mod start;

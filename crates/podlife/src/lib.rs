@@ -26,6 +26,7 @@ pub mod qos;
 pub mod quantity;
 pub mod recover;
 pub mod requests;
+pub mod resize;
 pub mod shutdown;
 pub mod spec;
 pub mod stage;

@@ -94,6 +94,8 @@ pub struct ObservedContainer {
     pub pre_stop: Option<String>,
     /// Annotation `io.kubernetes.container.ports`, JSON.
     pub ports: Option<String>,
+    /// The resources that it was made with, JSON; only of one that is started again to be resized.
+    pub resources: Option<String>,
 }
 
 impl ObservedContainer {

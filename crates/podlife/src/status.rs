@@ -11,7 +11,7 @@ use crate::{
     observed::ObservedPod,
     phase::{self, Phase},
     probe::ProbeResults,
-    qos, spec,
+    qos, resize, spec,
     spec::RestartPolicy,
 };
 
@@ -38,6 +38,8 @@ pub struct StatusInput<'a> {
     pub host_ips: &'a [String],
     /// How far the end of the pod has come.
     pub ending: Ending,
+    /// Where a change of its resources stands.
+    pub resize: &'a resize::Progress,
     /// Phase, reason and message that the killer asked for.
     pub verdict: Option<&'a EndVerdict>,
     /// Now.
@@ -140,6 +142,7 @@ pub fn compute(input: &StatusInput<'_>) -> PodStatus {
         observed_generation: input.api.observed_generation,
         ephemeral_container_statuses: Some(ephemeral).filter(|list| !list.is_empty()),
     };
+    input.resize.show(input.pod, before, &mut status);
     delay_terminal_phase(input, &mut status);
     status
 }
@@ -329,7 +332,9 @@ pub fn rebase(mut status: PodStatus, api: &PodStatus) -> PodStatus {
     status.qos_class = api.qos_class.clone().or(status.qos_class);
     status.nominated_node_name.clone_from(&api.nominated_node_name);
     status.resource_claim_statuses.clone_from(&api.resource_claim_statuses);
-    status.resize.clone_from(&api.resize);
+    if !resize::is_shown(&status) {
+        status.resize.clone_from(&api.resize);
+    }
     status.observed_generation = api.observed_generation;
     status
 }

@@ -29,23 +29,6 @@ pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
     found.0
 }
 
-/// A change of a running pod that has no effect: its containers keep the resources that they were made with.
-pub fn ignored_resize(old: &Pod, new: &Pod) -> Vec<Unsupported> {
-    let mut found = List::default();
-    for (list, containers) in [("initContainers", spec::init_containers(new)), ("containers", spec::containers(new))] {
-        for container in containers {
-            let changed = spec::container(old, &container.name).is_some_and(|old| old.resources != container.resources);
-            found.ignored(
-                changed,
-                format!("spec.{list}[{}].resources", container.name),
-                "resizing in place is not supported by this agent: a container that runs keeps its resources until it is \
-                 started again; replace the pod",
-            );
-        }
-    }
-    found.0
-}
-
 #[derive(Default)]
 struct List(Vec<Unsupported>);
 
@@ -169,13 +152,6 @@ mod tests {
             assert_eq!((only.field.as_str(), only.blocks), (field, blocks));
             assert!(only.reason.contains(';') || only.reason.contains(','), "no cure: {}", only.reason);
         }
-        let old =
-            json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "1"}}}, {"name": "d"}]}});
-        let mut new = old.clone();
-        new["spec"]["containers"][0]["resources"]["limits"]["cpu"] = json!("2");
-        let (old, new) = (serde_json::from_value(old).unwrap(), serde_json::from_value(new).unwrap());
-        assert_eq!(ignored_resize(&old, &new)[0].field, "spec.containers[c].resources");
-        assert_eq!(ignored_resize(&new, &new), []);
         let plain = json!({"hostUsers": true, "containers": [{"name": "c", "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}],
             "ephemeralContainers": [{"name": "e"}], "securityContext": {"supplementalGroupsPolicy": "Merge"}});
         assert_eq!(unsupported(&serde_json::from_value(json!({"spec": plain})).unwrap()), []);

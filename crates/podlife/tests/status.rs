@@ -10,6 +10,7 @@ use podlife::{
     observed::{ObservedPod, RuntimeState},
     patch::status_patch,
     probe::ProbeResults,
+    resize::Progress,
     stage::deadline_exceeded,
     status::{self, EndVerdict, Ending, StatusInput},
 };
@@ -51,6 +52,7 @@ impl Case {
             runtime_name: "containerd",
             host_ips: &["192.0.2.2".into()],
             ending: self.ending,
+            resize: &Progress::default(),
             verdict,
             now: at(self.now),
         })
@@ -67,6 +69,7 @@ impl Case {
             runtime_name: "containerd",
             host_ips: &["192.0.2.2".into()],
             ending: self.ending,
+            resize: &Progress::default(),
             verdict: None,
             now: at(self.now),
         })

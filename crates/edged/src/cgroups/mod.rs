@@ -122,6 +122,15 @@ impl Cgroups {
         self.set(&self.pod(uid, qos_class(pod)), &pod_limits(pod, node))
     }
 
+    /// Gives a pod that is being resized room for what its containers had and for what they get.
+    ///
+    /// # Errors
+    /// The first that the machine does not allow.
+    pub fn widen_pod(&self, before: &Pod, pod: &Pod, uid: &str, node: &NodeResources) -> io::Result<()> {
+        let limits = pod_limits(before, node).widest(&pod_limits(pod, node));
+        self.set(&self.pod(uid, qos_class(pod)), &limits)
+    }
+
     fn set(&self, path: &str, limits: &Limits) -> io::Result<()> {
         if self.driver == CgroupDriver::Systemd {
             return systemd::set(path.rsplit('/').next().unwrap_or_default(), limits, self.unified);

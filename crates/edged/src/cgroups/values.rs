@@ -20,6 +20,20 @@ pub struct Limits {
     pub hugepages: Vec<(String, u64)>,
 }
 
+impl Limits {
+    /// What allows all that either allows.
+    pub fn widest(&self, other: &Self) -> Self {
+        let most = |a: Option<i64>, b: Option<i64>| a.zip(b).map(|(a, b)| a.max(b));
+        Self {
+            cpu_shares: self.cpu_shares.max(other.cpu_shares),
+            cpu_quota: most(self.cpu_quota, other.cpu_quota),
+            memory: most(self.memory, other.memory),
+            pids: most(self.pids, other.pids),
+            hugepages: other.hugepages.clone(),
+        }
+    }
+}
+
 /// One file of a cgroup: controller, name, text.
 pub(super) type File = (&'static str, String, String);
 

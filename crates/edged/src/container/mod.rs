@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use podlife::observed::PodIdentity;
-use podlife::spec;
+use podlife::{resize, spec};
 
 use crate::cri::proto;
 use crate::devices::Grant;
@@ -132,6 +132,7 @@ fn annotations(pod: &Pod, container: &Container, restart_count: u32) -> BTreeMap
     made.extend(hook.and_then(json).map(|text| (labels::PRE_STOP_HANDLER.to_owned(), text)));
     let ports = container.ports.as_ref().filter(|ports| !ports.is_empty());
     made.extend(ports.and_then(json).map(|text| (labels::CONTAINER_PORTS.to_owned(), text)));
+    made.extend(resize::mark(container).map(|text| (labels::CONTAINER_RESOURCES.to_owned(), text)));
     made
 }
 

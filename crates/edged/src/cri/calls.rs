@@ -161,6 +161,14 @@ impl CriClient {
         }
     }
 
+    /// Gives a container other limits.
+    pub async fn update_resources(&self, id: &str, values: proto::LinuxContainerResources) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = proto::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(values) };
+        let answer = client.update_container_resources(request);
+        self.call("UpdateContainerResources", self.limit, answer).await.map(drop)
+    }
+
     /// Makes the runtime open a container's log file anew, after it was renamed.
     pub async fn reopen_log(&self, id: &str) -> Result<(), CriError> {
         let mut client = self.runtime.clone();

@@ -80,7 +80,8 @@ pub(super) struct Held {
 
 impl DeskTask {
     /// Takes a pod that is not here yet.
-    pub(super) async fn take_new(&mut self, version: Box<PodVersion>, stopping: &CancellationToken) {
+    pub(super) async fn take_new(&mut self, mut version: Box<PodVersion>, stopping: &CancellationToken) {
+        self.take_recorded(&mut version);
         if let Some(waiting) = self.waiting.iter_mut().find(|w| w.version.identity.uid == version.identity.uid) {
             waiting.version = version;
             return;
@@ -151,13 +152,16 @@ impl DeskTask {
         }
     }
 
-    fn admission(&self, version: &PodVersion) -> Outcome {
-        // A pod whose containers have stopped needs no room; one that only the runtime knows has no spec.
-        let counts = |entry: &&Entry| {
+    /// The pods that take room. One whose containers have stopped needs none; one that only the runtime knows has no spec.
+    pub(super) fn admitted(&self) -> impl Iterator<Item = &Entry> {
+        self.pods.values().filter(|entry| {
             let planned = entry.pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
             planned && !entry.refused && !entry.ended && !entry.mailbox.is_stopped()
-        };
-        let others: Vec<&Pod> = self.pods.values().filter(counts).map(|entry| &*entry.pod).collect();
+        })
+    }
+
+    fn admission(&self, version: &PodVersion) -> Outcome {
+        let others: Vec<&Pod> = self.admitted().map(|entry| &*entry.pod).collect();
         let facts = self.node.0.as_ref();
         let view = NodeView {
             name: &self.tools.settings.node_name,

@@ -31,6 +31,7 @@ use super::{
     mailbox::Mailbox,
     orphans::ORPHAN_DELAY,
     reporter::{self, Report, Reporter},
+    resize::Resize,
     source::{PodVersion, is_held, read_list},
     worker::PodWorker,
 };
@@ -149,6 +150,7 @@ pub fn desk(tools: Tools) -> (Desk, DeskTask) {
         slow: JoinSet::new(),
         waiting: Vec::new(),
         held: BTreeMap::new(),
+        resizes: BTreeMap::new(),
         node,
         touched: BTreeSet::new(),
         round,
@@ -169,6 +171,8 @@ pub struct DeskTask {
     pub(super) held: BTreeMap<(String, String), Held>,
     /// Labels and taints of the node.
     pub(super) node: NodeFacts,
+    /// Changes of resources that have no room yet, by UID.
+    pub(super) resizes: BTreeMap<String, Resize>,
     pub(super) mirrors: Mirrors,
     mirrors_task: Option<MirrorsTask>,
     /// The manifests of this node have been read.
@@ -241,6 +245,7 @@ impl DeskTask {
                 () = sleep_until(list_at) => self.ask_stored(),
                 () = sleep_until(scan_at) => self.ask_observed(),
             }
+            self.retry_resizes(&stopping).await;
         }
         while self.workers.join_next().await.is_some() {}
         while reporter.join_next().await.is_some() {}
@@ -277,7 +282,10 @@ impl DeskTask {
             News::Change(PodChange::Hold(version)) => {
                 self.touched.insert(version.identity.uid.clone());
                 // A status that comes back from the API is no upgrade.
-                if self.pods.get(&version.identity.uid).is_some_and(|entry| entry.pod.spec == version.pod.spec) {
+                let uid = &version.identity.uid;
+                let wanted = self.resizes.get(uid).map(|resize| &resize.version.pod);
+                let known = wanted.or_else(|| self.pods.get(uid).map(|entry| &entry.pod));
+                if known.is_some_and(|pod| pod.spec == version.pod.spec) {
                     self.upsert(version, stopping).await;
                 } else {
                     self.hold(version);
@@ -344,6 +352,7 @@ impl DeskTask {
         }
         let uid = version.identity.uid.clone();
         self.held.remove(&(version.identity.namespace.clone(), version.identity.name.clone()));
+        let version = self.allocate(version);
         if let Some(entry) = self.pods.get_mut(&uid) {
             if entry.removed {
                 entry.successor = Some(version);
@@ -374,6 +383,7 @@ impl DeskTask {
 
     fn remove(&mut self, uid: &str) {
         self.forget_waiting(uid);
+        self.resizes.remove(uid);
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.removed = true;
             entry.successor = None;
@@ -384,6 +394,7 @@ impl DeskTask {
     async fn worker_ended(&mut self, uid: Option<String>, stopping: &CancellationToken) {
         let Some(uid) = uid else { return };
         let Some(entry) = self.pods.remove(&uid) else { return };
+        self.resizes.remove(&uid);
         self.reporter.send(Report::Forget { uid }).await;
         if spec::is_static(&entry.pod) {
             self.mirrors.tell(MirrorNews::Ended(entry.identity)).await;

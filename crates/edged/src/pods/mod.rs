@@ -14,6 +14,7 @@ mod mailbox;
 mod orphans;
 mod probes;
 mod reporter;
+mod resize;
 mod source;
 mod stop;
 mod sync;

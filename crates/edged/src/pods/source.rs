@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::core::v1::{Pod, PodStatus},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use podlife::{observed::PodIdentity, spec};
+use podlife::{observed::PodIdentity, resize::Refusal, spec};
 use serde::Deserialize;
 use wire::{Content, EdgeResource, Message, kind, operation};
 
@@ -22,6 +22,8 @@ pub struct PodVersion {
     pub pod: Arc<Pod>,
     /// Status as the API has it.
     pub api: PodStatus,
+    /// What the API's version asks for more than the node has room for; `pod` has the resources from before instead.
+    pub refusal: Option<Refusal>,
 }
 
 /// What a message asks for.
@@ -120,7 +122,7 @@ pub fn read_pod(resource: &str, content: &Content) -> Result<PodVersion, SourceE
     let identity = spec::identity(&pod).ok_or_else(|| SourceError::Identity { resource: resource.to_owned() })?;
     let api = pod.status.take().unwrap_or_default();
     pod.metadata.managed_fields = None;
-    Ok(PodVersion { identity, pod: Arc::new(pod), api })
+    Ok(PodVersion { identity, pod: Arc::new(pod), api, refusal: None })
 }
 
 fn unreadable(resource: &str, content: &Content, error: &wire::ContentError) -> SourceError {

@@ -20,7 +20,10 @@ use podlife::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::worker::{Next, PodWorker};
+use super::{
+    resize,
+    worker::{Next, PodWorker},
+};
 use crate::{
     events::EventType,
     runtime::{ContainerStart, RuntimeError, StartError},
@@ -61,7 +64,8 @@ impl PodWorker {
         if self.refuse_unsupported(&observed).await {
             return Ok(Next::resync());
         }
-        let actions = actions::compute(&self.pod, &observed, &self.probes);
+        let mut actions = actions::compute(&self.pod, &observed, &self.probes);
+        self.resize(&observed, &mut actions).await;
         let next = if actions.is_noop() {
             self.refresh_volumes(cancel).await;
             self.remove_dead_sandboxes(&observed, "").await?;
@@ -69,6 +73,7 @@ impl PodWorker {
         } else {
             self.carry_out(&actions, &observed, cancel).await?
         };
+        let next = if self.resize.pending.is_empty() { next } else { next.or_after(resize::RETRY) };
         Ok(self.deadline_left().map_or(next, |left| next.or_after(left)))
     }
 
@@ -304,6 +309,7 @@ impl PodWorker {
                 tracing::info!(pod = self.identity.name, container = container.name, id, "container started");
                 self.failures.remove(&container.name);
                 self.start_failed.remove(&container.name);
+                self.resize.pending.remove(&container.name);
                 self.post_start(container, &id, observed, cancel).await
             }
             Err(_) if cancel.is_cancelled() => Ok(Started::Failed),

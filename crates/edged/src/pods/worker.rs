@@ -9,10 +9,9 @@ use podlife::{
     containers::StartFailures,
     observed::{ObservedContainer, ObservedPod, PodIdentity, RuntimeState},
     probe::{ProbeKind, ProbeResults, Verdict},
-    recover, spec,
+    recover, resize, spec,
     stage::{self, End, Lifecycle, Stage},
     status::{self, Ending, StatusInput},
-    unsupported,
 };
 use rand::RngExt;
 use tokio::{sync::mpsc, time::Instant};
@@ -26,7 +25,7 @@ use super::{
     reporter::{Report, Reporter},
     source::PodVersion,
 };
-use crate::{events::EventType, runtime::RuntimeError};
+use crate::runtime::RuntimeError;
 
 /// A healthy pod is looked at again after this time (kubelet's sync frequency), lengthened by up to half.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -122,6 +121,10 @@ pub(super) struct PodWorker {
     deadline: Option<Deadline>,
     /// Somebody waits for the room that the pod, which has ended, takes on disk.
     pub(super) make_room: Option<mpsc::Sender<()>>,
+    /// Where a change of its resources stands.
+    pub(super) resize: resize::Progress,
+    /// The limits of the pod's cgroup are to be set anew.
+    pub(super) pod_cgroup_due: bool,
     /// Everything on the node is released; only the API has still to delete it.
     pub(super) cleaned: bool,
 }
@@ -137,7 +140,7 @@ struct Deadline {
 impl PodWorker {
     /// A worker for a pod that a source wants.
     pub fn new(version: PodVersion, mailbox: Arc<Mailbox>, reporter: Reporter, tools: Tools) -> Self {
-        let PodVersion { identity, pod, api } = version;
+        let PodVersion { identity, pod, api, refusal: _ } = version;
         let mut life = Lifecycle::default();
         life.observe(&pod, &api);
         Self {
@@ -162,6 +165,8 @@ impl PodWorker {
             busy: false,
             deadline: None,
             make_room: None,
+            resize: resize::Progress::default(),
+            pod_cgroup_due: false,
             cleaned: false,
         }
     }
@@ -169,7 +174,8 @@ impl PodWorker {
     /// A worker that ends a pod which only the runtime knows.
     pub fn orphan(observed: &ObservedPod, mailbox: Arc<Mailbox>, reporter: Reporter, tools: Tools) -> Self {
         let identity = observed.identity.clone();
-        let version = PodVersion { identity, pod: Arc::new(recover::pod(observed)), api: PodStatus::default() };
+        let version =
+            PodVersion { identity, pod: Arc::new(recover::pod(observed)), api: PodStatus::default(), refusal: None };
         let mut worker = Self::new(version, mailbox, reporter, tools);
         worker.life.end(&worker.pod, End::Orphan);
         worker
@@ -234,10 +240,8 @@ impl PodWorker {
         }
         if let Some(version) = mail.version {
             look |= differs(&self.pod, &version.pod) || self.has_readiness_gates();
-            for field in unsupported::ignored_resize(&self.pod, &version.pod) {
-                let text = format!("{}: {}", field.field, field.reason);
-                self.tools.recorder.pod(&version.pod, EventType::Warning, "UnsupportedField", text);
-            }
+            look |= self.resize.refusal != version.refusal;
+            self.note_resize(&version);
             self.pod = version.pod;
             self.api = version.api;
         }
@@ -305,6 +309,7 @@ impl PodWorker {
             runtime_name: self.tools.runtime.name(),
             host_ips: &host_ips,
             ending,
+            resize: &self.resize,
             verdict: self.life.verdict(),
             now: Timestamp::now(),
         });

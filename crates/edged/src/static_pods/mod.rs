@@ -111,7 +111,7 @@ impl StaticPods {
             }
             self.wrong.remove(&path);
             self.known.insert(path, Arc::clone(&pod));
-            versions.push(PodVersion { identity, pod, api: PodStatus::default() });
+            versions.push(PodVersion { identity, pod, api: PodStatus::default(), refusal: None });
         }
         Some(versions)
     }

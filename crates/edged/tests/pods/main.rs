@@ -12,6 +12,7 @@ mod mutations;
 mod node_api;
 mod probes;
 mod recovery;
+mod resize;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -20,7 +20,7 @@ impl Site {
         PathBuf::from("/sys/fs/cgroup").join(controller).join(root).join(path)
     }
 
-    fn cgroup_value(&self, controller: &str, path: &str, file: &str) -> String {
+    pub fn cgroup_value(&self, controller: &str, path: &str, file: &str) -> String {
         let path = self.cgroup(controller, path).join(file);
         std::fs::read_to_string(path).unwrap().trim().to_owned()
     }

@@ -26,6 +26,7 @@ mod node_api;
 mod phases;
 mod probes;
 mod recovery;
+mod resize;
 mod restart;
 mod sandbox;
 mod shutdown;

@@ -90,5 +90,6 @@ pub fn container(pod: &Pod, name: &str, count: u32, state: RuntimeState, code: i
         termination_grace: None,
         pre_stop: None,
         ports: None,
+        resources: None,
     }
 }

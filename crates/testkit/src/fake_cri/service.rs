@@ -348,6 +348,22 @@ impl RuntimeService for Service {
         Ok(Response::new(proto::ContainerStatusResponse { status: Some(container.status()) }))
     }
 
+    async fn update_container_resources(
+        &self,
+        request: Request<proto::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<proto::UpdateContainerResourcesResponse>, Status> {
+        self.enter("UpdateContainerResources").await?;
+        let request = request.into_inner();
+        {
+            let mut world = self.shared.world();
+            let container = world.containers.get_mut(&request.container_id);
+            let container = container.ok_or_else(|| not_found("container", &request.container_id))?;
+            container.config.linux.get_or_insert_default().resources = request.linux;
+        }
+        self.leave("UpdateContainerResources").await?;
+        Ok(Response::new(proto::UpdateContainerResourcesResponse {}))
+    }
+
     async fn reopen_container_log(
         &self,
         _: Request<proto::ReopenContainerLogRequest>,
