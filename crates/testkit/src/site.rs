@@ -196,7 +196,9 @@ impl Site {
             .output()
             .expect("ctr");
         let text = String::from_utf8_lossy(&ctr.stdout).into_owned();
-        text.lines().filter(|line| line.contains("RUNNING")).map(str::to_owned).collect()
+        // The width of a column is that of its longest entry: without it, a process id of one digit more changes every line.
+        let lines = text.lines().filter(|line| line.contains("RUNNING"));
+        lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
     /// Sandboxes that the runtime has, whatever their state.
