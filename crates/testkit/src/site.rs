@@ -216,13 +216,27 @@ impl Site {
             Ok(client.list_containers(cri::ListContainersRequest::default()).await?.into_inner().containers)
         });
         let running = i32::from(cri::ContainerState::ContainerRunning);
-        found.into_iter().map(|item| InRuntime::new(&item.labels, item.id, item.state == running)).collect()
+        let item = |mut item: cri::Container| InRuntime {
+            hash: item.annotations.remove("io.kubernetes.container.hash").unwrap_or_default(),
+            ..InRuntime::new(&item.labels, item.id, item.state == running)
+        };
+        found.into_iter().map(item).collect()
     }
 
     fn ask_runtime<T>(&self, ask: impl AsyncFnOnce(RuntimeClient) -> anyhow::Result<T>) -> T {
         let socket = self.running().containerd_socket(1);
         let answer = self.runtime.block_on(async { ask(runtime_client(Path::new(&socket)).await?).await });
         answer.expect("containerd answers")
+    }
+
+    /// Gives an image of the edge node another name besides.
+    pub fn tag_image(&self, image: &str, name: &str) {
+        let tag = Command::new("ctr")
+            .args(["--address", &self.running().containerd_socket(1), "--namespace", "k8s.io"])
+            .args(["images", "tag", image, name])
+            .output()
+            .expect("ctr");
+        assert!(tag.status.success(), "{tag:?}");
     }
 
     /// Ids of a pod's running containers.
@@ -262,12 +276,14 @@ pub struct InRuntime {
     pub id: String,
     /// It runs, or is ready.
     pub is_running: bool,
+    /// What a container was made from, name and image, as a hash; empty for a sandbox.
+    pub hash: String,
 }
 
 impl InRuntime {
     fn new(labels: &BTreeMap<String, String>, id: String, is_running: bool) -> Self {
         let label = |name: &str| labels.get(&format!("io.kubernetes.{name}")).cloned().unwrap_or_default();
-        Self { uid: label("pod.uid"), name: label("container.name"), id, is_running }
+        Self { uid: label("pod.uid"), name: label("container.name"), id, is_running, hash: String::new() }
     }
 }
 
