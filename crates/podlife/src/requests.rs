@@ -54,6 +54,15 @@ pub fn pod(pod: &Pod) -> Amounts {
     total
 }
 
+/// Requests of several pods together.
+pub fn pods(pods: &[&Pod]) -> Amounts {
+    let mut total = Amounts::new();
+    for other in pods {
+        add(&mut total, &pod(other));
+    }
+    total
+}
+
 /// Adds amounts.
 pub fn add(total: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {

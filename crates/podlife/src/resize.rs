@@ -82,10 +82,7 @@ pub fn recorded(pod: &Pod, status: &PodStatus) -> Resources {
 /// It has not, or never will have.
 pub fn fits(before: &Pod, pod: &Pod, others: &[&Pod], allocatable: &Amounts) -> Result<(), Refusal> {
     let (before, wanted) = (requests::pod(before), requests::pod(pod));
-    let mut used = Amounts::new();
-    for other in others {
-        requests::add(&mut used, &requests::pod(other));
-    }
+    let used = requests::pods(others);
     let amount = |amounts: &Amounts, name: &str| amounts.get(name).copied().unwrap_or_default();
     let grows = |name: &&str| allocatable.contains_key(*name) && amount(&wanted, name) > amount(&before, name);
     let short = |free: &dyn Fn(&str) -> i64| {

@@ -5,11 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, Taint};
 
 use super::{NodeView, Rejection, tolerates};
-use crate::{
-    node_selector,
-    requests::{self, Amounts},
-    spec,
-};
+use crate::{node_selector, requests, spec};
 
 /// Taints that say that the cloud does not hear of this agent, which is at work all the same.
 const ABOUT_THE_AGENT: [&str; 2] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"];
@@ -104,10 +100,7 @@ fn operating_system(pod: &Pod) -> Option<Failure> {
 /// Resources of which too little is left.
 fn shortages(pod: &Pod, others: &[&Pod], node: &NodeView<'_>) -> Vec<Failure> {
     let wanted = requests::pod(pod);
-    let mut used = Amounts::new();
-    for other in others {
-        requests::add(&mut used, &requests::pod(other));
-    }
+    let used = requests::pods(others);
     let first = ["pods", "cpu", "memory", "ephemeral-storage"];
     let rest = wanted.keys().map(String::as_str).filter(|name| !first.contains(name));
     let mut failures = Vec::new();
