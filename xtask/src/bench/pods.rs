@@ -49,6 +49,9 @@ async fn create_until_ready(cluster: &Cluster, runtime: &Path, round: usize, cou
 
 /// Creates these pods at once; seconds until all of them are Ready.
 pub async fn create(cluster: &Cluster, names: &[String]) -> Result<f64> {
+    // One watch and not many lists: what measures must not take the processor from what is measured.
+    let mut watch = cluster.watch(PODS).await?;
+    let mut waiting: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     let began = Instant::now();
     for name in names {
         let (status, answer) = cluster.post(PODS, &manifest(name)).await?;
@@ -56,15 +59,19 @@ pub async fn create(cluster: &Cluster, names: &[String]) -> Result<f64> {
             bail!("creating pod {name}: {status} {}", answer["message"]);
         }
     }
-    poll(&format!("{} pods to be Ready", names.len()), || async {
-        let pods = cluster.get(PODS).await?;
-        let items = pods["items"].as_array().cloned().unwrap_or_default();
-        let ready = items.iter().filter(|pod| condition(pod, "Ready") == Some("True"));
-        let ready: BTreeSet<&str> = ready.filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
-        Ok(names.iter().all(|name| ready.contains(name.as_str())))
-    })
-    .await?;
-    Ok(began.elapsed().as_secs_f64())
+    let ready = async {
+        while !waiting.is_empty() {
+            let event = watch.next().await?;
+            if condition(&event["object"], "Ready") == Some("True") {
+                waiting.remove(event["object"]["metadata"]["name"].as_str().unwrap_or_default());
+            }
+        }
+        anyhow::Ok(began.elapsed().as_secs_f64())
+    };
+    match tokio::time::timeout(LIMIT, ready).await {
+        Ok(seconds) => seconds,
+        Err(_) => bail!("waited {} s for {} pods to be Ready", LIMIT.as_secs(), names.len()),
+    }
 }
 
 /// Deletes these pods and waits until the API has none of them.

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -89,6 +89,16 @@ impl Cluster {
         Ok(answer)
     }
 
+    /// Watches the list at this path: what is there now, then every change.
+    pub async fn watch(&self, path: &str) -> Result<Watch> {
+        let request = Request::builder().uri(format!("{}{path}?watch=true", self.server)).body(Full::default())?;
+        let answer = self.client.request(request).await.with_context(|| self.server.clone())?;
+        if answer.status() != 200 {
+            bail!("watching {path}: {}", answer.status());
+        }
+        Ok(Watch { body: answer.into_body(), read: Vec::new() })
+    }
+
     /// Creates an object; the status code and the answer.
     pub async fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
         self.json(Method::POST, path, Some(("application/json", body))).await
@@ -144,6 +154,29 @@ impl Cluster {
         let status = answer.status().as_u16();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| anyhow::anyhow!("{e}"))?;
         Ok((status, body.to_bytes()))
+    }
+}
+
+/// The events of a watch; it ends when this is dropped.
+pub struct Watch {
+    body: Incoming,
+    read: Vec<u8>,
+}
+
+impl Watch {
+    /// The next event, `{"type": …, "object": …}`; an error when the server has ended the watch.
+    pub async fn next(&mut self) -> Result<Value> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return serde_json::from_slice(&line).context("an event of a watch");
+            }
+            if self.read.len() > MAX_ANSWER {
+                bail!("an event of a watch is longer than {MAX_ANSWER} bytes");
+            }
+            let frame = self.body.frame().await.context("the server ended the watch")??;
+            self.read.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 
 pub use self::children::{Child, Children};
 pub use self::cloud::Binaries;
-pub use self::cluster::{Cluster, condition};
+pub use self::cluster::{Cluster, Watch, condition};
 pub use self::edge::{edgecore_name, node_name};
 pub use self::layout::{Layout, Ports};
 use crate::containerd::{Containerd, runtime_client};
