@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use cloudhub::{CloudHub, HubError};
+use cloudhub::monitor::Monitor;
+use cloudhub::{CloudHub, Controllers, HubError};
 use edgecontroller::downstream::{self, Event};
 use edgecontroller::upstream::Upstream;
 use kubernetes::{Kubernetes, KubernetesError};
@@ -47,6 +48,8 @@ pub struct Addresses {
     pub websocket: SocketAddr,
     /// The certificate endpoint.
     pub https: SocketAddr,
+    /// Metrics and health; `None` when its address cannot be used.
+    pub monitor: Option<SocketAddr>,
 }
 
 /// Serves until `stopping` is cancelled; tells on `listening` where, once it does.
@@ -72,15 +75,21 @@ pub async fn run(
         );
     }
     let tasks = TaskTracker::new();
+    let monitor = Monitor::default();
+    let monitor_address = match config.monitor() {
+        Some(address) => monitor.start(address, &tasks, &stopping).await,
+        None => None,
+    };
     let (events, incoming) = mpsc::channel::<Event>(EVENTS);
     let records = objectsync::start(kubernetes.clone(), &tasks, &stopping);
     let view = Arc::new(edgecontroller::view::View::default());
     downstream::start(&kubernetes, &view, records.clone(), events.clone(), incoming, &tasks, &stopping);
     let upstream = Upstream::new(kubernetes.clone(), view);
-    let hub = CloudHub::start(settings, kubernetes, events, upstream, records, &tasks, &stopping).await?;
-    info!(websocket = %hub.websocket, https = %hub.https, "cloudcore serves");
+    let controllers = Controllers { events, upstream, records };
+    let (websocket, https) = CloudHub::start(settings, kubernetes, controllers, &monitor, &tasks, &stopping).await?;
+    info!(%websocket, %https, "cloudcore serves");
     // A caller that does not wait is no fault.
-    let _ = listening.send(hub);
+    let _ = listening.send(Addresses { websocket, https, monitor: monitor_address });
     stopping.cancelled().await;
     tasks.close();
     if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {

@@ -51,6 +51,8 @@ pub struct Acknowledged {
     pub version: u64,
     /// Whether the object is gone.
     pub gone: bool,
+    /// When the message was made, Unix milliseconds.
+    pub made: i64,
 }
 
 impl Record {
@@ -71,6 +73,7 @@ impl Acknowledged {
             resource: message.route.resource.clone(),
             version: message.header.resource_version.parse().unwrap_or_default(),
             gone: message.route.operation == operation::DELETE,
+            made: message.header.timestamp,
         }
     }
 }

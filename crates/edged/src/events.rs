@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,9 @@ pub struct EventSender {
     node_name: Arc<str>,
     meta: MetaClient,
     queue: Option<mpsc::Receiver<Occurrence>>,
-    seen: HashMap<Key, Seen>,
+    /// By the hash of what makes two occurrences the same event.
+    seen: HashMap<u64, Seen>,
+    hasher: RandomState,
     budgets: HashMap<String, Budget>,
 }
 
@@ -68,17 +71,10 @@ struct Occurrence {
     at: Timestamp,
 }
 
-/// What makes two occurrences the same event.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    uid: String,
-    field_path: String,
-    reason: Cow<'static, str>,
-    message: String,
-}
-
+/// What an event was before. The rest of it comes with each occurrence.
 struct Seen {
-    event: Event,
+    first: Timestamp,
+    count: i32,
     at: Instant,
 }
 
@@ -108,6 +104,7 @@ impl Recorder {
             meta,
             queue: receiver,
             seen: HashMap::new(),
+            hasher: RandomState::new(),
             budgets: HashMap::new(),
         };
         (Self { node_name, queue: sender }, sending)
@@ -220,34 +217,28 @@ impl EventSender {
         if !budget.take(now) {
             return None;
         }
-        let key = Key {
-            uid,
-            field_path: occurrence.object.field_path.clone().unwrap_or_default(),
-            reason: occurrence.reason.clone(),
-            message: occurrence.message.clone(),
-        };
-        let time = Time(seconds(occurrence.at));
-        if let Some(seen) = self.seen.get_mut(&key) {
-            seen.at = now;
-            let count = seen.event.count.unwrap_or(1) + 1;
-            seen.event.count = Some(count);
-            seen.event.last_timestamp = Some(time.clone());
-            let patch = serde_json::json!({"count": count, "lastTimestamp": time}).to_string();
-            let content = Content::json(&serde_json::json!({"event": seen.event, "patchData": patch})).ok()?;
-            return Some((operation::PATCH, seen.event.clone(), content));
+        let Occurrence { object, reason, message, at, .. } = &occurrence;
+        let key = self.hasher.hash_one((&object.uid, &object.field_path, reason, message));
+        let seen = self.seen.entry(key).or_insert(Seen { first: *at, count: 0, at: now });
+        (seen.at, seen.count) = (now, seen.count.saturating_add(1));
+        let (first, count) = (seen.first, seen.count);
+        let event = self.event(&occurrence, first, count);
+        if count == 1 {
+            let content = Content::json(&event).ok()?;
+            return Some((operation::INSERT, event, content));
         }
-        let event = self.event(&occurrence, time);
-        let content = Content::json(&event).ok()?;
-        self.seen.insert(key, Seen { event: event.clone(), at: now });
-        Some((operation::INSERT, event, content))
+        let patch = serde_json::json!({"count": count, "lastTimestamp": event.last_timestamp}).to_string();
+        let content = Content::json(&serde_json::json!({"event": event, "patchData": patch})).ok()?;
+        Some((operation::PATCH, event, content))
     }
 
-    fn event(&self, occurrence: &Occurrence, time: Time) -> Event {
+    /// An event that occurred first at that time, and so many times until now.
+    fn event(&self, occurrence: &Occurrence, first: Timestamp, count: i32) -> Event {
         let about = occurrence.object.name.as_deref().unwrap_or_default();
         let namespace = occurrence.object.namespace.clone().unwrap_or_else(|| "default".into());
         Event {
             metadata: ObjectMeta {
-                name: Some(format!("{about}.{:x}", occurrence.at.as_nanosecond())),
+                name: Some(format!("{about}.{:x}", first.as_nanosecond())),
                 namespace: Some(namespace),
                 ..Default::default()
             },
@@ -255,9 +246,9 @@ impl EventSender {
             reason: Some(occurrence.reason.clone().into_owned()),
             message: Some(occurrence.message.clone()),
             type_: Some(occurrence.kind.as_str().into()),
-            first_timestamp: Some(time.clone()),
-            last_timestamp: Some(time),
-            count: Some(1),
+            first_timestamp: Some(Time(seconds(first))),
+            last_timestamp: Some(Time(seconds(occurrence.at))),
+            count: Some(count),
             source: Some(EventSource { component: Some("kubelet".into()), host: Some(self.node_name.to_string()) }),
             reporting_component: Some("kubelet".into()),
             reporting_instance: Some(self.node_name.to_string()),

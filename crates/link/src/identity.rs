@@ -8,6 +8,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The organisation of every node certificate.
 pub const NODE_GROUP: &str = "system:nodes";
+/// The organisation of certificates that may watch the events of all nodes.
+pub const OBSERVER_GROUP: &str = "ferroedge:observers";
 /// What stands before the node's name in the common name.
 pub const NODE_PREFIX: &str = "system:node:";
 

@@ -177,7 +177,7 @@ pub struct Refusal {
     pub reason: String,
 }
 
-/// Accepts an upgrade on any path. `decide` sees the request's headers and gives the answer's extra headers, or refuses.
+/// Accepts an upgrade on any path. `decide` sees the request and gives the answer's extra headers, or refuses.
 ///
 /// # Errors
 /// The request is no upgrade, was refused, or took too long.
@@ -185,11 +185,11 @@ pub async fn accept<S: Stream>(
     stream: S,
     deadline: Duration,
     write_deadline: Duration,
-    decide: impl FnOnce(&HeaderMap) -> Result<HeaderMap, Refusal> + Unpin,
+    decide: impl FnOnce(&Request<()>) -> Result<HeaderMap, Refusal> + Unpin,
 ) -> Result<(Reader, Writer), LinkError> {
     let (stream, received) = Counted::new(stream);
     #[allow(clippy::result_large_err, reason = "the library's signature")]
-    let callback = |request: &Request<()>, mut answer: Response<()>| match decide(request.headers()) {
+    let callback = |request: &Request<()>, mut answer: Response<()>| match decide(request) {
         Ok(headers) => {
             answer.headers_mut().extend(headers);
             Ok(answer)

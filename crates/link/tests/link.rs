@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use link::ca::{CaError, CertificateAuthority, node_request};
 use link::http_client::{Call, CallError};
@@ -178,7 +178,7 @@ async fn echo_hub_with(ca: &CertificateAuthority, own: &Certificate) -> (String,
         loop {
             let (tcp, _) = listener.accept().await.expect("connection");
             let Ok(stream) = tokio_rustls::TlsAcceptor::from(tls.clone()).accept(tcp).await else { continue };
-            let decide = |headers: &HeaderMap| match headers.get("node_id").map(HeaderValue::as_bytes) {
+            let decide = |request: &Request<()>| match request.headers().get("node_id").map(HeaderValue::as_bytes) {
                 Some(b"edge-1") => Ok(HeaderMap::from_iter([(
                     http::HeaderName::from_static("x-ferroedge-features"),
                     HeaderValue::from_static("none"),

@@ -84,7 +84,7 @@ pub(crate) fn open(path: &Path, schema: Schema, durability: Durability) -> Resul
         .busy_timeout(BUSY)
         .and_then(|()| connection.pragma_update(None, "journal_mode", "WAL"))
         .and_then(|()| connection.pragma_update(None, "synchronous", synchronous))
-        .and_then(|()| connection.pragma_update(None, "cache_size", -1024))
+        .and_then(|()| connection.pragma_update(None, "cache_size", -512))
         .and_then(|()| connection.pragma_update(None, "journal_size_limit", 4 << 20))
         .and_then(|()| connection.pragma_update(None, "foreign_keys", true))
         .and_then(|()| connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0)));
@@ -109,7 +109,7 @@ pub(crate) fn reader(path: &Path) -> Result<Connection, OpenError> {
     let connection = Connection::open_with_flags(path, flags)
         .and_then(|connection| {
             connection.busy_timeout(BUSY)?;
-            connection.pragma_update(None, "cache_size", -512)?;
+            connection.pragma_update(None, "cache_size", -256)?;
             Ok(connection)
         })
         .map_err(|error| match crate::StoreError::from(error) {

@@ -10,7 +10,8 @@ use api::cloudcore::CloudHub as Settings;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use link::ca::{CaError, CertificateAuthority};
-use link::files::{FileError, read_bounded};
+use link::files::{FileError, read_bounded, to_pem};
+use link::identity::{OBSERVER_GROUP, verify_client};
 use link::key::{NotP256, to_sec1};
 use link::rustls::pki_types::pem::PemObject;
 use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -23,6 +24,11 @@ use tracing::{info, warn};
 use crate::kubernetes::{Kubernetes, KubernetesError, parse};
 
 const NAMESPACE: &str = "kubeedge";
+/// The Secret with the client certificate that may watch the events of all nodes.
+const OBSERVER: &str = "observer";
+/// How long such a certificate is valid, and how long before its end a new one is made.
+const OBSERVER_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+const OBSERVER_RENEWAL: Duration = Duration::from_secs(60 * 24 * 3600);
 const SECRETS: &str = "/api/v1/namespaces/kubeedge/secrets";
 /// No certificate or key file is longer.
 const MAX_FILE: u64 = 64 << 10;
@@ -105,18 +111,15 @@ impl Material {
     }
 }
 
-/// Publishes a join token at once and then again and again; failures are tried again soon.
-pub async fn keep_token_fresh(
-    kubernetes: Kubernetes,
-    material: Arc<Material>,
-    every: Duration,
-    stopping: CancellationToken,
-) {
+/// Publishes a join token and the observers' certificate at once and then again and again; failures are tried again soon.
+pub async fn keep_fresh(kubernetes: Kubernetes, material: Arc<Material>, every: Duration, stopping: CancellationToken) {
     loop {
-        let wait = match publish_token(&kubernetes, &material, every * 2).await {
+        let token = publish_token(&kubernetes, &material, every * 2).await;
+        let observer = publish_observer(&kubernetes, &material).await;
+        let wait = match token.and(observer) {
             Ok(()) => every,
             Err(error) => {
-                warn!(%error, "the join token could not be published; tried again");
+                warn!(%error, "the join token or the observers' certificate could not be published; tried again");
                 TOKEN_RETRY
             }
         };
@@ -139,6 +142,47 @@ async fn publish_token(
         Err(error) if error.code() == 404 => {
             kubernetes.create(SECRETS, secret("tokensecret", &data, "")).await.map(drop)
         }
+        result => result.map(drop),
+    }
+}
+
+/// A client certificate for `/events`, in Secret `kubeedge/observer`; a new one when the old one ends soon or is of another CA.
+async fn publish_observer(kubernetes: &Kubernetes, material: &Material) -> Result<(), KubernetesError> {
+    let path = format!("{SECRETS}/{OBSERVER}");
+    let stored = match kubernetes.get_value(&path).await {
+        Ok(secret) => Some(secret),
+        Err(error) if error.code() == 404 => None,
+        Err(error) => return Err(error),
+    };
+    let certificate = stored.as_ref().and_then(|secret| {
+        let pem = STANDARD.decode(secret["data"]["tls.crt"].as_str()?).ok()?;
+        CertificateDer::from_pem_slice(&pem).ok()
+    });
+    let soon = SystemTime::now() + OBSERVER_RENEWAL;
+    if certificate.is_some_and(|certificate| verify_client(material.ca.certificate(), &certificate, soon).is_ok()) {
+        return Ok(());
+    }
+    let issued = material.ca.issue_client("ferroedge:observer", OBSERVER_GROUP, OBSERVER_VALIDITY);
+    let issued = match issued {
+        Ok(issued) => issued,
+        Err(error) => {
+            warn!(%error, "no certificate for observers could be made");
+            return Ok(());
+        }
+    };
+    let encoded = |label: &str, der: &[u8]| STANDARD.encode(to_pem(label, der));
+    let data = json!({
+        "ca.crt": encoded("CERTIFICATE", material.ca.certificate()),
+        "tls.crt": encoded("CERTIFICATE", &issued.certificate),
+        "tls.key": encoded("EC PRIVATE KEY", &issued.key),
+    });
+    let written = match stored {
+        None => kubernetes.create(SECRETS, secret(OBSERVER, &data, "")).await,
+        Some(_) => kubernetes.patch(&path, "merge-patch", json!({"data": data}).to_string()).await,
+    };
+    match written {
+        // Another replica was faster.
+        Err(error) if error.code() == 409 => Ok(()),
         result => result.map(drop),
     }
 }

@@ -9,6 +9,7 @@ use session::cloud::{Full, NodeQueue, Window};
 use tokio::sync::OwnedSemaphorePermit;
 use wire::{Content, Features, Message, acks, group, inventory, source};
 
+use super::lag::Lag;
 use crate::objectsync::Acknowledged;
 
 /// Answers whose acknowledgement is waited for.
@@ -31,6 +32,8 @@ pub(super) struct Lane {
     done: Vec<String>,
     /// All that the node lacked has been offered, and it has not been told yet.
     caught_up: bool,
+    /// When the node last had everything, if it does not now.
+    behind: Option<Instant>,
 }
 
 impl Lane {
@@ -43,12 +46,14 @@ impl Lane {
             places: HashMap::new(),
             done: Vec::new(),
             caught_up: false,
+            behind: None,
         }
     }
 
     /// Offers a version of an object; an older one than was offered before is left out.
     pub(super) fn offer(&mut self, uid: &str, version: u64, message: Message) {
         self.queue.offer(uid, version, message);
+        self.note_lag();
     }
 
     /// Queues an answer; the place of its request is free again when it is sent.
@@ -94,6 +99,7 @@ impl Lane {
     /// The node acknowledged this message id: what it was about.
     pub(super) fn acknowledge(&mut self, id: &str) -> Option<Acknowledged> {
         let Some((uid, message)) = self.queue.acknowledge(id) else { return self.answers.remove(id) };
+        self.note_lag();
         Some(Acknowledged::of(&uid, &message))
     }
 
@@ -134,6 +140,18 @@ impl Lane {
         self.queue.take_overflow()
     }
 
+    /// How far the node is behind; `None` when it has everything.
+    pub(super) fn lag(&self, now: Instant) -> Option<Lag> {
+        self.behind.map(|since| Lag { pending: self.queue.pending(), time: now.saturating_duration_since(since) })
+    }
+
+    fn note_lag(&mut self) {
+        match self.queue.pending() {
+            0 => self.behind = None,
+            _ => self.behind = self.behind.or_else(|| Some(Instant::now())),
+        }
+    }
+
     /// Objects that the node has not acknowledged.
     pub(super) fn pending(&self) -> usize {
         self.queue.pending()
@@ -162,6 +180,20 @@ mod tests {
         lane.answer("uid", message("answer", "response"), None).expect("room");
         assert_eq!(sent(&mut lane), ["answer"]);
         assert_eq!(lane.acknowledge("answer").map(|acknowledged| acknowledged.uid).as_deref(), Some("uid"));
+    }
+
+    #[test]
+    fn a_node_lags_from_the_first_offer_until_the_last_acknowledgement() {
+        let (mut lane, begin) = (Lane::new(Features::ALL), Instant::now());
+        assert_eq!(lane.lag(begin), None);
+        lane.offer("a", 1, message("first", "update"));
+        lane.offer("b", 1, message("second", "update"));
+        assert_eq!(sent(&mut lane), ["first", "second"]);
+        lane.acknowledge("first");
+        let lag = lane.lag(Instant::now() + std::time::Duration::from_secs(9)).expect("one is missing");
+        assert!(lag.pending == 1 && lag.time.as_secs() >= 9, "{lag:?}");
+        lane.acknowledge("second");
+        assert_eq!(lane.lag(Instant::now()), None);
     }
 
     #[test]

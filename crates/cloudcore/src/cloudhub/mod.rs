@@ -1,9 +1,12 @@
-//! CloudHub: certificates for nodes (`https`, `certificates`, `register`) and their sessions (`sessions`, [`session`],
-//! `reading`, `lane`, `turns`).
+//! CloudHub: certificates for nodes (`https`, `certificates`, `register`), their sessions (`sessions`, [`session`],
+//! `reading`, `lane`, `turns`), and what can be seen of them (`feed`, `lag`, [`monitor`]).
 
 mod certificates;
+mod feed;
 mod https;
+mod lag;
 mod lane;
+pub mod monitor;
 mod reading;
 mod register;
 pub mod session;
@@ -21,7 +24,6 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::Addresses;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
 use crate::kubernetes::{Kubernetes, KubernetesError};
@@ -29,6 +31,7 @@ use crate::objectsync::Records;
 
 use certificates::Material;
 use https::Https;
+use monitor::Monitor;
 use sessions::Sessions;
 
 /// Connections to the certificate endpoint at once; more wait.
@@ -56,36 +59,45 @@ pub enum HubError {
     Kubernetes(#[from] KubernetesError),
 }
 
+/// Whom the hub works for.
+pub struct Controllers {
+    /// Hears of sessions.
+    pub events: mpsc::Sender<Event>,
+    /// Answers requests of nodes.
+    pub upstream: Upstream,
+    /// Notes what nodes have.
+    pub records: Records,
+}
+
 /// The hub.
 pub struct CloudHub;
 
 impl CloudHub {
-    /// Starts both servers; they run until `stopping`.
+    /// Starts both servers, of the message channel and of certificates; they run until `stopping`. Returns where they listen.
     ///
     /// # Errors
     /// Certificates or addresses cannot be used.
     pub async fn start(
         settings: Settings,
         kubernetes: Kubernetes,
-        events: mpsc::Sender<Event>,
-        upstream: Upstream,
-        records: Records,
+        controllers: Controllers,
+        monitor: &Monitor,
         tasks: &TaskTracker,
         stopping: &CancellationToken,
-    ) -> Result<Addresses, HubError> {
+    ) -> Result<(SocketAddr, SocketAddr), HubError> {
         if settings.hosts.is_empty() {
             return Err(HubError::NoAddress);
         }
+        let upstream = controllers.upstream.clone();
         let material = Material::load(&kubernetes, &settings).await.map_err(HubError::Certificates)?;
         let material = Arc::new(material);
         let listen =
             async |address: SocketAddr| TcpListener::bind(address).await.map_err(|e| HubError::Listen(address, e));
         let (joining, channel) = (listen(settings.https).await?, listen(settings.websocket).await?);
         let address = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
-        let addresses =
-            Addresses { websocket: address(&channel, settings.websocket), https: address(&joining, settings.https) };
+        let (websocket, https) = (address(&channel, settings.websocket), address(&joining, settings.https));
 
-        tasks.spawn(certificates::keep_token_fresh(
+        tasks.spawn(certificates::keep_fresh(
             kubernetes.clone(),
             material.clone(),
             settings.token_refresh,
@@ -95,17 +107,19 @@ impl CloudHub {
         let tls = server(&material.own, ClientAuth::Requested, alpn)?;
         // The configuration never changes; the sender lives as long as the receiver's copies are asked for.
         let (keep, tls) = watch::channel(tls);
-        let https = Https { kubernetes, material: material.clone(), validity: settings.certificate_validity };
+        let answers = Https { kubernetes, material: material.clone(), validity: settings.certificate_validity };
         let http = HttpServer { listener: joining, tls: Some(tls), max_connections: MAX_JOINING };
         let stop = stopping.clone();
         tasks.spawn(async move {
-            http.serve(move |request, peer| https.clone().handle(request, peer), stop).await;
+            http.serve(move |request, peer| answers.clone().handle(request, peer), stop).await;
             drop(keep);
         });
 
         let tls = server(&material.own, ClientAuth::Required(material.ca.certificate().clone()), alpn)?;
-        let sessions = Sessions::new(settings, events, upstream, records, tasks);
+        let sessions = Sessions::new(settings, controllers, tasks);
+        tasks.spawn(lag::watch(sessions.clone(), upstream, sessions.feed().clone(), stopping.clone()));
+        monitor.serves(sessions.clone());
         tasks.spawn(sessions.serve(channel, tls, tasks.clone(), stopping.clone()));
-        Ok(addresses)
+        Ok((websocket, https))
     }
 }

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
+use beehive::compose;
 use link::ws::{Incoming, LinkError, Reader};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 use wire::{Message, acks, batch, group, operation, source};
 
+use super::feed;
+use super::monitor::count;
 use super::session::{Services, SessionHandle};
 use super::turns::Turns;
 use crate::edgecontroller::told::NotTaken;
 use crate::edgecontroller::upstream::Outcome;
+use crate::objectsync::Acknowledged;
 
 /// Requests of one node that are carried out at the same time; more wait in its connection.
 const MAX_REQUESTS: usize = 32;
@@ -124,6 +128,8 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
                 let acknowledged = handle.acknowledge(&id).filter(|_| !handle.has_ended());
                 if let Some(acknowledged) = acknowledged {
                     services.records.acknowledged(node, &acknowledged);
+                    count(&services.counters.acknowledged, 1);
+                    services.feed.tell(node, || acknowledged_event(id, &acknowledged));
                 }
             }
             return None;
@@ -132,6 +138,12 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
             let why = bounded(&message);
             warn!(node, resource = route.resource, why, "the node could not carry out a message; it is sent again");
             let (uid, resource) = handle.refused(&message.header.parent_msg_id)?;
+            count(&services.counters.not_stored, 1);
+            services.feed.tell(node, || feed::Event::Refused {
+                id: message.header.parent_msg_id.clone(),
+                resource: resource.clone(),
+                reason: why.clone(),
+            });
             return Some(Work::NotTaken(NotTaken { uid, resource, why }));
         }
         _ => {}
@@ -161,6 +173,11 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
         return None;
     }
     Some(Work::Request(message))
+}
+
+fn acknowledged_event(id: String, acknowledged: &Acknowledged) -> feed::Event {
+    let milliseconds = compose::now().saturating_sub(acknowledged.made);
+    feed::Event::Acknowledged { id, resource: acknowledged.resource.clone(), milliseconds }
 }
 
 /// The text of a failure, for logs and people.

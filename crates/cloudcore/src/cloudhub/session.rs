@@ -11,7 +11,10 @@ use tokio_util::task::TaskTracker;
 use wire::inventory::{self, Held};
 use wire::{Content, Features, Message, batch, group, operation, source};
 
+use super::feed::{self, Feed};
+use super::lag::Lag;
 use super::lane::Lane;
+use super::monitor::{Counters, count};
 use super::reading::read;
 use super::turns::Turns;
 use crate::edgecontroller::downstream::Event;
@@ -159,6 +162,16 @@ impl SessionHandle {
         found
     }
 
+    /// How far the node is behind; `None` when it has everything.
+    pub(super) fn lag(&self) -> Option<Lag> {
+        self.lag_at(Instant::now())
+    }
+
+    /// The same at this time.
+    pub(super) fn lag_at(&self, now: Instant) -> Option<Lag> {
+        self.lane().lag(now)
+    }
+
     /// Objects that the node has not acknowledged.
     pub fn pending(&self) -> usize {
         self.lane().pending()
@@ -179,6 +192,8 @@ pub(super) struct Services {
     pub(super) upstream: Upstream,
     pub(super) records: Records,
     pub(super) events: mpsc::Sender<Event>,
+    pub(super) feed: Feed,
+    pub(super) counters: Arc<Counters>,
     pub(super) keepalive: Duration,
     /// Requests are carried out to their end, also when the session has ended.
     pub(super) tasks: TaskTracker,
@@ -219,6 +234,10 @@ async fn write(handle: &SessionHandle, writer: &mut Writer, services: &Services)
             if let Err(error) = send(writer, &messages, handle.peer().features).await {
                 return format!("writing failed: {error}");
             }
+            count(&services.counters.sent, messages.len());
+            for message in messages.iter().filter(|message| is_about_an_object(message)) {
+                services.feed.tell(handle.node(), || feed::Event::sent(message));
+            }
             continue;
         }
         let due = async {
@@ -232,6 +251,10 @@ async fn write(handle: &SessionHandle, writer: &mut Writer, services: &Services)
             () = due => {}
         }
     }
+}
+
+fn is_about_an_object(message: &Message) -> bool {
+    matches!(message.route.operation.as_str(), operation::INSERT | operation::UPDATE | operation::DELETE)
 }
 
 async fn send(writer: &mut Writer, messages: &[Message], features: Features) -> Result<(), LinkError> {

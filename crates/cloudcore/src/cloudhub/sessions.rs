@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::cloudcore::CloudHub as Settings;
 use api::edgecore::is_node_name;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use link::identity::Identity;
 use link::rustls::ServerConfig;
 use link::ws::{self, Refusal};
@@ -18,16 +18,21 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use wire::{FEATURES, Features, INVENTORY};
 
+use super::Controllers;
+use super::feed::{self, Feed, Scope};
+use super::monitor::{Counters, count};
 use super::session::{self, Peer, Services, SessionHandle};
 use super::turns::NodeTurns;
 use crate::edgecontroller::downstream::Event;
-use crate::edgecontroller::upstream::Upstream;
-use crate::objectsync::Records;
 
 /// For TLS and the upgrade together.
 const HANDSHAKE: Duration = Duration::from_secs(15);
 /// Handshakes at once: they cost CPU, and ten thousand nodes come back together.
 const MAX_HANDSHAKES: usize = 256;
+/// The path of the live feed.
+const EVENTS: &str = "/events";
+/// Who may watch it at the same time.
+const MAX_WATCHERS: usize = 64;
 /// The wait after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,25 +48,45 @@ struct Shared {
     services: Services,
     current: Mutex<HashMap<String, SessionHandle>>,
     turns: NodeTurns,
+    watchers: Arc<Semaphore>,
+}
+
+/// What a connection is for.
+enum Purpose {
+    /// The message channel of this node.
+    Node(String, Peer),
+    /// A live feed of what happens.
+    Watch(Scope, OwnedSemaphorePermit),
 }
 
 impl Sessions {
-    pub(super) fn new(
-        settings: Settings,
-        events: mpsc::Sender<Event>,
-        upstream: Upstream,
-        records: Records,
-        tasks: &TaskTracker,
-    ) -> Self {
+    pub(super) fn new(settings: Settings, controllers: Controllers, tasks: &TaskTracker) -> Self {
+        let Controllers { events, upstream, records } = controllers;
         let services = Services {
             upstream,
             records,
             events: events.clone(),
+            feed: Feed::default(),
+            counters: Arc::default(),
             keepalive: settings.keepalive_interval,
             tasks: tasks.clone(),
         };
         let (current, turns) = (Mutex::default(), NodeTurns::default());
-        Self { shared: Arc::new(Shared { settings, events, services, current, turns }) }
+        let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
+        Self { shared: Arc::new(Shared { settings, events, services, current, turns, watchers }) }
+    }
+
+    /// Sessions that count now.
+    pub(super) fn handles(&self) -> Vec<SessionHandle> {
+        self.current().values().cloned().collect()
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.shared.services.counters
+    }
+
+    pub(super) fn feed(&self) -> &Feed {
+        &self.shared.services.feed
     }
 
     pub(super) async fn serve(
@@ -113,30 +138,61 @@ impl Sessions {
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let identity = certificate.and_then(|certificate| Identity::read(certificate).ok());
-        let (mut node, mut peer_says) = (String::new(), Peer::default());
-        let decide = |headers: &HeaderMap| {
-            node = self.admit(headers, identity.as_ref())?;
-            peer_says = agree(headers);
+        let mut purpose = None;
+        let decide = |request: &Request<()>| {
+            let admitted = self.admit(request, identity.as_ref())?;
             let mut answer = HeaderMap::new();
-            if peer_says.features != Features::default()
-                && let Ok(value) = HeaderValue::from_str(&peer_says.features.to_string())
+            if let Purpose::Node(_, Peer { features, .. }) = &admitted
+                && *features != Features::default()
+                && let Ok(value) = HeaderValue::from_str(&features.to_string())
             {
                 answer.insert(HeaderName::from_static(FEATURES), value);
             }
+            purpose = Some(admitted);
             Ok(answer)
         };
         let halves = ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await;
         drop(place);
-        match halves {
-            Ok((reader, writer)) => {
-                self.session(SessionHandle::new(&node, peer_says), &peer, reader, writer, stopping).await;
+        match (halves, purpose) {
+            (Ok((reader, writer)), Some(Purpose::Node(node, says))) => {
+                self.session(SessionHandle::new(&node, says), &peer, reader, writer, stopping).await;
             }
-            Err(error) => warn!(peer, node, %error, "a node was refused"),
+            (Ok((mut reader, mut writer)), Some(Purpose::Watch(scope, _place))) => {
+                info!(peer, ?scope, "events are watched");
+                stopping.run_until_cancelled(self.feed().serve(&scope, &mut reader, &mut writer)).await;
+                writer.close("the feed ends").await;
+            }
+            (Err(error), _) => {
+                count(&self.counters().refused, 1);
+                warn!(peer, %error, "a connection was refused");
+            }
+            // The upgrade calls the decision before it succeeds.
+            (Ok(_), None) => {}
+        }
+    }
+
+    /// Who may connect, and as what: any path but `/events` is a node's message channel, as upstream has it.
+    fn admit(&self, request: &Request<()>, identity: Option<&Identity>) -> Result<Purpose, Refusal> {
+        let headers = request.headers();
+        if request.uri().path() != EVENTS {
+            return Ok(Purpose::Node(self.admit_node(headers, identity)?, agree(headers)));
+        }
+        let Some(scope) = identity.and_then(Scope::of) else {
+            let reason =
+                "/events is for nodes and for certificates of the group ferroedge:observers (Secret kubeedge/observer)";
+            return Err(Refusal { status: StatusCode::FORBIDDEN, reason: reason.to_owned() });
+        };
+        match self.shared.watchers.clone().try_acquire_owned() {
+            Ok(place) => Ok(Purpose::Watch(scope, place)),
+            Err(_) => {
+                let reason = format!("{MAX_WATCHERS} watch the events already");
+                Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason })
+            }
         }
     }
 
     /// The name that the node gives itself must be the one in its certificate.
-    fn admit(&self, headers: &HeaderMap, identity: Option<&Identity>) -> Result<String, Refusal> {
+    fn admit_node(&self, headers: &HeaderMap, identity: Option<&Identity>) -> Result<String, Refusal> {
         let refuse = |status: StatusCode, reason: String| {
             warn!(reason, "a connection was refused");
             Err(Refusal { status, reason })
@@ -191,6 +247,9 @@ impl Sessions {
             return writer.close(&reason).await;
         }
         info!(node, peer, "node connected");
+        count(&self.counters().connected, 1);
+        let features = handle.peer().features;
+        self.feed().tell(node, || feed::Event::Connected { peer: peer.to_owned(), features: features.to_string() });
         let told = self.shared.events.send(Event::Connected(handle.clone())).await;
         let reason = match told {
             Ok(()) => {
@@ -208,6 +267,7 @@ impl Sessions {
             Err(_) => "cloudcore ends".to_owned(),
         };
         info!(node, reason, "node disconnected");
+        self.feed().tell(node, || feed::Event::Disconnected { reason: reason.clone() });
         {
             let mut current = self.current();
             // A late end must not take a newer session with it.
@@ -235,6 +295,7 @@ fn agree(headers: &HeaderMap) -> Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edgecontroller::upstream::Upstream;
     use crate::kubernetes::Kubernetes;
     use std::path::Path;
 
@@ -248,7 +309,7 @@ mod tests {
         let records = crate::objectsync::start(kubernetes.clone(), &tasks, &stopping);
         let upstream = Upstream::new(kubernetes, Arc::default());
         let (events, _incoming) = mpsc::channel(1);
-        let sessions = Sessions::new(settings, events, upstream, records, &tasks);
+        let sessions = Sessions::new(settings, Controllers { events, upstream, records }, &tasks);
         let [first, second, again] = ["n1", "n2", "n1"].map(|node| SessionHandle::new(node, Peer::default()));
         sessions.enter(&first).expect("room");
         assert!(sessions.enter(&second).expect_err("none left").contains("nodeLimit"));

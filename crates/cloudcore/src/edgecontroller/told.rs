@@ -38,6 +38,16 @@ impl Upstream {
         }
     }
 
+    /// Tells something about a node's connection on its Node.
+    pub async fn tell_on_node(&self, node: &str, kind: &str, reason: &str, text: &str) {
+        let mut hasher = DefaultHasher::new();
+        (node, reason).hash(&mut hasher);
+        let told = Told { namespace: "default", about: of_node(node), key: hasher.finish(), kind, reason, text };
+        if let Err(error) = self.count(&told.event(node, Timestamp::now())).await {
+            warn!(node, %error, "an event could not be written");
+        }
+    }
+
     /// Writes the event, or counts it once more.
     async fn count(&self, event: &Value) -> Result<(), KubernetesError> {
         let text = |field: &str| event["metadata"][field].as_str().unwrap_or_default();
@@ -62,28 +72,50 @@ fn event(node: &str, resource: &EdgeResource, not_taken: &NotTaken, now: Timesta
             let uid = &not_taken.uid;
             (namespace, json!({"kind": "Pod", "apiVersion": "v1", "namespace": namespace, "name": name, "uid": uid}))
         }
-        // kubectl looks for events of a node by its name in place of the uid.
-        _ => ("default", json!({"kind": "Node", "apiVersion": "v1", "name": node, "uid": node})),
+        _ => ("default", of_node(node)),
     };
     let mut hasher = DefaultHasher::new();
     (node, &not_taken.uid, &not_taken.why).hash(&mut hasher);
-    let name: String = about["name"].as_str().unwrap_or_default().chars().take(NAME).collect();
-    let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"namespace": namespace, "name": format!("{name}.{:016x}", hasher.finish())},
-        "involvedObject": about,
-        "type": "Warning",
-        "reason": REASON,
-        "message": format!("node {node}: {}", not_taken.why),
-        "source": {"component": COMPONENT, "host": node},
-        "reportingComponent": COMPONENT,
-        "reportingInstance": node,
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    })
+    let text = format!("node {node}: {}", not_taken.why);
+    Told { namespace, about, key: hasher.finish(), kind: "Warning", reason: REASON, text: &text }.event(node, now)
+}
+
+/// kubectl looks for events of a node by its name in place of the uid.
+fn of_node(node: &str) -> Value {
+    json!({"kind": "Node", "apiVersion": "v1", "name": node, "uid": node})
+}
+
+/// What an event says.
+struct Told<'a> {
+    namespace: &'a str,
+    about: Value,
+    /// Events with the same key are one that is counted.
+    key: u64,
+    kind: &'a str,
+    reason: &'a str,
+    text: &'a str,
+}
+
+impl Told<'_> {
+    fn event(&self, node: &str, now: Timestamp) -> Value {
+        let name: String = self.about["name"].as_str().unwrap_or_default().chars().take(NAME).collect();
+        let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"namespace": self.namespace, "name": format!("{name}.{:016x}", self.key)},
+            "involvedObject": self.about,
+            "type": self.kind,
+            "reason": self.reason,
+            "message": self.text,
+            "source": {"component": COMPONENT, "host": node},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": node,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        })
+    }
 }
 
 #[cfg(test)]

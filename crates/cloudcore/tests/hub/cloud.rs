@@ -27,7 +27,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 const NOWHERE: Addresses = {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    Addresses { websocket: address, https: address }
+    Addresses { websocket: address, https: address, monitor: None }
 };
 
 /// The cloud side.
@@ -267,7 +267,7 @@ fn config(dir: &Path, hub: &str) -> String {
     .map(|(key, file)| format!("    {key}: {}\n", dir.join(file).display()))
     .collect();
     format!(
-        "apiVersion: cloudcore.config.kubeedge.io/v1alpha2\nkind: CloudCore\nmodules:\n  cloudHub:\n    advertiseAddress: [127.0.0.1]\n\
+        "apiVersion: cloudcore.config.kubeedge.io/v1alpha2\nkind: CloudCore\ncommonConfig: {{monitorServer: {{bindAddress: \"127.0.0.1:0\"}}}}\nmodules:\n  cloudHub:\n    advertiseAddress: [127.0.0.1]\n\
          \x20   websocket: {{enable: true, address: 127.0.0.1, port: 0}}\n    https: {{enable: true, address: 127.0.0.1, port: 0}}\n{files}{hub}"
     )
 }

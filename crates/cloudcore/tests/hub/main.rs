@@ -7,3 +7,4 @@ mod deploy;
 mod golden;
 mod registration;
 mod volumes;
+mod watching;

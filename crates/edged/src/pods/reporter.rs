@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wire::{Content, kind};
 
-use super::{PodRecord, PodVersion, mailbox::Mailbox};
+use super::{PodRecord, PodVersion, mailbox::Mailbox, source::compact_status};
 use crate::meta::{MetaClient, MetaError};
 
 /// Reports waiting for the reporter: a few per pod of a full node.
@@ -325,12 +325,13 @@ impl Entry {
             self.wanted = None;
         }
         let answered = object.and_then(|content| content.parse::<Pod>().ok());
-        let (version, status) = match answered {
+        let (version, mut status) = match answered {
             Some(pod) if pod.metadata.uid == self.target => (resource_version(&pod), pod.status.map_or(sent, Box::new)),
             _ => (self.version, sent),
         };
         if version >= self.version {
             self.version = version;
+            compact_status(&mut status);
             self.mailbox.acknowledged(status.clone());
             self.acked = *status;
         }

@@ -120,9 +120,48 @@ pub fn read_change(message: &Message) -> Result<PodChange, SourceError> {
 pub fn read_pod(resource: &str, content: &Content) -> Result<PodVersion, SourceError> {
     let mut pod: Pod = content.parse().map_err(|error| unreadable(resource, content, &error))?;
     let identity = spec::identity(&pod).ok_or_else(|| SourceError::Identity { resource: resource.to_owned() })?;
-    let api = pod.status.take().unwrap_or_default();
+    let mut api = pod.status.take().unwrap_or_default();
+    compact_status(&mut api);
     pod.metadata.managed_fields = None;
+    compact(&mut pod);
     Ok(PodVersion { identity, pod: Arc::new(pod), api, refusal: None })
+}
+
+/// Gives back what lists have taken for elements that never came: a parser makes room for four at once, and a pod is kept as long as
+/// it runs.
+fn compact(pod: &mut Pod) {
+    let Some(spec) = &mut pod.spec else { return };
+    let containers = spec.init_containers.iter_mut().flatten().chain(&mut spec.containers);
+    for container in containers {
+        shrink(&mut container.env);
+        shrink(&mut container.volume_mounts);
+        shrink(&mut container.ports);
+        shrink(&mut container.command);
+        shrink(&mut container.args);
+    }
+    for projected in spec.volumes.iter_mut().flatten().filter_map(|volume| volume.projected.as_mut()) {
+        shrink(&mut projected.sources);
+    }
+    spec.containers.shrink_to_fit();
+    shrink(&mut spec.init_containers);
+    shrink(&mut spec.volumes);
+    shrink(&mut spec.tolerations);
+    shrink(&mut pod.metadata.owner_references);
+}
+
+/// The same of a status that is kept.
+pub(super) fn compact_status(status: &mut PodStatus) {
+    shrink(&mut status.container_statuses);
+    shrink(&mut status.init_container_statuses);
+    shrink(&mut status.conditions);
+    shrink(&mut status.pod_ips);
+    shrink(&mut status.host_ips);
+}
+
+fn shrink<T>(list: &mut Option<Vec<T>>) {
+    if let Some(list) = list {
+        list.shrink_to_fit();
+    }
 }
 
 fn unreadable(resource: &str, content: &Content, error: &wire::ContentError) -> SourceError {

@@ -1,0 +1,166 @@
+//! What can be seen of the hub from outside: the live feed, metrics and health.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use link::rustls::pki_types::pem::PemObject;
+use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use link::tls::{self, Certificate};
+use link::ws::{self, Incoming, LinkError, Reader, Target, Writer};
+use serde_json::Value;
+use testkit::go_edge::{Behaviour, Credentials, GoEdge};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::cloud::{Cloud, SOON, pod};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+/// A connection to `/events`.
+struct Watcher {
+    reader: Reader,
+    _writer: Writer,
+}
+
+impl Watcher {
+    async fn connect(cloud: &Cloud, credentials: &Credentials) -> Result<Self, LinkError> {
+        let target = Target {
+            url: format!("wss://{}/events", cloud.addresses().websocket),
+            headers: Vec::new(),
+            tls: tls::client(&credentials.ca, Some(&credentials.own)).expect("usable credentials"),
+            connect_deadline: SOON,
+            write_deadline: SOON,
+        };
+        let (reader, writer, _) = ws::connect(&target).await?;
+        Ok(Self { reader, _writer: writer })
+    }
+
+    /// The next event of this type; others are passed over.
+    async fn next(&mut self, kind: &str) -> Result<Value> {
+        let search = async {
+            loop {
+                let Incoming::Message(frame) = self.reader.next().await? else { bail!("the feed ended") };
+                let event: Value = serde_json::from_slice(&frame)?;
+                if event["type"] == kind {
+                    return Ok(event);
+                }
+            }
+        };
+        tokio::time::timeout(SOON, search).await.with_context(|| format!("no event {kind}"))?
+    }
+}
+
+/// What the Secret for observers holds.
+async fn observer(cloud: &Cloud) -> Result<Credentials> {
+    let path = "/api/v1/namespaces/kubeedge/secrets/observer";
+    cloud.wait_for(path, "the observers' certificate", |secret| !secret.is_null()).await?;
+    let certificate =
+        |pem: Vec<u8>| CertificateDer::from_pem_slice(&pem).map_err(|_| anyhow::anyhow!("no certificate"));
+    let key = cloud.secret("observer", "tls.key").await?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| anyhow::anyhow!("no key"))?;
+    let own = certificate(cloud.secret("observer", "tls.crt").await?)?;
+    Ok(Credentials {
+        ca: certificate(cloud.secret("observer", "ca.crt").await?)?,
+        own: Certificate { certificate: own, key: key.secret_der().to_vec() },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_feed_tells_connections_and_deliveries() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let mut all = Watcher::connect(&cloud, &observer(&cloud).await?).await?;
+    let (edge, _) = cloud.edge("n1").await?;
+    let connected = all.next("connected").await?;
+    assert_eq!((&connected["node"], &connected["features"]), (&"n1".into(), &"".into()));
+    ensure!(connected["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{connected}");
+
+    cloud.create(PODS, &pod("web", "n1")).await?;
+    let about_pod = |event: &Value| event["resource"] == "default/pod/web";
+    let sent = loop {
+        let sent = all.next("sent").await?;
+        if about_pod(&sent) {
+            break sent;
+        }
+    };
+    let acknowledged = loop {
+        let acknowledged = all.next("acknowledged").await?;
+        if about_pod(&acknowledged) {
+            break acknowledged;
+        }
+    };
+    assert_eq!(sent["id"], acknowledged["id"]);
+    ensure!(acknowledged["milliseconds"].as_i64().is_some_and(|took| (0..20_000).contains(&took)), "{acknowledged}");
+    edge.stop().await;
+    assert_eq!(all.next("disconnected").await?["node"], "n1");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_watches_itself_and_nobody_else() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (first, credentials) = cloud.edge("n1").await?;
+    let mut own = Watcher::connect(&cloud, &credentials).await?;
+    let (_second, _) = cloud.edge("n2").await?;
+    cloud.create(PODS, &pod("web", "n1")).await?;
+    // What happened to the other node before would have come first.
+    let seen = own.next("sent").await?;
+    assert_eq!(seen["node"], "n1");
+    drop(first);
+
+    // An observer is no node, and who is neither sees nothing.
+    let observer = observer(&cloud).await?;
+    let refused = GoEdge::connect(cloud.addresses().websocket, &observer, "n3").await.err().context("let in")?;
+    ensure!(refused.to_string().contains("403"), "{refused}");
+    let ca = link::ca::CertificateAuthority::from_der(
+        cloud.secret("casecret", "cadata").await?,
+        &cloud.secret("casecret", "cakeydata").await?,
+    )?;
+    let issued = ca.issue_client("somebody", "others", Duration::from_secs(600))?;
+    let own = Certificate { certificate: issued.certificate, key: issued.key };
+    let refused = Watcher::connect(&cloud, &Credentials { ca: observer.ca, own }).await.err().context("let in")?;
+    ensure!(refused.to_string().contains("ferroedge:observers"), "{refused}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_and_health_tell_what_goes_on() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let monitor = cloud.addresses().monitor.context("no monitor")?;
+    assert_eq!(get(monitor, "/healthz").await?.0, 200);
+    assert_eq!(get(monitor, "/readyz").await?, (200, "ok".to_owned()));
+    assert_eq!(get(monitor, "/else").await?.0, 404);
+    let (edge, credentials) = cloud.edge("n1").await?;
+    cloud.create(PODS, &pod("web", "n1")).await?;
+    edge.wait("the pod", SOON, |seen| seen.rows.contains_key("default/pod/web").then_some(())).await?;
+    let (_, text) = get(monitor, "/metrics").await?;
+    assert_eq!(value(&text, "KubeEdge_CloudHub_connected_nodes"), Some(1), "{text}");
+    ensure!(value(&text, "ferroedge_cloudhub_acknowledged_objects_total") >= Some(1), "{text}");
+    edge.stop().await;
+
+    // One that stores nothing is behind.
+    let behaviour = Behaviour { acknowledge: false, keepalive: true };
+    let address = cloud.addresses().websocket;
+    let mute = GoEdge::connect_with(address, &credentials, "n1", behaviour, Default::default()).await?;
+    cloud.create(PODS, &pod("more", "n1")).await?;
+    mute.wait("the pod", SOON, |seen| (!seen.pushes("default/pod/more").is_empty()).then_some(())).await?;
+    let (_, text) = get(monitor, "/metrics").await?;
+    ensure!(value(&text, "ferroedge_cloudhub_pending_objects") >= Some(1), "{text}");
+    assert_eq!(value(&text, "ferroedge_cloudhub_lagging_nodes"), Some(0), "not for long yet: {text}");
+    Ok(())
+}
+
+/// The value of a metric without labels.
+fn value(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: monitor\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, body.to_owned()))
+}
