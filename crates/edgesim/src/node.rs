@@ -1,0 +1,327 @@
+//! One simulated node.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use beehive::compose;
+use jiff::Timestamp;
+use link::backoff::Backoff;
+use link::rustls::ClientConfig;
+use link::ws::{self, Incoming, LinkError, Reader, Target, Writer};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use testkit::go_edge::Credentials;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use wire::inventory::{self, Digest};
+use wire::{Content, EdgeResource, FEATURES, Features, INVENTORY, Message, acks, batch, group, kind, operation, source};
+
+use crate::{Behaviour, Stored};
+
+/// The project of every edge that was not told another one.
+const PROJECT: &str = "e632aba927ea4ac2b575ec1603d56f10";
+/// As edgecore waits between connections.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// For connecting, and for each message.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An object that a node has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its path.
+    pub resource: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its version.
+    pub version: u64,
+}
+
+/// A node: who it is, and what outlives its connections.
+pub(crate) struct Node {
+    place: usize,
+    name: String,
+    tls: Arc<ClientConfig>,
+    /// By path, as an edge stores objects by name.
+    held: Mutex<HashMap<String, Held>>,
+    connected: AtomicBool,
+    synced: AtomicBool,
+    registered: AtomicBool,
+    leased: AtomicBool,
+    received: AtomicU64,
+}
+
+/// A connection and what was agreed on.
+struct Connection {
+    writer: Writer,
+    features: Features,
+}
+
+impl Connection {
+    async fn send(&mut self, messages: &[Message]) -> Result<(), LinkError> {
+        let documents: Vec<Vec<u8>> = messages.iter().map(Message::to_json).collect();
+        if self.features.batch {
+            return self.writer.send_binary(batch::encode(documents.iter().map(Vec::as_slice))).await;
+        }
+        for mut line in documents {
+            line.push(b'\n');
+            self.writer.send(line).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    pub(crate) fn new(place: usize, name: String, credentials: &Credentials) -> Result<Self> {
+        Ok(Self {
+            place,
+            name,
+            tls: link::tls::client(&credentials.ca, Some(&credentials.own))?,
+            held: Mutex::default(),
+            connected: AtomicBool::new(false),
+            synced: AtomicBool::new(false),
+            registered: AtomicBool::new(false),
+            leased: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn place(&self) -> usize {
+        self.place
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn held(&self) -> Vec<Held> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// The connection is gone.
+    pub(crate) fn cut(&self) {
+        self.connected.store(false, Ordering::Relaxed);
+        self.synced.store(false, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stays connected, or comes back.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        cloud: watch::Receiver<SocketAddr>,
+        behaviour: Behaviour,
+        stored: Option<mpsc::UnboundedSender<Stored>>,
+    ) {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        loop {
+            let address = *cloud.borrow();
+            if let Ok((reader, connection)) = self.connect(address).await {
+                backoff.reset();
+                self.connected.store(true, Ordering::Relaxed);
+                // Why it ended does not matter: it comes back.
+                let _ = self.serve(reader, connection, behaviour, stored.as_ref()).await;
+                self.cut();
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    async fn connect(&self, address: SocketAddr) -> Result<(Reader, Connection), LinkError> {
+        let target = Target {
+            url: format!("wss://{address}/{PROJECT}/{}/events", self.name),
+            headers: vec![
+                ("node_id", self.name.clone()),
+                ("project_id", PROJECT.to_owned()),
+                (FEATURES, Features::ALL.to_string()),
+                (INVENTORY, self.digest()),
+            ],
+            tls: self.tls.clone(),
+            connect_deadline: DEADLINE,
+            write_deadline: DEADLINE,
+        };
+        let (reader, writer, answer) = ws::connect(&target).await?;
+        let theirs = answer.get(FEATURES).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Ok((reader, Connection { writer, features: Features::parse(theirs) }))
+    }
+
+    fn digest(&self) -> String {
+        let mut digest = Digest::default();
+        self.lock().values().filter(|held| is_noted(&held.resource)).for_each(|held| digest.add(&held.uid, held.version));
+        digest.to_text()
+    }
+
+    async fn serve(
+        &self,
+        mut reader: Reader,
+        mut connection: Connection,
+        behaviour: Behaviour,
+        stored: Option<&mpsc::UnboundedSender<Stored>>,
+    ) -> Result<(), LinkError> {
+        if behaviour.register && !self.registered.load(Ordering::Relaxed) {
+            connection.send(&[self.request(operation::INSERT, &format!("null/node/{}", self.name), &self.object())]).await?;
+        }
+        let mut beat = ticks(behaviour.heartbeat);
+        let mut lease = ticks(behaviour.lease.unwrap_or(Duration::MAX));
+        let counted = reader.received();
+        let before = self.received();
+        loop {
+            tokio::select! {
+                incoming = reader.next() => {
+                    let messages = match incoming? {
+                        Incoming::Binary(frame) if connection.features.batch => batch::decode(&frame).unwrap_or_default(),
+                        Incoming::Message(frame) | Incoming::Binary(frame) => Message::parse(&frame).into_iter().collect(),
+                        Incoming::Alive => Vec::new(),
+                        Incoming::Closed(_) => return Ok(()),
+                    };
+                    self.received.store(before + counted.count(), Ordering::Relaxed);
+                    let answers = self.take(&messages, stored);
+                    if !answers.is_empty() {
+                        connection.send(&answers).await?;
+                    }
+                }
+                _ = beat.tick() => {
+                    let ping = Content::text("ping");
+                    let about = compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, kind::NODE, ping);
+                    connection.send(&[about]).await?;
+                }
+                _ = lease.tick(), if behaviour.lease.is_some() => {
+                    let verb = if self.leased.swap(true, Ordering::Relaxed) { operation::UPDATE } else { operation::INSERT };
+                    let path = format!("kube-node-lease/{}/{}", kind::LEASE, self.name);
+                    connection.send(&[self.request(verb, &path, &self.lease())]).await?;
+                }
+            }
+        }
+    }
+
+    /// Stores what came; what is to be said to it.
+    fn take(&self, messages: &[Message], stored: Option<&mpsc::UnboundedSender<Stored>>) -> Vec<Message> {
+        let (mut done, mut answers) = (Vec::new(), Vec::new());
+        for message in messages {
+            let (verb, about) = (message.route.operation.as_str(), message.route.resource.as_str());
+            match verb {
+                operation::QUERY if about == inventory::RESOURCE => answers.push(self.inventory(message)),
+                inventory::SYNCED => self.synced.store(true, Ordering::Relaxed),
+                operation::INSERT | operation::UPDATE | operation::DELETE => {
+                    let version = self.store(message);
+                    done.push(message.header.msg_id.clone());
+                    if let Some(stored) = stored {
+                        let told = Stored { node: self.place, resource: about.to_owned(), version, at: Instant::now() };
+                        // Who wanted to know may have gone.
+                        let _ = stored.send(told);
+                    }
+                }
+                operation::RESPONSE if about.starts_with("null/node/") => self.registered.store(true, Ordering::Relaxed),
+                _ => {}
+            }
+        }
+        if !done.is_empty() {
+            answers.push(acks::of(&done, source::EDGE_HUB, compose::id(), compose::now()));
+        }
+        answers
+    }
+
+    fn store(&self, message: &Message) -> u64 {
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Metadata {
+            #[serde(default)]
+            uid: String,
+            #[serde(default)]
+            resource_version: String,
+        }
+        let resource = message.route.resource.clone();
+        if message.route.operation == operation::DELETE {
+            self.lock().remove(&resource);
+            return 0;
+        }
+        let Ok(Object { metadata }) = message.content.parse::<Object>() else { return 0 };
+        let version = metadata.resource_version.parse().unwrap_or_default();
+        let held = Held { resource: resource.clone(), uid: metadata.uid, version };
+        self.lock().insert(resource, held);
+        version
+    }
+
+    fn inventory(&self, question: &Message) -> Message {
+        let held = self.held().into_iter().filter(|held| is_noted(&held.resource));
+        let held: Vec<inventory::Held> =
+            held.map(|held| inventory::Held(held.uid, held.resource, held.version)).collect();
+        let content = Content::json(&held).unwrap_or_else(|_| Content::null());
+        question.response(compose::id(), compose::now(), content)
+    }
+
+    fn request(&self, verb: &str, path: &str, object: &Value) -> Message {
+        let content = Content::json(object).unwrap_or_else(|_| Content::null());
+        compose::message(source::EDGED, group::META, verb, path, content)
+    }
+
+    /// The Node object, as small as an edge's may be.
+    fn object(&self) -> Value {
+        let name = &self.name;
+        let now = now();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "node-role.kubernetes.io/edge": ""}},
+            "spec": {},
+            "status": {
+                "capacity": {"cpu": "2", "memory": "2Gi", "pods": "110"},
+                "allocatable": {"cpu": "2", "memory": "2Gi", "pods": "110"},
+                "conditions": [{
+                    "type": "Ready", "status": "True", "reason": "EdgeReady", "message": "edge is posting ready status",
+                    "lastHeartbeatTime": now, "lastTransitionTime": now,
+                }],
+            },
+        })
+    }
+
+    fn lease(&self) -> Value {
+        json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self.name, "namespace": "kube-node-lease"},
+            "spec": {
+                "holderIdentity": self.name,
+                "leaseDurationSeconds": 40,
+                "renewTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+            },
+        })
+    }
+}
+
+/// Ticks of which the first comes somewhere within the period, so that a fleet does not tick as one.
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let period = period.min(Duration::from_secs(24 * 3600));
+    let first = tokio::time::Instant::now() + period.mul_f64(rand::random::<f64>());
+    let mut ticks = tokio::time::interval_at(first, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What the cloud keeps note of.
+fn is_noted(resource: &str) -> bool {
+    let kind = EdgeResource::parse(resource).map(|resource| resource.kind).unwrap_or_default();
+    [kind::POD, kind::CONFIG_MAP, kind::SECRET].contains(&kind.as_str())
+}
+
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
