@@ -92,8 +92,18 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     link::tls::install_provider();
+    allow_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(arguments, &config))
+}
+
+/// A node takes an open file, and the usual limit is for programs with a few.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, limit = limit.current, "the limit of open files could not be raised");
+    }
 }
 
 async fn serve(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {

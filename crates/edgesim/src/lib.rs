@@ -174,7 +174,11 @@ impl Fleet {
         let began = Instant::now();
         while self.synced() < count {
             if began.elapsed() > limit {
-                bail!("{} of {count} nodes are connected and have everything after {} s", self.synced(), limit.as_secs());
+                bail!(
+                    "{} of {count} nodes are connected and have everything after {} s",
+                    self.synced(),
+                    limit.as_secs()
+                );
             }
             tokio::time::sleep(POLL).await;
         }

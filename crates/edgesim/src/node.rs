@@ -18,7 +18,9 @@ use testkit::go_edge::Credentials;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use wire::inventory::{self, Digest};
-use wire::{Content, EdgeResource, FEATURES, Features, INVENTORY, Message, acks, batch, group, kind, operation, source};
+use wire::{
+    Content, EdgeResource, FEATURES, Features, INVENTORY, Message, acks, batch, group, kind, operation, source,
+};
 
 use crate::{Behaviour, Stored};
 
@@ -161,7 +163,10 @@ impl Node {
 
     fn digest(&self) -> String {
         let mut digest = Digest::default();
-        self.lock().values().filter(|held| is_noted(&held.resource)).for_each(|held| digest.add(&held.uid, held.version));
+        self.lock()
+            .values()
+            .filter(|held| is_noted(&held.resource))
+            .for_each(|held| digest.add(&held.uid, held.version));
         digest.to_text()
     }
 
@@ -173,7 +178,9 @@ impl Node {
         stored: Option<&mpsc::UnboundedSender<Stored>>,
     ) -> Result<(), LinkError> {
         if behaviour.register && !self.registered.load(Ordering::Relaxed) {
-            connection.send(&[self.request(operation::INSERT, &format!("null/node/{}", self.name), &self.object())]).await?;
+            connection
+                .send(&[self.request(operation::INSERT, &format!("null/node/{}", self.name), &self.object())])
+                .await?;
         }
         let mut beat = ticks(behaviour.heartbeat);
         let mut lease = ticks(behaviour.lease.unwrap_or(Duration::MAX));
@@ -225,7 +232,9 @@ impl Node {
                         let _ = stored.send(told);
                     }
                 }
-                operation::RESPONSE if about.starts_with("null/node/") => self.registered.store(true, Ordering::Relaxed),
+                operation::RESPONSE if about.starts_with("null/node/") => {
+                    self.registered.store(true, Ordering::Relaxed)
+                }
                 _ => {}
             }
         }

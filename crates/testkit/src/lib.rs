@@ -4,11 +4,13 @@
 pub mod containerd;
 pub mod deployment;
 pub mod fake_cri;
+pub mod feed;
 pub mod go_cloud;
 pub mod go_edge;
 pub mod golden;
 mod processes;
 pub mod registry;
+pub mod relay;
 pub mod site;
 
 /// The CRI messages, client and server, made from edged's contract.

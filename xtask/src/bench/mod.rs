@@ -3,7 +3,9 @@
 //! It starts a deployment of its own and asserts nothing about time, so that a busy machine fails no build. Sizes and memory
 //! are compared with the recorded values: more than a tenth above is an error.
 
+mod fleet;
 mod full_node;
+mod link;
 mod pods;
 mod process;
 mod report;
@@ -19,6 +21,7 @@ use self::report::{Report, Row};
 use crate::packages;
 use crate::stop_signals::StopSignals;
 use crate::up;
+use crate::workspace::cargo;
 
 /// How long the programs may settle before their memory is read.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -39,6 +42,12 @@ pub struct BenchOptions {
 pub async fn run(options: BenchOptions) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the bench runs containers, which needs root");
+    }
+    if cfg!(debug_assertions) {
+        // A fleet of nodes in an unoptimised program would measure that program.
+        let mut command = cargo();
+        command.args(["run", "--release", "--quiet", "--package", "xtask", "--", "bench"]);
+        return crate::workspace::run(command.args(options.record.then_some("--record")));
     }
     packages::ensure()?;
     up::build()?;
@@ -71,7 +80,10 @@ async fn measure(deployment: &mut Deployment, report: &mut Report) -> Result<()>
     restarts(deployment, &cluster, report).await?;
     let socket = std::path::PathBuf::from(deployment.containerd_socket(1));
     pods::measure(&cluster, &socket, report).await?;
-    full_node::measure(deployment, &cluster, report).await
+    link::measure(deployment, &cluster, report).await?;
+    full_node::measure(deployment, &cluster, report).await?;
+    deployment.start_cloud().await?;
+    fleet::measure(deployment, &cluster, report).await
 }
 
 fn sizes(deployment: &Deployment, report: &mut Report) -> Result<()> {

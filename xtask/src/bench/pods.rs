@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use testkit::containerd::runtime_client;
 use testkit::cri;
-use testkit::deployment::{Cluster, condition};
+use testkit::deployment::{Cluster, Watch, condition};
 
 use super::report::{Report, Row};
 
@@ -51,7 +51,7 @@ async fn create_until_ready(cluster: &Cluster, runtime: &Path, round: usize, cou
 pub async fn create(cluster: &Cluster, names: &[String]) -> Result<f64> {
     // One watch and not many lists: what measures must not take the processor from what is measured.
     let mut watch = cluster.watch(PODS).await?;
-    let mut waiting: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    let waiting: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     let began = Instant::now();
     for name in names {
         let (status, answer) = cluster.post(PODS, &manifest(name)).await?;
@@ -59,6 +59,17 @@ pub async fn create(cluster: &Cluster, names: &[String]) -> Result<f64> {
             bail!("creating pod {name}: {status} {}", answer["message"]);
         }
     }
+    until_in(&mut watch, waiting).await?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+/// Waits until these pods are Ready.
+pub async fn until_ready(cluster: &Cluster, names: &[String]) -> Result<()> {
+    until_in(&mut cluster.watch(PODS).await?, names.iter().map(String::as_str).collect()).await
+}
+
+async fn until_in(watch: &mut Watch, mut waiting: BTreeSet<&str>) -> Result<()> {
+    let count = waiting.len();
     let ready = async {
         while !waiting.is_empty() {
             let event = watch.next().await?;
@@ -66,11 +77,11 @@ pub async fn create(cluster: &Cluster, names: &[String]) -> Result<f64> {
                 waiting.remove(event["object"]["metadata"]["name"].as_str().unwrap_or_default());
             }
         }
-        anyhow::Ok(began.elapsed().as_secs_f64())
+        Ok(())
     };
     match tokio::time::timeout(LIMIT, ready).await {
-        Ok(seconds) => seconds,
-        Err(_) => bail!("waited {} s for {} pods to be Ready", LIMIT.as_secs(), names.len()),
+        Ok(ready) => ready,
+        Err(_) => bail!("waited {} s for {count} pods to be Ready", LIMIT.as_secs()),
     }
 }
 

@@ -3,12 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use link::rustls::pki_types::pem::PemObject;
-use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use link::tls::{self, Certificate};
-use link::ws::{self, Incoming, LinkError, Reader, Target, Writer};
+use anyhow::{Context, Result, ensure};
+use link::tls::Certificate;
 use serde_json::Value;
+use testkit::feed::{self, Watcher};
 use testkit::go_edge::{Behaviour, Credentials, GoEdge};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,82 +15,33 @@ use crate::cloud::{Cloud, SOON, pod};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
-/// A connection to `/events`.
-struct Watcher {
-    reader: Reader,
-    _writer: Writer,
-}
-
-impl Watcher {
-    async fn connect(cloud: &Cloud, credentials: &Credentials) -> Result<Self, LinkError> {
-        let target = Target {
-            url: format!("wss://{}/events", cloud.addresses().websocket),
-            headers: Vec::new(),
-            tls: tls::client(&credentials.ca, Some(&credentials.own)).expect("usable credentials"),
-            connect_deadline: SOON,
-            write_deadline: SOON,
-        };
-        let (reader, writer, _) = ws::connect(&target).await?;
-        Ok(Self { reader, _writer: writer })
-    }
-
-    /// The next event of this type; others are passed over.
-    async fn next(&mut self, kind: &str) -> Result<Value> {
-        let search = async {
-            loop {
-                let Incoming::Message(frame) = self.reader.next().await? else { bail!("the feed ended") };
-                let event: Value = serde_json::from_slice(&frame)?;
-                if event["type"] == kind {
-                    return Ok(event);
-                }
-            }
-        };
-        tokio::time::timeout(SOON, search).await.with_context(|| format!("no event {kind}"))?
-    }
-}
-
-/// What the Secret for observers holds.
 async fn observer(cloud: &Cloud) -> Result<Credentials> {
     let path = "/api/v1/namespaces/kubeedge/secrets/observer";
     cloud.wait_for(path, "the observers' certificate", |secret| !secret.is_null()).await?;
-    let certificate =
-        |pem: Vec<u8>| CertificateDer::from_pem_slice(&pem).map_err(|_| anyhow::anyhow!("no certificate"));
-    let key = cloud.secret("observer", "tls.key").await?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| anyhow::anyhow!("no key"))?;
-    let own = certificate(cloud.secret("observer", "tls.crt").await?)?;
-    Ok(Credentials {
-        ca: certificate(cloud.secret("observer", "ca.crt").await?)?,
-        own: Certificate { certificate: own, key: key.secret_der().to_vec() },
-    })
+    feed::observer(&cloud.cluster).await
+}
+
+async fn next(watcher: &mut Watcher, kind: &str) -> Result<Value> {
+    watcher.find(SOON, kind, |event| event["type"] == kind).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_feed_tells_connections_and_deliveries() -> Result<()> {
     let cloud = Cloud::start().await?;
-    let mut all = Watcher::connect(&cloud, &observer(&cloud).await?).await?;
+    let mut all = Watcher::connect(cloud.addresses().websocket, &observer(&cloud).await?).await?;
     let (edge, _) = cloud.edge("n1").await?;
-    let connected = all.next("connected").await?;
+    let connected = next(&mut all, "connected").await?;
     assert_eq!((&connected["node"], &connected["features"]), (&"n1".into(), &"".into()));
     ensure!(connected["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{connected}");
 
     cloud.create(PODS, &pod("web", "n1")).await?;
-    let about_pod = |event: &Value| event["resource"] == "default/pod/web";
-    let sent = loop {
-        let sent = all.next("sent").await?;
-        if about_pod(&sent) {
-            break sent;
-        }
-    };
-    let acknowledged = loop {
-        let acknowledged = all.next("acknowledged").await?;
-        if about_pod(&acknowledged) {
-            break acknowledged;
-        }
-    };
+    let about_pod = |event: &Value, kind: &str| event["type"] == kind && event["resource"] == "default/pod/web";
+    let sent = all.find(SOON, "the pod is sent", |event| about_pod(event, "sent")).await?;
+    let acknowledged = all.find(SOON, "the pod is stored", |event| about_pod(event, "acknowledged")).await?;
     assert_eq!(sent["id"], acknowledged["id"]);
     ensure!(acknowledged["milliseconds"].as_i64().is_some_and(|took| (0..20_000).contains(&took)), "{acknowledged}");
     edge.stop().await;
-    assert_eq!(all.next("disconnected").await?["node"], "n1");
+    assert_eq!(next(&mut all, "disconnected").await?["node"], "n1");
     Ok(())
 }
 
@@ -100,11 +49,11 @@ async fn the_feed_tells_connections_and_deliveries() -> Result<()> {
 async fn a_node_watches_itself_and_nobody_else() -> Result<()> {
     let cloud = Cloud::start().await?;
     let (first, credentials) = cloud.edge("n1").await?;
-    let mut own = Watcher::connect(&cloud, &credentials).await?;
+    let mut own = Watcher::connect(cloud.addresses().websocket, &credentials).await?;
     let (_second, _) = cloud.edge("n2").await?;
     cloud.create(PODS, &pod("web", "n1")).await?;
     // What happened to the other node before would have come first.
-    let seen = own.next("sent").await?;
+    let seen = next(&mut own, "sent").await?;
     assert_eq!(seen["node"], "n1");
     drop(first);
 
@@ -118,7 +67,10 @@ async fn a_node_watches_itself_and_nobody_else() -> Result<()> {
     )?;
     let issued = ca.issue_client("somebody", "others", Duration::from_secs(600))?;
     let own = Certificate { certificate: issued.certificate, key: issued.key };
-    let refused = Watcher::connect(&cloud, &Credentials { ca: observer.ca, own }).await.err().context("let in")?;
+    let refused = Watcher::connect(cloud.addresses().websocket, &Credentials { ca: observer.ca, own })
+        .await
+        .err()
+        .context("let in")?;
     ensure!(refused.to_string().contains("ferroedge:observers"), "{refused}");
     Ok(())
 }

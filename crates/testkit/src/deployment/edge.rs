@@ -1,5 +1,6 @@
 //! One edge node: its private containerd, `keadm join` and edgecore.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -76,18 +77,31 @@ fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &
     )
 }
 
+/// Leads edgecore to another address of the cloud.
+pub fn lead(layout: &Layout, index: u8, websocket: SocketAddr) -> Result<()> {
+    change(&config_file(layout, index), |document| {
+        document["modules"]["edgeHub"]["websocket"]["server"] = websocket.to_string().into();
+    })
+}
+
 /// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full, and
 /// leaves room for others beside it: each has cgroups and a port of its own.
 fn share_machine(config: &Path, cgroup_root: &str, port: u16) -> Result<()> {
+    change(config, |document| {
+        let kubelet = &mut document["modules"]["edged"]["tailoredKubeletConfig"];
+        for signal in ["nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"] {
+            kubelet["evictionHard"][signal] = "0%".into();
+        }
+        kubelet["imageGCHighThresholdPercent"] = 100.into();
+        kubelet["cgroupRoot"] = cgroup_root.into();
+        kubelet["readOnlyPort"] = port.into();
+    })
+}
+
+fn change(config: &Path, how: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
     let text = std::fs::read_to_string(config).with_context(|| config.display().to_string())?;
     let mut document: serde_json::Value = serde_saphyr::from_str(&text).context("reading edgecore.yaml")?;
-    let kubelet = &mut document["modules"]["edged"]["tailoredKubeletConfig"];
-    for signal in ["nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"] {
-        kubelet["evictionHard"][signal] = "0%".into();
-    }
-    kubelet["imageGCHighThresholdPercent"] = 100.into();
-    kubelet["cgroupRoot"] = cgroup_root.into();
-    kubelet["readOnlyPort"] = port.into();
+    how(&mut document);
     std::fs::write(config, serde_saphyr::to_string(&document)?)?;
     Ok(())
 }

@@ -13,6 +13,7 @@ mod layout;
 mod network;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,14 @@ impl Deployment {
     /// Starts edgecore alone; its containerd runs.
     pub fn start_edgecore(&mut self, index: u8) -> Result<()> {
         edge::start_edgecore(&self.layout, &self.binaries, &mut self.children, index)
+    }
+
+    /// From its next start on, edgecore connects there.
+    ///
+    /// # Errors
+    /// Its configuration cannot be changed.
+    pub fn lead_edgecore(&self, index: u8, websocket: SocketAddr) -> Result<()> {
+        edge::lead(&self.layout, index, websocket)
     }
 
     /// Stops edgecore alone.
