@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::newcomers::Newcomers;
+
 /// How long a peer may take for TLS, for its first request, and for the head of a request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection that is quiet for so long between requests is closed: it has a place that others wait for.
@@ -57,13 +59,13 @@ pub struct Peer {
     pub certificate: Option<CertificateDer<'static>>,
 }
 
-/// A listening server.
+/// A listening server. Who connects and says nothing takes no place.
 pub struct HttpServer {
     /// Where it listens.
     pub listener: TcpListener,
     /// Its TLS configuration, which may change while it runs; `None` is plain HTTP.
     pub tls: Option<watch::Receiver<Arc<ServerConfig>>>,
-    /// More connections than this wait.
+    /// More connections than this, of those that have spoken, wait.
     pub max_connections: usize,
 }
 
@@ -93,12 +95,13 @@ impl HttpServer {
     {
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(self.max_connections));
+        let newcomers = Newcomers::default();
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = accept(&self.listener, &places) => accepted,
+                accepted = self.listener.accept() => accepted,
             };
-            let (tcp, address, place) = match accepted {
+            let (tcp, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");
@@ -108,7 +111,14 @@ impl HttpServer {
             };
             let tls = self.tls.as_ref().map(|tls| tls.borrow().clone());
             let (handler, stop) = (handler.clone(), stop.clone());
+            let (newcomers, places) = (newcomers.clone(), places.clone());
             connections.spawn(async move {
+                let _ = tcp.set_nodelay(true);
+                let spoken = stop.run_until_cancelled(newcomers.has_spoken(&tcp, HANDSHAKE)).await;
+                if spoken != Some(true) {
+                    return;
+                }
+                let Ok(place) = places.acquire_owned().await else { return };
                 if !local_plain {
                     connection(tcp, address, tls, handler, stop, false).await;
                 } else if let Some((tcp, tls)) = first_byte(tcp, address, tls).await {
@@ -120,16 +130,6 @@ impl HttpServer {
         connections.close();
         let _ = tokio::time::timeout(GRACE, connections.wait()).await;
     }
-}
-
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let (tcp, address) = listener.accept().await?;
-    let _ = tcp.set_nodelay(true);
-    Ok((tcp, address, place))
 }
 
 /// Looks whether the peer speaks TLS; `None` when it may not go on.

@@ -10,6 +10,7 @@ pub mod http_client;
 pub mod http_server;
 pub mod identity;
 pub mod key;
+pub mod newcomers;
 mod reach;
 pub mod tls;
 pub mod tls_failure;

@@ -8,6 +8,7 @@ use api::cloudcore::CloudHub as Settings;
 use api::edgecore::is_node_name;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use link::identity::Identity;
+use link::newcomers::Newcomers;
 use link::rustls::ServerConfig;
 use link::ws::{self, Refusal};
 use tokio::net::{TcpListener, TcpStream};
@@ -97,8 +98,8 @@ impl Sessions {
         stopping: CancellationToken,
     ) {
         let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let newcomers = Newcomers::default();
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 () = stopping.cancelled() => break,
                 accepted = listener.accept() => accepted,
@@ -112,7 +113,15 @@ impl Sessions {
                 }
             };
             let (sessions, tls, stopping) = (self.clone(), tls.clone(), stopping.clone());
-            tasks.spawn(async move { sessions.connection(tcp, tls, place, stopping).await });
+            let (newcomers, places) = (newcomers.clone(), places.clone());
+            tasks.spawn(async move {
+                let spoken = stopping.run_until_cancelled(newcomers.has_spoken(&tcp, HANDSHAKE)).await;
+                if spoken == Some(true)
+                    && let Ok(place) = places.acquire_owned().await
+                {
+                    sessions.connection(tcp, tls, place, stopping).await;
+                }
+            });
         }
     }
 

@@ -1,10 +1,11 @@
 //! What nodes and strangers send that is wrong: each gets an answer that names cause and cure, and a line in the log.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use link::tls::{self, Certificate};
 use serde_json::{Value, json};
 use testkit::go_edge::channel::{Channel, Read};
 use testkit::go_edge::{Behaviour, GoEdge, message, request};
+use tokio::net::TcpStream;
 
 use crate::cloud::{Cloud, SOON, config_map, pod, wait_logged};
 use crate::registration::{certificate, foreign_ca};
@@ -42,6 +43,25 @@ async fn strangers_and_expired_certificates_fail_in_the_handshake() -> Result<()
         assert!(Channel::open(websocket, tls, "n1").await.is_err(), "{what}");
     }
     wait_logged(&["WARN", "its certificate is missing, expired or of another CA"]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_connects_and_says_nothing_blocks_nobody() -> Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit.maximum, ..limit },
+    )?;
+    let cloud = Cloud::start().await?;
+    let (websocket, https) = (cloud.addresses().websocket, cloud.addresses().https);
+    // More than either server takes at once.
+    let mut silent = Vec::new();
+    for _ in 0..600 {
+        silent.push(TcpStream::connect(websocket).await?);
+        silent.push(TcpStream::connect(https).await?);
+    }
+    tokio::time::timeout(SOON / 4, cloud.edge("n1")).await.context("the silent ones are in the way")??;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,88 @@
+//! Connections that have not yet shown that somebody is there.
+//!
+//! They cost a socket and nothing more, so that many may wait. When they are too many the one that has been silent longest goes:
+//! whoever means it says the first word within a round trip, however many others never do.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+/// Newcomers at a time.
+const MAX: usize = 4096;
+
+/// The newcomers of one server. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Newcomers {
+    shared: Arc<Mutex<Waiting>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    /// In the order of their arrival.
+    by_arrival: BTreeMap<u64, CancellationToken>,
+}
+
+/// One newcomer; dropping it ends that.
+struct Newcomer<'a> {
+    all: &'a Newcomers,
+    number: u64,
+    sent_away: CancellationToken,
+}
+
+impl Newcomers {
+    /// Waits for the first byte, which stays in the socket. `false` when none came within this time, or when others needed the room.
+    pub async fn has_spoken(&self, tcp: &TcpStream, limit: Duration) -> bool {
+        let newcomer = self.enter();
+        let mut first = [0];
+        tokio::select! {
+            () = newcomer.sent_away.cancelled() => false,
+            seen = tokio::time::timeout(limit, tcp.peek(&mut first)) => matches!(seen, Ok(Ok(1))),
+        }
+    }
+
+    fn enter(&self) -> Newcomer<'_> {
+        let sent_away = CancellationToken::new();
+        let mut waiting = self.lock();
+        let number = waiting.next;
+        waiting.next += 1;
+        waiting.by_arrival.insert(number, sent_away.clone());
+        if waiting.by_arrival.len() > MAX
+            && let Some((_, oldest)) = waiting.by_arrival.pop_first()
+        {
+            oldest.cancel();
+        }
+        Newcomer { all: self, number, sent_away }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Newcomer<'_> {
+    fn drop(&mut self) {
+        self.all.lock().by_arrival.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_one_that_has_been_silent_longest_makes_room() {
+        let newcomers = Newcomers::default();
+        let first = newcomers.enter();
+        let mut others: Vec<_> = (1..MAX).map(|_| newcomers.enter()).collect();
+        assert!(!first.sent_away.is_cancelled());
+        let one_more = newcomers.enter();
+        assert!(first.sent_away.is_cancelled() && !others[0].sent_away.is_cancelled());
+        others.clear();
+        drop(first);
+        assert_eq!(newcomers.lock().by_arrival.keys().copied().collect::<Vec<_>>(), [one_more.number]);
+    }
+}
