@@ -56,6 +56,8 @@ pub struct CloudHub {
     pub token_refresh: Duration,
     /// Whether the node's identity is checked. Off only if the file says so.
     pub authorization: bool,
+    /// The socket for programs beside cloudcore; `None` when it is switched off.
+    pub unix_socket: Option<PathBuf>,
     /// Local files that come before the Secrets: CA certificate, CA key, certificate, key.
     pub files: [PathBuf; 4],
 }
@@ -135,6 +137,10 @@ impl Config {
             token_refresh: Duration::from_secs(number("tokenRefreshDuration") * 3600),
             authorization: self.document.flag(&at("authorization.enable"))
                 && !self.document.flag(&at("authorization.debug")),
+            unix_socket: self
+                .document
+                .flag(&at("unixsocket.enable"))
+                .then(|| self.document.text(&at("unixsocket.address")).trim_start_matches("unix://").into()),
             files: files.map(|key| self.document.text(&at(key)).into()),
         }
     }

@@ -1,7 +1,8 @@
 //! CloudHub: certificates for nodes (`https`, `certificates`, `register`), their sessions (`sessions`, [`session`],
-//! `reading`, `lane`, `turns`), and what can be seen of them (`feed`, `lag`, [`monitor`]).
+//! `reading`, `lane`, `turns`), what asks nodes from beside (`unix_socket`), the net below (`comparison`), and what can be seen of them (`feed`, `lag`, [`monitor`]).
 
 mod certificates;
+mod comparison;
 mod feed;
 mod https;
 mod lag;
@@ -12,6 +13,7 @@ mod register;
 pub mod session;
 mod sessions;
 mod turns;
+mod unix_socket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -88,7 +90,7 @@ impl CloudHub {
         if settings.hosts.is_empty() {
             return Err(HubError::NoAddress);
         }
-        let upstream = controllers.upstream.clone();
+        let (upstream, events) = (controllers.upstream.clone(), controllers.events.clone());
         let material = Material::load(&kubernetes, &settings).await.map_err(HubError::Certificates)?;
         let material = Arc::new(material);
         let listen =
@@ -116,8 +118,13 @@ impl CloudHub {
         });
 
         let tls = server(&material.own, ClientAuth::Required(material.ca.certificate().clone()), alpn)?;
+        let socket = settings.unix_socket.clone();
         let sessions = Sessions::new(settings, controllers, tasks);
         tasks.spawn(lag::watch(sessions.clone(), upstream, sessions.feed().clone(), stopping.clone()));
+        if let Some(socket) = socket {
+            tasks.spawn(unix_socket::serve(socket, sessions.clone(), tasks.clone(), stopping.clone()));
+        }
+        tasks.spawn(comparison::run(sessions.clone(), events, stopping.clone()));
         monitor.serves(sessions.clone());
         tasks.spawn(sessions.serve(channel, tls, tasks.clone(), stopping.clone()));
         Ok((websocket, https))

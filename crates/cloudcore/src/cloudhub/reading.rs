@@ -121,6 +121,7 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
     }
     match route.operation.as_str() {
         operation::RESPONSE if handle.takes_inventory(&message, &services.records) => return None,
+        operation::RESPONSE | operation::ERROR if handle.takes_answer(&message) => return None,
         operation::RESPONSE => {
             // What a newer session was told to forget must not come back.
             let ids = acks::read(&message).unwrap_or_else(|| vec![message.header.parent_msg_id.clone()]);

@@ -1,5 +1,6 @@
 //! One node's session: what is to be sent to it (this file), and what it says (`reading`).
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use crate::objectsync::{Acknowledged, Records};
 
 /// How long a node may take to close its side after it was told the reason.
 const CLOSING: Duration = Duration::from_secs(2);
+/// Requests of programs beside cloudcore that a node may have to answer at the same time.
+const MAX_REQUESTS: usize = 64;
 /// How long a node may take to say what it has.
 const INVENTORY: Duration = Duration::from_secs(60);
 
@@ -47,6 +50,8 @@ struct Shared {
     lane: Mutex<Lane>,
     /// The question for the node's inventory: its id, and who asked.
     asked: Mutex<Option<(String, oneshot::Sender<()>)>>,
+    /// Who waits for the node's answer, by the id of the request.
+    requests: Mutex<HashMap<String, oneshot::Sender<Message>>>,
     wake: Notify,
     end: CancellationToken,
     reason: Mutex<String>,
@@ -60,6 +65,7 @@ impl SessionHandle {
             lane: Mutex::new(Lane::new(peer.features)),
             peer,
             asked: Mutex::default(),
+            requests: Mutex::default(),
             wake: Notify::new(),
             end: CancellationToken::new(),
             reason: Mutex::default(),
@@ -116,6 +122,37 @@ impl SessionHandle {
         }
         self.shared.wake.notify_one();
         matches!(tokio::time::timeout(INVENTORY, told).await, Ok(Ok(())))
+    }
+
+    /// Sends a request to the node; its answer. `None` when the session ends before, or too many wait already.
+    pub(super) async fn ask(&self, mut request: Message) -> Option<Message> {
+        if request.header.msg_id.is_empty() {
+            request.header.msg_id = compose::id();
+        }
+        request.header.sync = true;
+        let id = request.header.msg_id.clone();
+        let (tell, told) = oneshot::channel();
+        {
+            let mut requests = lock(&self.shared.requests);
+            // Those whose asker has given up take no place.
+            requests.retain(|_, waiting| !waiting.is_closed());
+            if requests.len() >= MAX_REQUESTS {
+                return None;
+            }
+            requests.insert(id, tell);
+        }
+        self.lane().post(request).ok()?;
+        self.shared.wake.notify_one();
+        self.shared.end.run_until_cancelled(told).await?.ok()
+    }
+
+    /// Whether this is the node's answer to a request of [`SessionHandle::ask`]; it is handed over then.
+    pub(super) fn takes_answer(&self, message: &Message) -> bool {
+        let waiting = lock(&self.shared.requests).remove(&message.header.parent_msg_id);
+        let Some(tell) = waiting else { return false };
+        // Who asked may have given up.
+        let _ = tell.send(message.clone());
+        true
     }
 
     /// Whether this is the node's answer to that question; it is noted then.

@@ -82,6 +82,11 @@ impl Sessions {
         self.current().values().cloned().collect()
     }
 
+    /// The session of this node.
+    pub(super) fn of(&self, node: &str) -> Option<SessionHandle> {
+        self.current().get(node).cloned()
+    }
+
     pub(super) fn counters(&self) -> &Counters {
         &self.shared.services.counters
     }

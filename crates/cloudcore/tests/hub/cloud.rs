@@ -133,6 +133,11 @@ impl Cloud {
         self.running = None;
     }
 
+    /// The socket for programs beside cloudcore.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("cloudcore.sock")
+    }
+
     /// Where cloudcore listens.
     pub fn addresses(&self) -> Addresses {
         self.running.as_ref().expect("cloudcore runs").addresses
@@ -268,7 +273,8 @@ fn config(dir: &Path, hub: &str) -> String {
     .collect();
     format!(
         "apiVersion: cloudcore.config.kubeedge.io/v1alpha2\nkind: CloudCore\ncommonConfig: {{monitorServer: {{bindAddress: \"127.0.0.1:0\"}}}}\nmodules:\n  cloudHub:\n    advertiseAddress: [127.0.0.1]\n\
-         \x20   websocket: {{enable: true, address: 127.0.0.1, port: 0}}\n    https: {{enable: true, address: 127.0.0.1, port: 0}}\n{files}{hub}"
+         \x20   websocket: {{enable: true, address: 127.0.0.1, port: 0}}\n    https: {{enable: true, address: 127.0.0.1, port: 0}}\n    unixsocket: {{enable: true, address: \"unix://{}\"}}\n{files}{hub}",
+        dir.join("cloudcore.sock").display()
     )
 }
 

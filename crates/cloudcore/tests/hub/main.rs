@@ -6,5 +6,6 @@ mod delivery;
 mod deploy;
 mod golden;
 mod registration;
+mod unix_socket;
 mod volumes;
 mod watching;
