@@ -28,6 +28,8 @@ const MAX_REQUEST: usize = 10_480;
 const READING: Duration = Duration::from_secs(10);
 /// How long a node may take to answer.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long a client may take to close after it was answered.
+const CLOSING: Duration = Duration::from_secs(2);
 /// Requests at the same time; more wait.
 const MAX_CONNECTIONS: usize = 64;
 /// The wait after a failed accept, which mostly means too many open files.
@@ -107,6 +109,10 @@ async fn answer(mut stream: UnixStream, sessions: &Sessions) {
     };
     // Whoever asked may have gone.
     let _ = stream.write_all(&answer.to_json()).await;
+    let _ = stream.shutdown().await;
+    // Closing with unread bytes would take the answer with it.
+    let drain = async { while let Ok(1..) = stream.read(&mut request).await {} };
+    let _ = tokio::time::timeout(CLOSING, drain).await;
 }
 
 async fn ask(message: &Message, sessions: &Sessions) -> Result<Message, String> {
