@@ -13,7 +13,7 @@ mod report;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 use testkit::deployment::{Cluster, Deployment};
 
@@ -36,6 +36,20 @@ pub struct BenchOptions {
     /// Write the measured sizes and memory as the new recorded values
     #[arg(long)]
     pub record: bool,
+    /// Measure this part alone
+    #[arg(long, conflicts_with = "record")]
+    pub only: Option<Part>,
+}
+
+/// What is measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Sizes, idle programs, pods, a full node
+    Agent,
+    /// Changes on their way to a node
+    Link,
+    /// Thousands of simulated nodes
+    Fleet,
 }
 
 /// Runs every measurement and prints one table.
@@ -47,7 +61,10 @@ pub async fn run(options: BenchOptions) -> Result<()> {
         // A fleet of nodes in an unoptimised program would measure that program.
         let mut command = cargo();
         command.args(["run", "--release", "--quiet", "--package", "xtask", "--", "bench"]);
-        return crate::workspace::run(command.args(options.record.then_some("--record")));
+        command.args(options.record.then_some("--record"));
+        let only = options.only.and_then(|part| Some(part.to_possible_value()?.get_name().to_owned()));
+        command.args(only.iter().flat_map(|part| ["--only", part]));
+        return crate::workspace::run(&mut command);
     }
     packages::ensure()?;
     up::build()?;
@@ -56,7 +73,7 @@ pub async fn run(options: BenchOptions) -> Result<()> {
     let mut deployment = up::open(dir.path())?;
     let mut report = Report::default();
     let result = tokio::select! {
-        result = measure(&mut deployment, &mut report) => result,
+        result = measure(&mut deployment, options.only, &mut report) => result,
         signal = signals.next() => Err(anyhow!("{signal} while measuring")),
     };
     if let Err(error) = deployment.stop().await {
@@ -65,25 +82,50 @@ pub async fn run(options: BenchOptions) -> Result<()> {
     }
     result?;
     report.print();
-    if options.record { report.record() } else { report.compare() }
+    match (options.record, options.only) {
+        (true, _) => report.record(),
+        (false, None) => report.compare(),
+        (false, Some(_)) => Ok(()),
+    }
 }
 
-async fn measure(deployment: &mut Deployment, report: &mut Report) -> Result<()> {
-    sizes(deployment, report)?;
+async fn measure(deployment: &mut Deployment, only: Option<Part>, report: &mut Report) -> Result<()> {
+    let wanted = |part| only.is_none_or(|only| only == part);
     let cluster = deployment.start_cloud().await?;
-    tokio::time::sleep(SETTLE).await;
-    idle(deployment, "cloudcore", "B6 cloudcore idle, embedded Kubernetes included", 40.0, report).await?;
-    deployment.start_edge(1).await?;
-    deployment.wait_ready(&cluster, 1).await?;
+    if wanted(Part::Agent) {
+        sizes(deployment, report)?;
+        tokio::time::sleep(SETTLE).await;
+        idle(deployment, "cloudcore", "B6 cloudcore idle, embedded Kubernetes included", 40.0, report).await?;
+    }
+    if wanted(Part::Agent) || wanted(Part::Link) {
+        deployment.start_edge(1).await?;
+        deployment.wait_ready(&cluster, 1).await?;
+    }
+    if wanted(Part::Link) {
+        link::measure(deployment, &cluster, report).await?;
+    }
+    if wanted(Part::Agent) {
+        agent(deployment, &cluster, report).await?;
+        // It was killed at the end.
+        deployment.start_cloud().await?;
+    }
+    if wanted(Part::Fleet) {
+        fleet::measure(deployment, &cluster, report).await?;
+    }
+    Ok(())
+}
+
+async fn agent(deployment: &mut Deployment, cluster: &Cluster, report: &mut Report) -> Result<()> {
+    // A fresh one: what came before must not count.
+    deployment.stop_edgecore(1)?;
+    deployment.start_edgecore(1)?;
+    deployment.wait_ready(cluster, 1).await?;
     tokio::time::sleep(SETTLE).await;
     idle(deployment, "edge-1-edgecore", "B1 edgecore idle, joined, no pods", 18.0, report).await?;
-    restarts(deployment, &cluster, report).await?;
+    restarts(deployment, cluster, report).await?;
     let socket = std::path::PathBuf::from(deployment.containerd_socket(1));
-    pods::measure(&cluster, &socket, report).await?;
-    link::measure(deployment, &cluster, report).await?;
-    full_node::measure(deployment, &cluster, report).await?;
-    deployment.start_cloud().await?;
-    fleet::measure(deployment, &cluster, report).await
+    pods::measure(cluster, &socket, report).await?;
+    full_node::measure(deployment, cluster, report).await
 }
 
 fn sizes(deployment: &Deployment, report: &mut Report) -> Result<()> {
