@@ -1,6 +1,7 @@
 //! A node that has just connected: what does it lack, what has it too much?
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use tracing::warn;
 use wire::{Message, kind, operation};
 
 use super::object::{push, read, read_pod, tombstone, with_kind};
+use super::view::View;
 use crate::cloudhub::session::SessionHandle;
 use crate::kubernetes::{Kubernetes, KubernetesError};
 use crate::objectsync::{Record, Records};
@@ -19,7 +21,7 @@ use crate::objectsync::{Record, Records};
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// How long the list of what nodes have may take.
+/// How long the lists of what there is, and of what nodes have, may take.
 const RECORDS_WAIT: Duration = Duration::from_secs(15);
 
 /// What a node lacks cannot be found out now.
@@ -34,8 +36,11 @@ enum CatchUpError {
 /// Brings a node that has just connected up to date.
 pub(super) struct CatchUp {
     pub(super) kubernetes: Kubernetes,
+    pub(super) view: Arc<View>,
     pub(super) records: Records,
     pub(super) session: SessionHandle,
+    /// Everything is asked of the Kubernetes API. Otherwise what the watches have told is believed.
+    pub(super) is_thorough: bool,
 }
 
 impl CatchUp {
@@ -55,17 +60,8 @@ impl CatchUp {
 
     async fn try_once(&self) -> Result<(), CatchUpError> {
         let node = self.session.node();
-        match self.kubernetes.get(&format!("/api/v1/nodes/{node}")).await {
-            Ok(text) => {
-                if let Some(object) = read(&text) {
-                    let (uid, version) = (object.uid().to_owned(), object.version());
-                    let path = format!("null/node/{node}");
-                    self.session.offer(&uid, version, push(operation::UPDATE, &path, version, with_kind(text, "Node")));
-                }
-            }
-            Err(error) if error.code() == 404 => {}
-            Err(error) => return Err(error.into()),
-        }
+        // What is not known in time is asked for.
+        let _ = tokio::time::timeout(RECORDS_WAIT, self.view.versions.all_listed()).await;
         if !tokio::time::timeout(RECORDS_WAIT, self.records.listed()).await.unwrap_or(false) {
             warn!(
                 node,
@@ -78,6 +74,9 @@ impl CatchUp {
         }
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
+        if !records.values().any(|record| record.kind == "Node" && self.is_current(record)) {
+            self.node(node).await?;
+        }
         // Deletions first: a new object may have the name of one that is gone.
         let lacking = self.pods(node, &mut records).await?;
         for record in records.into_values() {
@@ -89,6 +88,35 @@ impl CatchUp {
         self.records.trust(node);
         self.session.caught_up();
         Ok(())
+    }
+
+    /// The Node itself goes with each connection, unless the node is known to have it.
+    async fn node(&self, node: &str) -> Result<(), KubernetesError> {
+        match self.kubernetes.get(&format!("/api/v1/nodes/{node}")).await {
+            Ok(text) => {
+                if let Some(object) = read(&text) {
+                    let (uid, version) = (object.uid().to_owned(), object.version());
+                    let path = format!("null/node/{node}");
+                    self.session.offer(&uid, version, push(operation::UPDATE, &path, version, with_kind(text, "Node")));
+                }
+            }
+            Err(error) if error.code() == 404 => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Whether the watches say that the node has the object as it is. A Go edge cannot say what it has, and a restored cluster counts
+    /// its versions anew.
+    fn is_current(&self, record: &Record) -> bool {
+        self.believes() && self.view.versions.is_current(&record.kind, &record.uid, record.version)
+    }
+
+    fn believes(&self) -> bool {
+        !self.is_thorough
+            && self.session.peer().features.inventory
+            && self.view.are_listed()
+            && !self.records.is_distrusted(self.session.node())
     }
 
     /// Pods that the node has not acknowledged in their version. Records of pods that are there are taken out of `records`.
@@ -107,6 +135,14 @@ impl CatchUp {
         struct ListMetadata {
             #[serde(default)]
             resource_version: String,
+        }
+        if self.believes() {
+            let pods = self.view.read();
+            let has = |uid: &str| records.get(uid).map(|record| record.version);
+            if let Some(all) = pods.acknowledged_of(node, has) {
+                all.into_iter().for_each(|uid| drop(records.remove(uid)));
+                return Ok(Vec::new());
+            }
         }
         let text = self.kubernetes.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await?;
         let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
@@ -138,6 +174,9 @@ impl CatchUp {
             "Secret" => (kind::SECRET, "secrets"),
             _ => return Ok(()),
         };
+        if self.is_current(record) {
+            return Ok(());
+        }
         let name = (record.namespace.clone(), record.name.clone());
         let path = format!("{}/{segment}/{}", name.0, name.1);
         if !plural.is_empty() {

@@ -135,7 +135,7 @@ impl Downstream {
                 Event::Secret(change) => self.referenced(references::Kind::Secret, change),
                 Event::Connected(session) => self.connected(session),
                 Event::Disconnected(session) => self.disconnected(&session),
-                Event::Lacking(session) => self.catch_up(session),
+                Event::Lacking(session) => self.catch_up(session, true),
             }
         }
     }
@@ -146,7 +146,7 @@ impl Downstream {
             return;
         }
         if self.view.are_listed() {
-            self.catch_up(session.clone());
+            self.catch_up(session.clone(), false);
         }
         self.sessions.insert(session.node().to_owned(), session);
     }
@@ -158,8 +158,9 @@ impl Downstream {
     }
 
     /// Finds in the background what the node lacks; what changes meanwhile is newer and wins.
-    fn catch_up(&self, session: SessionHandle) {
-        let catch_up = CatchUp { kubernetes: self.kubernetes.clone(), records: self.records.clone(), session };
+    fn catch_up(&self, session: SessionHandle, is_thorough: bool) {
+        let (kubernetes, view, records) = (self.kubernetes.clone(), self.view.clone(), self.records.clone());
+        let catch_up = CatchUp { kubernetes, view, records, session, is_thorough };
         let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -172,7 +173,10 @@ impl Downstream {
     fn pod(&mut self, change: Change) {
         match change {
             Change::Restored => self.restored(),
-            Change::Begin => self.seen_pods = Some(HashSet::new()),
+            Change::Begin => {
+                self.view.versions.begin("Pod");
+                self.seen_pods = Some(HashSet::new());
+            }
             Change::Put(text) => match read_pod(&text) {
                 Some((name, entry, is_terminating)) => {
                     if let Some(seen) = &mut self.seen_pods {
@@ -185,6 +189,7 @@ impl Downstream {
             Change::Gone(text) => {
                 if let Some((name, entry, _)) = read_pod(&text) {
                     self.view.write().remove(&name);
+                    self.view.versions.remove("Pod", &entry.uid);
                     let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
                     self.offer(
                         &entry.node,
@@ -197,6 +202,7 @@ impl Downstream {
                 }
             }
             Change::Listed => {
+                self.view.versions.listed("Pod");
                 let seen = self.seen_pods.take().unwrap_or_default();
                 let lost: Vec<NamespacedName> =
                     self.view.read().names().into_iter().filter(|name| !seen.contains(name)).collect();
@@ -221,7 +227,7 @@ impl Downstream {
                         .cloned()
                         .collect::<Vec<_>>()
                         .into_iter()
-                        .for_each(|session| self.catch_up(session));
+                        .for_each(|session| self.catch_up(session, false));
                 }
             }
         }
@@ -233,6 +239,7 @@ impl Downstream {
         warn!("the cluster was restored from a backup: all nodes get everything again");
         self.records.distrust_all();
         self.view.write().clear();
+        ["Pod", "Node", "ConfigMap", "Secret"].into_iter().for_each(|kind| self.view.versions.forget(kind));
         for session in self.sessions.values() {
             session.close("the cluster was restored from a backup; connect again");
         }
@@ -250,6 +257,7 @@ impl Downstream {
             }
         }
         let (node, uid, version) = (entry.node.clone(), entry.uid.clone(), entry.version);
+        self.view.versions.put("Pod", &uid, version);
         self.view.write().put(name, entry);
         if self.view.are_listed() {
             let verb = if old.is_none() && !is_terminating { operation::INSERT } else { operation::UPDATE };
@@ -260,13 +268,17 @@ impl Downstream {
     fn node(&mut self, change: Change) {
         match change {
             Change::Restored => self.nodes.clear(),
-            Change::Begin => self.seen_nodes = Some(HashSet::new()),
+            Change::Begin => {
+                self.view.versions.begin("Node");
+                self.seen_nodes = Some(HashSet::new());
+            }
             Change::Put(text) => {
                 let Some(object) = read(&text) else { return };
                 let name = object.name().to_owned();
                 if let Some(seen) = &mut self.seen_nodes {
                     seen.insert(name.clone());
                 }
+                self.view.versions.put("Node", object.uid(), object.version());
                 let digest = object.digest();
                 if self.nodes.insert(name.clone(), digest) == Some(digest) {
                     return;
@@ -283,11 +295,13 @@ impl Downstream {
             }
             Change::Gone(text) => {
                 if let Some(object) = read(&text) {
+                    self.view.versions.remove("Node", object.uid());
                     let name = object.name().to_owned();
                     self.node_is_gone(&name);
                 }
             }
             Change::Listed => {
+                self.view.versions.listed("Node");
                 let seen = self.seen_nodes.take().unwrap_or_default();
                 let lost: Vec<String> = self.nodes.keys().filter(|name| !seen.contains(*name)).cloned().collect();
                 lost.iter().for_each(|name| self.node_is_gone(name));
@@ -312,18 +326,24 @@ impl Downstream {
         let (verb, text) = match change {
             Change::Put(text) => (operation::UPDATE, text),
             Change::Gone(text) => (operation::DELETE, text),
-            Change::Begin | Change::Restored => return,
+            Change::Begin => return self.view.versions.begin(what.name()),
+            Change::Restored => return,
             Change::Listed => {
+                self.view.versions.listed(what.name());
                 if !self.listed.insert(what) {
                     self.look_again(what);
                 }
                 return;
             }
         };
+        let Some(object) = read(&text) else { return };
+        match verb {
+            operation::DELETE => self.view.versions.remove(what.name(), object.uid()),
+            _ => self.view.versions.put(what.name(), object.uid(), object.version()),
+        }
         if self.sessions.is_empty() {
             return;
         }
-        let Some(object) = read(&text) else { return };
         let reference = Reference { kind: what, name: object.name().to_owned() };
         let nodes: BTreeSet<String> = self.view.read().nodes_of(object.namespace(), &reference);
         if nodes.is_empty() {
@@ -346,7 +366,7 @@ impl Downstream {
         let name = what.name();
         let has_some = |node: &str| self.records.of_node(node).iter().any(|record| record.kind == name);
         let sessions = self.sessions.values().filter(|session| has_some(session.node())).cloned();
-        sessions.for_each(|session| self.catch_up(session));
+        sessions.for_each(|session| self.catch_up(session, true));
     }
 
     /// What nodes had that left long ago is forgotten.

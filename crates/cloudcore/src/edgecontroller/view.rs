@@ -7,6 +7,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::watch;
 
 use super::references::Reference;
+use super::versions::Versions;
 
 /// Namespace and name.
 pub type NamespacedName = (String, String);
@@ -31,6 +32,8 @@ pub struct PodEntry {
 pub struct View {
     inner: RwLock<Pods>,
     listed: watch::Sender<bool>,
+    /// In which version the cluster has each object that nodes may have.
+    pub versions: Versions,
 }
 
 /// The pods of the cluster that are on nodes.
@@ -69,6 +72,12 @@ impl Pods {
     /// A pod by name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<&PodEntry> {
         self.pods.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// The pods of a node, if all of them are in the versions that `acknowledged` has by uid.
+    pub fn acknowledged_of(&self, node: &str, acknowledged: impl Fn(&str) -> Option<u64>) -> Option<Vec<&str>> {
+        let of_node = self.of_node(node).map(|(_, pod)| pod);
+        of_node.map(|pod| (acknowledged(&pod.uid) == Some(pod.version)).then_some(pod.uid.as_str())).collect()
     }
 
     /// The pods of a node.

@@ -1,0 +1,116 @@
+//! In which version the cluster has each object, as far as the watches have told: what a returning node has is compared with
+//! this, so that ten thousand nodes may come back without a question to the Kubernetes API.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+
+use tokio::sync::watch;
+
+/// Nodes, pods, ConfigMaps, Secrets.
+const KINDS: usize = 4;
+
+/// Versions by kind. A uid is kept as its hash: there may be very many.
+#[derive(Default)]
+pub struct Versions {
+    kinds: RwLock<HashMap<&'static str, Known>>,
+    /// Kinds of which a list was read.
+    listed: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Known {
+    now: HashMap<u64, u64>,
+    /// What stands in a list that is being read.
+    list: Option<HashMap<u64, u64>>,
+    /// A list was read to its end.
+    is_listed: bool,
+}
+
+impl Versions {
+    /// Whether the cluster has this object of this kind in just this version.
+    pub fn is_current(&self, kind: &str, uid: &str, version: u64) -> bool {
+        let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        kinds.get(kind).is_some_and(|known| known.is_listed && known.now.get(&hash(uid)) == Some(&version))
+    }
+
+    /// Waits until each kind was listed once.
+    pub async fn all_listed(&self) {
+        // The sender lives in `self`.
+        let _ = self.listed.subscribe().wait_for(|listed| *listed >= KINDS).await;
+    }
+
+    /// The object is there in this version.
+    pub(super) fn put(&self, kind: &'static str, uid: &str, version: u64) {
+        let mut kinds = self.write();
+        let known = kinds.entry(kind).or_default();
+        known.now.insert(hash(uid), version);
+        if let Some(list) = &mut known.list {
+            list.insert(hash(uid), version);
+        }
+    }
+
+    /// The object is gone.
+    pub(super) fn remove(&self, kind: &'static str, uid: &str) {
+        self.write().entry(kind).or_default().now.remove(&hash(uid));
+    }
+
+    /// A list begins.
+    pub(super) fn begin(&self, kind: &'static str) {
+        self.write().entry(kind).or_default().list = Some(HashMap::new());
+    }
+
+    /// The list is complete: what is not in it is gone.
+    pub(super) fn listed(&self, kind: &'static str) {
+        let mut kinds = self.write();
+        let known = kinds.entry(kind).or_default();
+        if let Some(list) = known.list.take() {
+            known.now = list;
+        }
+        known.is_listed = true;
+        self.listed.send_replace(kinds.values().filter(|known| known.is_listed).count());
+    }
+
+    /// Versions mean something else from now on.
+    pub(super) fn forget(&self, kind: &'static str) {
+        self.write().remove(kind);
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<&'static str, Known>> {
+        self.kinds.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn hash(uid: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_current_until_another_comes_or_a_list_is_without_it() {
+        let versions = Versions::default();
+        versions.begin("Pod");
+        versions.put("Pod", "a", 1);
+        assert!(!versions.is_current("Pod", "a", 1), "the list is not complete");
+        versions.listed("Pod");
+        assert!(versions.is_current("Pod", "a", 1) && !versions.is_current("Secret", "a", 1));
+        versions.put("Pod", "a", 2);
+        versions.put("Pod", "b", 3);
+        assert!(!versions.is_current("Pod", "a", 1) && versions.is_current("Pod", "a", 2));
+        versions.begin("Pod");
+        assert!(versions.is_current("Pod", "b", 3), "as long as the new list is read, the old one counts");
+        versions.put("Pod", "a", 2);
+        versions.listed("Pod");
+        assert!(versions.is_current("Pod", "a", 2) && !versions.is_current("Pod", "b", 3));
+        versions.remove("Pod", "a");
+        assert!(!versions.is_current("Pod", "a", 2));
+        versions.put("Pod", "a", 2);
+        versions.forget("Pod");
+        assert!(!versions.is_current("Pod", "a", 2));
+    }
+}
