@@ -91,6 +91,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("the configuration can be used");
         return Ok(());
     }
+    beehive::sys::limit_arenas();
     link::tls::install_provider();
     allow_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -129,6 +130,7 @@ async fn serve(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
     let result = tokio::select! {
         ended = &mut hub => ended,
         () = renewals => hub.await,
+        _ = beehive::sys::keep_small() => hub.await,
         _ = terminate.recv() => { stopping.cancel(); hub.await }
         _ = interrupt.recv() => { stopping.cancel(); hub.await }
     };

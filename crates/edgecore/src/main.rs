@@ -69,6 +69,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("the configuration can be used");
         return Ok(());
     }
+    beehive::sys::limit_arenas();
     link::tls::install_provider();
     // One thread for everything that waits; files and SQLite have theirs.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
@@ -80,6 +81,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         tokio::pin!(node);
         tokio::select! {
             ended = &mut node => return Ok(ended?),
+            _ = beehive::sys::keep_small() => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

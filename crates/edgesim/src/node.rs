@@ -205,6 +205,7 @@ impl Node {
                     let ping = Content::text("ping");
                     let about = compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, kind::NODE, ping);
                     connection.send(&[about]).await?;
+                    connection.writer.ping().await?;
                 }
                 _ = lease.tick(), if behaviour.lease.is_some() => {
                     let verb = if self.leased.swap(true, Ordering::Relaxed) { operation::UPDATE } else { operation::INSERT };
