@@ -40,13 +40,15 @@ pub struct Behaviour {
     pub register: bool,
     /// Renews its lease this often.
     pub lease: Option<Duration>,
+    /// Takes this long for each object.
+    pub pause: Duration,
     /// Sends a heartbeat this often (`modules.edgeHub.heartbeat`).
     pub heartbeat: Duration,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { register: true, lease: None, heartbeat: Duration::from_secs(15) }
+        Self { register: true, lease: None, pause: Duration::ZERO, heartbeat: Duration::from_secs(15) }
     }
 }
 
@@ -119,7 +121,7 @@ impl Fleet {
     }
 
     /// Connects them all; each stays connected or comes back. What they store is told to `stored`, if somebody wants to know.
-    pub fn start(&mut self, behaviour: Behaviour, stored: Option<mpsc::UnboundedSender<Stored>>) {
+    pub fn start(&mut self, behaviour: Behaviour, stored: Option<mpsc::Sender<Stored>>) {
         for node in &self.nodes {
             self.tasks.spawn(node.clone().run(self.cloud.subscribe(), behaviour, stored.clone()));
         }

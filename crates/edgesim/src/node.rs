@@ -127,7 +127,7 @@ impl Node {
         self: Arc<Self>,
         cloud: watch::Receiver<SocketAddr>,
         behaviour: Behaviour,
-        stored: Option<mpsc::UnboundedSender<Stored>>,
+        stored: Option<mpsc::Sender<Stored>>,
     ) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
@@ -175,7 +175,7 @@ impl Node {
         mut reader: Reader,
         mut connection: Connection,
         behaviour: Behaviour,
-        stored: Option<&mpsc::UnboundedSender<Stored>>,
+        stored: Option<&mpsc::Sender<Stored>>,
     ) -> Result<(), LinkError> {
         if behaviour.register && !self.registered.load(Ordering::Relaxed) {
             connection
@@ -196,6 +196,9 @@ impl Node {
                         Incoming::Closed(_) => return Ok(()),
                     };
                     self.received.store(before + counted.count(), Ordering::Relaxed);
+                    if !behaviour.pause.is_zero() {
+                        tokio::time::sleep(behaviour.pause * u32::try_from(messages.len()).unwrap_or(u32::MAX)).await;
+                    }
                     let answers = self.take(&messages, stored);
                     if !answers.is_empty() {
                         connection.send(&answers).await?;
@@ -217,7 +220,7 @@ impl Node {
     }
 
     /// Stores what came; what is to be said to it.
-    fn take(&self, messages: &[Message], stored: Option<&mpsc::UnboundedSender<Stored>>) -> Vec<Message> {
+    fn take(&self, messages: &[Message], stored: Option<&mpsc::Sender<Stored>>) -> Vec<Message> {
         let (mut done, mut answers) = (Vec::new(), Vec::new());
         for message in messages {
             let (verb, about) = (message.route.operation.as_str(), message.route.resource.as_str());
@@ -229,8 +232,8 @@ impl Node {
                     done.push(message.header.msg_id.clone());
                     if let Some(stored) = stored {
                         let told = Stored { node: self.place, resource: about.to_owned(), version, at: Instant::now() };
-                        // Who wanted to know may have gone.
-                        let _ = stored.send(told);
+                        // Who wanted to know may have gone, or be too slow.
+                        let _ = stored.try_send(told);
                     }
                 }
                 operation::RESPONSE if about.starts_with("null/node/") => {

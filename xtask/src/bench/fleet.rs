@@ -9,7 +9,7 @@ use edgesim::{Behaviour, Cloud, Fleet};
 use testkit::deployment::{Cluster, Deployment};
 
 use super::report::{Report, Row};
-use super::{SETTLE, process};
+use super::{SETTLE, flood, process};
 
 /// Nodes of the fleet.
 const NODES: usize = 5000;
@@ -94,6 +94,11 @@ pub async fn measure(deployment: &mut Deployment, cluster: &Cluster, report: &mu
     }
     report.add(Row::timed("B7 one node back after cloudcore was killed".into(), "s", seconds, 2.0));
     one.stop().await;
+    flood::measure(hub.cloud, &token, cluster, report).await?;
+    // What the flood has left in memory is none of the next fleet's.
+    deployment.children.stop(HUB)?;
+    hub.start(deployment)?;
+    hub.listens().await?;
 
     let began = Instant::now();
     let mut fleet = Fleet::join(hub.cloud, &token, (0..NODES).map(|number| format!("sim-{number}"))).await?;

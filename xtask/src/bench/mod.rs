@@ -4,6 +4,7 @@
 //! are compared with the recorded values: more than a tenth above is an error.
 
 mod fleet;
+mod flood;
 mod full_node;
 mod link;
 mod pods;

@@ -130,6 +130,14 @@ impl Flights {
         self.waiting.len() + self.in_flight.len()
     }
 
+    /// Nothing waits and nothing flies: what the maps have taken for it is given back. There are many sessions, and most are at rest.
+    pub(super) fn rest(&mut self) {
+        self.order.iter_mut().for_each(VecDeque::shrink_to_fit);
+        self.waiting.shrink_to_fit();
+        self.in_flight.shrink_to_fit();
+        self.ids.shrink_to_fit();
+    }
+
     pub(super) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }

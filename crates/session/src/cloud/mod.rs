@@ -169,6 +169,12 @@ impl NodeQueue {
         } else if self.open.get(name).is_some_and(|(_, open)| open.header.msg_id == id) {
             self.open.remove(name);
         }
+        if self.pending() == 0 && self.plain.is_empty() {
+            self.flights.rest();
+            self.plain.shrink_to_fit();
+            self.offered.shrink_to_fit();
+            self.open.shrink_to_fit();
+        }
         Some((uid, message))
     }
 
