@@ -139,7 +139,9 @@ impl CatchUp {
         if self.believes() {
             let pods = self.view.read();
             let has = |uid: &str| records.get(uid).map(|record| record.version);
-            if let Some(all) = pods.acknowledged_of(node, has) {
+            let noted = records.values().filter(|record| record.kind == "Pod").count();
+            // One that is noted and that the watch has not shown is gone, or newer than the watch: the list tells.
+            if let Some(all) = pods.acknowledged_of(node, has).filter(|all| all.len() == noted) {
                 all.into_iter().for_each(|uid| drop(records.remove(uid)));
                 return Ok(Vec::new());
             }
