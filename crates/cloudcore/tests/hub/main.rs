@@ -4,6 +4,7 @@ mod bad_input;
 mod cloud;
 mod delivery;
 mod deploy;
+mod fleet;
 mod golden;
 mod registration;
 mod unix_socket;

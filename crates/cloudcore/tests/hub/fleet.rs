@@ -1,0 +1,108 @@
+//! Simulated nodes of our own kind, which say what they have: what a returning node gets is what it lacks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use edgesim::{Behaviour, Fleet, Stored};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::cloud::{Cloud, SOON, config_map, pod};
+
+const NODES: usize = 12;
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn cloud_of(cloud: &Cloud) -> edgesim::Cloud {
+    edgesim::Cloud { websocket: cloud.addresses().websocket, https: cloud.addresses().https }
+}
+
+/// A fleet of which each node has a pod that refers to a ConfigMap.
+async fn start(cloud: &Cloud) -> Result<Fleet> {
+    let names = (0..NODES).map(|number| format!("n{number}"));
+    let mut fleet = Fleet::join(cloud_of(cloud), &cloud.token().await?, names).await?;
+    fleet.start(Behaviour::default(), None);
+    fleet.until_synced(NODES, SOON).await?;
+    for number in 0..NODES {
+        cloud.create(MAPS, &config_map(&format!("map{number}"), "before")).await?;
+        let mut pod = pod(&format!("pod{number}"), &format!("n{number}"));
+        pod["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": format!("map{number}")}}]);
+        cloud.create(PODS, &pod).await?;
+    }
+    Ok(fleet)
+}
+
+/// Waits until each node has its objects in the versions that the API has, and no others.
+async fn wait_same(cloud: &Cloud, fleet: &Fleet) -> Result<()> {
+    let pods = cloud.get(PODS).await?;
+    let versions = |list: &Value| -> BTreeMap<String, u64> {
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let version = |item: &Value| text(&item["metadata"]["resourceVersion"]).parse().unwrap_or_default();
+        items.iter().map(|item| (text(&item["metadata"]["name"]), version(item))).collect()
+    };
+    let pods = versions(&pods);
+    let differs = || {
+        (0..NODES).find_map(|number| {
+            let name = format!("pod{number}");
+            let expected: BTreeMap<String, u64> =
+                pods.get(&name).map(|version| (format!("default/pod/{name}"), *version)).into_iter().collect();
+            let held = fleet.held(number).into_iter().filter(|held| held.resource.contains("/pod/"));
+            let held: BTreeMap<String, u64> = held.map(|held| (held.resource, held.version)).collect();
+            (held != expected).then(|| format!("node n{number} has {held:?} and not {expected:?}"))
+        })
+    };
+    let deadline = tokio::time::Instant::now() + SOON;
+    while let Some(difference) = differs() {
+        ensure!(tokio::time::Instant::now() < deadline, "{difference}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
+    let mut cloud = Cloud::start().await?;
+    let mut fleet = start(&cloud).await?;
+    wait_same(&cloud, &fleet).await?;
+    fleet.stop().await;
+    cloud.stop_hub().await?;
+
+    cloud.patch(&format!("{PODS}/pod0"), &json!({"metadata": {"annotations": {"a": "b"}}})).await?;
+    cloud.delete_pod("pod1", 0).await?;
+    // A namesake takes its place.
+    cloud.delete_pod("pod2", 0).await?;
+    cloud.create(PODS, &pod("pod2", "n2")).await?;
+    cloud.start_hub("").await?;
+    fleet.lead_to(cloud.addresses().websocket);
+    let (tell, mut stored) = mpsc::channel::<Stored>(1024);
+    fleet.start(Behaviour::default(), Some(tell));
+    fleet.until_synced(NODES, SOON).await?;
+    wait_same(&cloud, &fleet).await?;
+    let mut told = BTreeSet::new();
+    while let Ok(event) = stored.try_recv() {
+        told.insert((event.node, event.resource));
+    }
+    told.retain(|(_, resource)| resource.contains("/pod/"));
+    let expected = [0, 1, 2].map(|number| (number, format!("default/pod/pod{number}")));
+    assert_eq!(told, BTreeSet::from(expected));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_of_the_hub_costs_repetitions_and_nothing_else() -> Result<()> {
+    let mut cloud = Cloud::start().await?;
+    let fleet = start(&cloud).await?;
+    for round in 0..3 {
+        for number in 0..NODES {
+            let patch = json!({"metadata": {"annotations": {"round": round.to_string()}}});
+            cloud.patch(&format!("{PODS}/pod{number}"), &patch).await.context("a pod")?;
+        }
+        // In the middle of the deliveries.
+        cloud.kill_hub();
+        cloud.start_hub("").await?;
+        fleet.lead_to(cloud.addresses().websocket);
+    }
+    fleet.until_synced(NODES, SOON).await?;
+    wait_same(&cloud, &fleet).await
+}
