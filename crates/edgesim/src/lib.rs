@@ -16,8 +16,7 @@ use testkit::go_edge::{Credentials, register};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use node::Held;
-use node::Node;
+pub use node::{Held, Node};
 
 /// Nodes that register at the same time.
 const JOINING: usize = 32;
@@ -69,7 +68,7 @@ pub struct Stored {
 pub struct Fleet {
     nodes: Vec<Arc<Node>>,
     /// Where the nodes connect to; it may change.
-    cloud: watch::Sender<SocketAddr>,
+    cloud: watch::Sender<String>,
     tasks: JoinSet<()>,
 }
 
@@ -90,7 +89,7 @@ impl Fleet {
             let token = token.to_owned();
             joining.spawn(async move {
                 let credentials = register(cloud.https, &token, &name).await?;
-                Node::new(place, name, &credentials)
+                Node::registered(place, name, &credentials)
             });
         }
         while let Some(node) = joining.join_next().await {
@@ -108,7 +107,7 @@ impl Fleet {
             let common_name = format!("{}{name}", link::identity::NODE_PREFIX);
             let issued = ca.issue_client(&common_name, link::identity::NODE_GROUP, Duration::from_secs(24 * 3600))?;
             let own = link::tls::Certificate { certificate: issued.certificate, key: issued.key };
-            Node::new(place, name, &Credentials { ca: ca.certificate().clone(), own })
+            Node::registered(place, name, &Credentials { ca: ca.certificate().clone(), own })
         };
         let nodes = names.into_iter().enumerate().map(issue).collect::<Result<Vec<_>>>()?;
         Ok(Self::of(cloud, nodes))
@@ -117,13 +116,13 @@ impl Fleet {
     fn of(cloud: Cloud, mut nodes: Vec<Node>) -> Self {
         nodes.sort_by_key(Node::place);
         let nodes = nodes.into_iter().map(Arc::new).collect();
-        Self { nodes, cloud: watch::Sender::new(cloud.websocket), tasks: JoinSet::new() }
+        Self { nodes, cloud: watch::Sender::new(cloud.websocket.to_string()), tasks: JoinSet::new() }
     }
 
     /// Connects them all; each stays connected or comes back. What they store is told to `stored`, if somebody wants to know.
     pub fn start(&mut self, behaviour: Behaviour, stored: Option<mpsc::Sender<Stored>>) {
         for node in &self.nodes {
-            self.tasks.spawn(node.clone().run(self.cloud.subscribe(), behaviour, stored.clone()));
+            self.tasks.spawn(node.clone().run(self.cloud.subscribe(), link::ws::connect, behaviour, stored.clone()));
         }
     }
 
@@ -135,7 +134,7 @@ impl Fleet {
 
     /// From the next connection on they go there.
     pub fn lead_to(&self, websocket: SocketAddr) {
-        self.cloud.send_replace(websocket);
+        self.cloud.send_replace(websocket.to_string());
     }
 
     /// How many nodes there are.

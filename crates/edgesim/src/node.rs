@@ -1,17 +1,17 @@
 //! One simulated node.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use beehive::compose;
+use http::HeaderMap;
 use jiff::Timestamp;
 use link::backoff::Backoff;
 use link::rustls::ClientConfig;
-use link::ws::{self, Incoming, LinkError, Reader, Target, Writer};
+use link::ws::{Incoming, LinkError, Reader, Target, Writer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testkit::go_edge::Credentials;
@@ -32,6 +32,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// For connecting, and for each message.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Heartbeats without a byte from the cloud after which the link counts as dead.
+const MAX_QUIET: u32 = 3;
+
 /// An object that a node has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -44,7 +47,7 @@ pub struct Held {
 }
 
 /// A node: who it is, and what outlives its connections.
-pub(crate) struct Node {
+pub struct Node {
     place: usize,
     name: String,
     tls: Arc<ClientConfig>,
@@ -78,18 +81,23 @@ impl Connection {
 }
 
 impl Node {
-    pub(crate) fn new(place: usize, name: String, credentials: &Credentials) -> Result<Self> {
-        Ok(Self {
+    pub(crate) fn registered(place: usize, name: String, credentials: &Credentials) -> Result<Self> {
+        Ok(Self::new(place, name, link::tls::client(&credentials.ca, Some(&credentials.own))?))
+    }
+
+    /// The node at this place of a fleet.
+    pub fn new(place: usize, name: String, tls: Arc<ClientConfig>) -> Self {
+        Self {
             place,
             name,
-            tls: link::tls::client(&credentials.ca, Some(&credentials.own))?,
+            tls,
             held: Mutex::default(),
             connected: AtomicBool::new(false),
             synced: AtomicBool::new(false),
             registered: AtomicBool::new(false),
             leased: AtomicBool::new(false),
             received: AtomicU64::new(0),
-        })
+        }
     }
 
     pub(crate) fn place(&self) -> usize {
@@ -100,7 +108,8 @@ impl Node {
         self.connected.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn is_synced(&self) -> bool {
+    /// Whether it is connected and has everything that it lacked.
+    pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Relaxed)
     }
 
@@ -108,7 +117,8 @@ impl Node {
         self.received.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn held(&self) -> Vec<Held> {
+    /// What it has.
+    pub fn held(&self) -> Vec<Held> {
         self.lock().values().cloned().collect()
     }
 
@@ -122,17 +132,20 @@ impl Node {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stays connected, or comes back.
-    pub(crate) async fn run(
+    /// Stays connected, or comes back. `open` opens a connection; the target's address is the host and port of `cloud`.
+    pub async fn run(
         self: Arc<Self>,
-        cloud: watch::Receiver<SocketAddr>,
+        cloud: watch::Receiver<String>,
+        open: impl AsyncFn(&Target) -> Result<(Reader, Writer, HeaderMap), LinkError>,
         behaviour: Behaviour,
         stored: Option<mpsc::Sender<Stored>>,
     ) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            let address = *cloud.borrow();
-            if let Ok((reader, connection)) = self.connect(address).await {
+            let target = self.target(&cloud.borrow());
+            if let Ok((reader, writer, answer)) = open(&target).await {
+                let theirs = answer.get(FEATURES).and_then(|value| value.to_str().ok()).unwrap_or_default();
+                let connection = Connection { writer, features: Features::parse(theirs) };
                 backoff.reset();
                 self.connected.store(true, Ordering::Relaxed);
                 // Why it ended does not matter: it comes back.
@@ -143,9 +156,9 @@ impl Node {
         }
     }
 
-    async fn connect(&self, address: SocketAddr) -> Result<(Reader, Connection), LinkError> {
-        let target = Target {
-            url: format!("wss://{address}/{PROJECT}/{}/events", self.name),
+    fn target(&self, cloud: &str) -> Target {
+        Target {
+            url: format!("wss://{cloud}/{PROJECT}/{}/events", self.name),
             headers: vec![
                 ("node_id", self.name.clone()),
                 ("project_id", PROJECT.to_owned()),
@@ -155,10 +168,7 @@ impl Node {
             tls: self.tls.clone(),
             connect_deadline: DEADLINE,
             write_deadline: DEADLINE,
-        };
-        let (reader, writer, answer) = ws::connect(&target).await?;
-        let theirs = answer.get(FEATURES).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Ok((reader, Connection { writer, features: Features::parse(theirs) }))
+        }
     }
 
     fn digest(&self) -> String {
@@ -186,6 +196,7 @@ impl Node {
         let mut lease = ticks(behaviour.lease.unwrap_or(Duration::MAX));
         let counted = reader.received();
         let before = self.received();
+        let mut quiet = 0;
         loop {
             tokio::select! {
                 incoming = reader.next() => {
@@ -195,6 +206,7 @@ impl Node {
                         Incoming::Alive => Vec::new(),
                         Incoming::Closed(_) => return Ok(()),
                     };
+                    quiet = 0;
                     self.received.store(before + counted.count(), Ordering::Relaxed);
                     if !behaviour.pause.is_zero() {
                         tokio::time::sleep(behaviour.pause * u32::try_from(messages.len()).unwrap_or(u32::MAX)).await;
@@ -205,6 +217,10 @@ impl Node {
                     }
                 }
                 _ = beat.tick() => {
+                    quiet += 1;
+                    if quiet > MAX_QUIET {
+                        return Ok(());
+                    }
                     let ping = Content::text("ping");
                     let about = compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, kind::NODE, ping);
                     connection.send(&[about]).await?;

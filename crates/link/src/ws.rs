@@ -137,22 +137,27 @@ pub async fn connect(target: &Target) -> Result<(Reader, Writer, HeaderMap), Lin
 }
 
 async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap), LinkError> {
-    let wrong = || LinkError::Address(target.url.clone());
-    let mut request = target.url.as_str().into_client_request().map_err(|_| wrong())?;
-    let host = request.uri().host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
+    let request = target.request()?;
+    let host = request.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = request.uri().port_u16().unwrap_or(443);
-    for (name, value) in &target.headers {
-        let value = HeaderValue::from_str(value).map_err(|_| wrong())?;
-        request.headers_mut().insert(HeaderName::from_static(name), value);
-    }
     let server = format!("{host}:{port}");
     let tcp = reach::tcp(&host, port).await.map_err(|e| LinkError::Connect(server.clone(), e))?;
-    let name = ServerName::try_from(host).map_err(|_| wrong())?;
+    let name = ServerName::try_from(host).map_err(|_| LinkError::Address(target.url.clone()))?;
     let tls = TlsConnector::from(target.tls.clone())
         .connect(name, tcp)
         .await
         .map_err(|e| LinkError::Tls(TlsFailure::new(server.clone(), e)))?;
-    let (stream, received) = Counted::new(tls);
+    upgrade(tls, target).await
+}
+
+/// Asks for the upgrade on a stream that is there already.
+///
+/// # Errors
+/// The server refuses, or is none.
+pub async fn upgrade<S: Stream>(stream: S, target: &Target) -> Result<(Reader, Writer, HeaderMap), LinkError> {
+    let request = target.request()?;
+    let server = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+    let (stream, received) = Counted::new(stream);
     let (socket, answer) = tokio_tungstenite::client_async_with_config(request, stream, Some(config())).await.map_err(
         |error| match error {
             WsError::Http(answer) => LinkError::Refused {
@@ -167,6 +172,19 @@ async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap
     )?;
     let (reader, writer) = split(socket, received, target.write_deadline);
     Ok((reader, writer, answer.headers().clone()))
+}
+
+impl Target {
+    fn request(&self) -> Result<Request<()>, LinkError> {
+        let wrong = || LinkError::Address(self.url.clone());
+        let mut request = self.url.as_str().into_client_request().map_err(|_| wrong())?;
+        request.uri().host().ok_or_else(wrong)?;
+        for (name, value) in &self.headers {
+            let value = HeaderValue::from_str(value).map_err(|_| wrong())?;
+            request.headers_mut().insert(HeaderName::from_static(name), value);
+        }
+        Ok(request)
+    }
 }
 
 /// A refusal of an upgrade request.

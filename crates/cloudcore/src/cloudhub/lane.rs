@@ -122,7 +122,7 @@ impl Lane {
             bytes += message.content.raw().len();
             taken.push(message);
         }
-        if taken.is_empty() && self.caught_up && self.queue.pending() == 0 {
+        if taken.is_empty() && self.caught_up && self.queue.pending() == 0 && !self.queue.has_overflowed() {
             self.caught_up = false;
             let (from, about) = (source::EDGE_CONTROLLER, inventory::RESOURCE);
             taken.push(compose::message(from, group::RESOURCE, inventory::SYNCED, about, Content::null()));
@@ -137,7 +137,10 @@ impl Lane {
 
     /// Whether something was left out for want of room and has to be found out anew; `true` once.
     pub(super) fn take_overflow(&mut self) -> bool {
-        self.queue.take_overflow()
+        let overflowed = self.queue.take_overflow();
+        // What is found out anew ends with the word that it has caught up.
+        self.caught_up &= !overflowed;
+        overflowed
     }
 
     /// How far the node is behind; `None` when it has everything.
@@ -218,6 +221,25 @@ mod tests {
         let told = lane.take(Instant::now());
         assert_eq!((told.len(), told[0].route.operation.as_str()), (1, inventory::SYNCED));
         assert!(sent(&mut lane).is_empty(), "once");
+    }
+
+    #[test]
+    fn a_node_that_did_not_get_everything_for_want_of_room_has_not_caught_up() {
+        let mut lane = Lane::new(Features::ALL);
+        let text = Content::text(&"x".repeat(5 << 20));
+        for id in ["a", "b"] {
+            let mut message = message(id, "update");
+            (message.route.resource, message.content) = (format!("default/pod/{id}"), text.clone());
+            lane.offer(id, 1, message);
+        }
+        lane.caught_up();
+        assert_eq!(sent(&mut lane), ["a"]);
+        lane.acknowledge("a");
+        assert!(sent(&mut lane).is_empty(), "the second found no room");
+        assert!(lane.take_overflow() && !lane.take_overflow());
+        assert!(sent(&mut lane).is_empty(), "it is being found out");
+        lane.caught_up();
+        assert_eq!(lane.take(Instant::now())[0].route.operation, inventory::SYNCED);
     }
 
     #[test]

@@ -208,6 +208,11 @@ impl NodeQueue {
         self.flights.pending() + self.held.len()
     }
 
+    /// Whether something was left out for want of room, and nobody has heard of it yet.
+    pub fn has_overflowed(&self) -> bool {
+        self.overflowed
+    }
+
     /// Whether something was left out for want of room; `true` once, when everything else has been acknowledged.
     pub fn take_overflow(&mut self) -> bool {
         self.pending() == 0 && std::mem::take(&mut self.overflowed)
