@@ -123,7 +123,7 @@ impl Node {
     }
 
     /// The connection is gone.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         self.connected.store(false, Ordering::Relaxed);
         self.synced.store(false, Ordering::Relaxed);
     }

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use wire::{Content, Features, Message, acks, group, inventory, source};
 
 use super::lag::Lag;
+use super::session::now;
 use crate::objectsync::Acknowledged;
 
 /// Answers whose acknowledgement is waited for.
@@ -105,7 +106,7 @@ impl Lane {
 
     /// The node could not take the message with this id: the object's uid and its path, once for each time that it was sent.
     pub(super) fn refused(&mut self, id: &str) -> Option<(String, String)> {
-        let (uid, message) = self.queue.refused(id, Instant::now())?;
+        let (uid, message) = self.queue.refused(id, now())?;
         Some((uid.to_owned(), message.route.resource.clone()))
     }
 
@@ -151,7 +152,7 @@ impl Lane {
     fn note_lag(&mut self) {
         match self.queue.pending() {
             0 => self.behind = None,
-            _ => self.behind = self.behind.or_else(|| Some(Instant::now())),
+            _ => self.behind = self.behind.or_else(|| Some(now())),
         }
     }
 

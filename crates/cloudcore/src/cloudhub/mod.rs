@@ -12,6 +12,8 @@ mod reading;
 mod register;
 pub mod session;
 mod sessions;
+#[cfg(test)]
+mod simulation;
 mod turns;
 mod unix_socket;
 

@@ -201,7 +201,7 @@ impl SessionHandle {
 
     /// How far the node is behind; `None` when it has everything.
     pub(super) fn lag(&self) -> Option<Lag> {
-        self.lag_at(Instant::now())
+        self.lag_at(now())
     }
 
     /// The same at this time.
@@ -217,6 +217,11 @@ impl SessionHandle {
     fn lane(&self) -> MutexGuard<'_, Lane> {
         lock(&self.shared.lane)
     }
+}
+
+/// The time by tokio's clock, which a test may let run faster.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -262,7 +267,7 @@ async fn write(handle: &SessionHandle, writer: &mut Writer, services: &Services)
     loop {
         let (messages, due, lacking) = {
             let mut lane = handle.lane();
-            (lane.take(Instant::now()), lane.next_due(), lane.take_overflow())
+            (lane.take(now()), lane.next_due(), lane.take_overflow())
         };
         if lacking && services.events.send(Event::Lacking(handle.clone())).await.is_err() {
             return "cloudcore ends".to_owned();

@@ -247,7 +247,7 @@ impl Sessions {
         Ok(())
     }
 
-    async fn session(
+    pub(super) async fn session(
         &self,
         handle: SessionHandle,
         peer: &str,
@@ -299,7 +299,7 @@ impl Sessions {
 }
 
 /// What our own edge announces and this version knows; nothing for a Go edge.
-fn agree(headers: &HeaderMap) -> Peer {
+pub(super) fn agree(headers: &HeaderMap) -> Peer {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let features = Features::ALL.both(Features::parse(text(FEATURES)));
     let digest = if features.inventory { text(INVENTORY).to_owned() } else { String::new() };
