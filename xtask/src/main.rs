@@ -59,7 +59,8 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Simulated nodes have threads of their own, beside the one that measures.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match Arguments::parse().command {
         Command::Up(options) => runtime.block_on(up::up(options)),
         Command::Down(options) => runtime.block_on(up::down(options)),
