@@ -157,6 +157,11 @@ impl Fleet {
         self.nodes.iter().filter(|node| node.is_connected()).count()
     }
 
+    /// How many connections all of them have had.
+    pub fn connections(&self) -> usize {
+        self.nodes.iter().map(|node| node.connections()).sum()
+    }
+
     /// Bytes that all of them have received since their first connection, TLS not counted.
     pub fn received(&self) -> u64 {
         self.nodes.iter().map(|node| node.received()).sum()

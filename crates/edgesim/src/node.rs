@@ -1,7 +1,7 @@
 //! One simulated node.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,7 @@ pub struct Node {
     registered: AtomicBool,
     leased: AtomicBool,
     received: AtomicU64,
+    connections: AtomicUsize,
 }
 
 /// A connection and what was agreed on.
@@ -97,6 +98,7 @@ impl Node {
             registered: AtomicBool::new(false),
             leased: AtomicBool::new(false),
             received: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
         }
     }
 
@@ -111,6 +113,10 @@ impl Node {
     /// Whether it is connected and has everything that it lacked.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -148,6 +154,7 @@ impl Node {
                 let connection = Connection { writer, features: Features::parse(theirs) };
                 backoff.reset();
                 self.connected.store(true, Ordering::Relaxed);
+                self.connections.fetch_add(1, Ordering::Relaxed);
                 // Why it ended does not matter: it comes back.
                 let _ = self.serve(reader, connection, behaviour, stored.as_ref()).await;
                 self.cut();

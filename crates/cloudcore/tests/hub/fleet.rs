@@ -23,17 +23,22 @@ async fn start(cloud: &Cloud) -> Result<Fleet> {
     let mut fleet = Fleet::join(cloud_of(cloud), &cloud.token().await?, names).await?;
     fleet.start(Behaviour::default(), None);
     fleet.until_synced(NODES, SOON).await?;
+    give_work(cloud).await?;
+    Ok(fleet)
+}
+
+async fn give_work(cloud: &Cloud) -> Result<()> {
     for number in 0..NODES {
         cloud.create(MAPS, &config_map(&format!("map{number}"), "before")).await?;
         let mut pod = pod(&format!("pod{number}"), &format!("n{number}"));
         pod["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": format!("map{number}")}}]);
         cloud.create(PODS, &pod).await?;
     }
-    Ok(fleet)
+    Ok(())
 }
 
-/// Waits until each node has its objects in the versions that the API has, and no others.
-async fn wait_same(cloud: &Cloud, fleet: &Fleet) -> Result<()> {
+/// Waits until each node has its pod in the version that the API has, and no other; the first node's number is `first`.
+async fn wait_same(cloud: &Cloud, fleet: &Fleet, first: usize) -> Result<()> {
     let pods = cloud.get(PODS).await?;
     let versions = |list: &Value| -> BTreeMap<String, u64> {
         let items = list["items"].as_array().cloned().unwrap_or_default();
@@ -44,12 +49,12 @@ async fn wait_same(cloud: &Cloud, fleet: &Fleet) -> Result<()> {
     let pods = versions(&pods);
     let differs = || {
         (0..NODES).find_map(|number| {
-            let name = format!("pod{number}");
+            let name = format!("pod{}", first + number);
             let expected: BTreeMap<String, u64> =
                 pods.get(&name).map(|version| (format!("default/pod/{name}"), *version)).into_iter().collect();
             let held = fleet.held(number).into_iter().filter(|held| held.resource.contains("/pod/"));
             let held: BTreeMap<String, u64> = held.map(|held| (held.resource, held.version)).collect();
-            (held != expected).then(|| format!("node n{number} has {held:?} and not {expected:?}"))
+            (held != expected).then(|| format!("node n{} has {held:?} and not {expected:?}", first + number))
         })
     };
     let deadline = tokio::time::Instant::now() + SOON;
@@ -64,7 +69,7 @@ async fn wait_same(cloud: &Cloud, fleet: &Fleet) -> Result<()> {
 async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
     let mut cloud = Cloud::start().await?;
     let mut fleet = start(&cloud).await?;
-    wait_same(&cloud, &fleet).await?;
+    wait_same(&cloud, &fleet, 0).await?;
     fleet.stop().await;
     cloud.stop_hub().await?;
 
@@ -78,7 +83,7 @@ async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
     let (tell, mut stored) = mpsc::channel::<Stored>(1024);
     fleet.start(Behaviour::default(), Some(tell));
     fleet.until_synced(NODES, SOON).await?;
-    wait_same(&cloud, &fleet).await?;
+    wait_same(&cloud, &fleet, 0).await?;
     let mut told = BTreeSet::new();
     while let Ok(event) = stored.try_recv() {
         told.insert((event.node, event.resource));
@@ -104,5 +109,37 @@ async fn a_crash_of_the_hub_costs_repetitions_and_nothing_else() -> Result<()> {
         fleet.lead_to(cloud.addresses().websocket);
     }
     fleet.until_synced(NODES, SOON).await?;
-    wait_same(&cloud, &fleet).await
+    wait_same(&cloud, &fleet, 0).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nodes_of_a_replica_that_dies_go_on_at_another() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let other = cloud.start_replica("").await?;
+    let names = |numbers: std::ops::Range<usize>| numbers.map(|number| format!("n{number}"));
+    let token = cloud.token().await?;
+    let mut stays = Fleet::join(cloud_of(&cloud), &token, names(0..NODES)).await?;
+    stays.start(Behaviour::default(), None);
+    let at_other = edgesim::Cloud { websocket: other.addresses.websocket, https: other.addresses.https };
+    let mut moves = Fleet::join(at_other, &token, names(NODES..2 * NODES)).await?;
+    moves.start(Behaviour::default(), None);
+    stays.until_synced(NODES, SOON).await?;
+    moves.until_synced(NODES, SOON).await?;
+    for number in 0..2 * NODES {
+        cloud.create(PODS, &pod(&format!("pod{number}"), &format!("n{number}"))).await?;
+    }
+    wait_same(&cloud, &stays, 0).await?;
+    wait_same(&cloud, &moves, NODES).await?;
+
+    // What a load balancer does.
+    moves.lead_to(cloud.addresses().websocket);
+    drop(other);
+    for number in 0..2 * NODES {
+        let patch = json!({"metadata": {"annotations": {"a": "b"}}});
+        cloud.patch(&format!("{PODS}/pod{number}"), &patch).await?;
+    }
+    wait_same(&cloud, &moves, NODES).await?;
+    wait_same(&cloud, &stays, 0).await?;
+    assert_eq!((stays.connected(), stays.connections()), (NODES, NODES), "nobody else was disturbed");
+    Ok(())
 }
