@@ -11,6 +11,7 @@ pub mod http_server;
 pub mod identity;
 pub mod key;
 pub mod newcomers;
+pub mod rate;
 mod reach;
 pub mod tls;
 pub mod tls_failure;

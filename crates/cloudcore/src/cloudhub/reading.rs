@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use beehive::compose;
+use link::rate::Rate;
 use link::ws::{Incoming, LinkError, Reader};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -19,12 +20,17 @@ use crate::objectsync::Acknowledged;
 
 /// Requests of one node that are carried out at the same time; more wait in its connection.
 const MAX_REQUESTS: usize = 32;
+/// Messages that a node may send a second, and at once. A Go edge acknowledges each object by itself; this is for much more than a node has to
+/// say.
+const MESSAGES_PER_SECOND: u32 = 2000;
+const MESSAGES_AT_ONCE: u32 = 10_000;
 /// Of what a node says about its failures, so many characters are kept.
 const MAX_TEXT: usize = 512;
 
 /// Reads until the connection ends; why it did.
 pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, turns: &Turns) -> String {
     let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let mut rate = Rate::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE);
     let mut alive_until = Instant::now() + services.keepalive;
     loop {
         let incoming = match tokio::time::timeout_at(alive_until, reader.next()).await {
@@ -36,6 +42,9 @@ pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: 
             Err(reason) => return reason,
         };
         for message in messages {
+            // Who talks too much waits in his own connection.
+            tokio::time::sleep_until(rate.ready_at(0.0)).await;
+            rate.take();
             if message.route.operation == operation::KEEPALIVE {
                 alive_until = Instant::now() + services.keepalive;
                 continue;

@@ -170,6 +170,47 @@ async fn open(target: &Target) -> Result<(ws::Reader, ws::Writer, HeaderMap), Li
     tokio::time::timeout(CONNECT, connecting).await.unwrap_or(Err(LinkError::Timeout("connecting", CONNECT)))
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_that_talks_too_much_waits() {
+    let (node, cloud) = tokio::io::duplex(64 << 10);
+    let (tasks, ended) = (TaskTracker::new(), CancellationToken::new());
+    ended.cancel();
+    let text = "modules: {cloudHub: {advertiseAddress: [127.0.0.1]}}";
+    let settings = api::cloudcore::Config::parse(text, Path::new("cloudcore.yaml")).expect("settings").cloud_hub();
+    let kubernetes = Kubernetes::at("http://127.0.0.1:1");
+    let records = crate::objectsync::start(kubernetes.clone(), &tasks, &ended);
+    let (events, _incoming) = mpsc::channel(4);
+    let sessions = Sessions::new(
+        settings,
+        Controllers { events, upstream: Upstream::new(kubernetes, Arc::default()), records },
+        &tasks,
+    );
+    let mut running = JoinSet::new();
+    running.spawn(async move {
+        let accepted = ws::accept(cloud, CONNECT, CONNECT, |_: &Request<()>| Ok(HeaderMap::new())).await;
+        let (reader, writer) = accepted.expect("accepted");
+        sessions
+            .session(SessionHandle::new("n", Peer::default()), "test", reader, writer, CancellationToken::new())
+            .await;
+    });
+    let tls = link::tls::client_without_verification().expect("TLS");
+    let target = Target {
+        url: "wss://cloud/".into(),
+        headers: Vec::new(),
+        tls,
+        connect_deadline: CONNECT,
+        write_deadline: 10 * CALM,
+    };
+    let (_reader, mut writer, _) = ws::upgrade(node, &target).await.expect("connected");
+    let beat = compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, "node", Content::text("ping"));
+    let began = tokio::time::Instant::now();
+    for _ in 0..20_000 {
+        writer.send(beat.to_json()).await.expect("sent");
+    }
+    let took = began.elapsed();
+    assert!((Duration::from_secs(4)..Duration::from_secs(6)).contains(&took), "{took:?}");
+}
+
 struct Simulation {
     sim: turmoil::Sim<'static>,
     random: StdRng,

@@ -1,13 +1,12 @@
 //! EdgeHub: the node's link to the cloud.
 //!
 //! `certificates` gets and renews the node's identity; `connection` stands for one connection, with `reading` and `sending` as its
-//! halves; what must not be lost while there is none is kept by [`session::edge`], `rate` holds the sending rate. This file joins
+//! halves; what must not be lost while there is none is kept by [`session::edge`], [`link::rate`] holds the sending rate. This file joins
 //! them: connect, serve, wait a little, again.
 
 mod acked;
 mod certificates;
 mod connection;
-mod rate;
 mod reading;
 mod sending;
 

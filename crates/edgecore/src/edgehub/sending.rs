@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use api::edgecore::EdgeHub as Settings;
 use beehive::{Context, Inbox, compose};
+use link::rate::Rate;
 use link::ws::{LinkError, Received, Writer};
 use session::edge::Outbox;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -12,7 +13,6 @@ use tracing::error;
 use wire::{Content, Features, MAX_MESSAGE_BYTES, Message, Route, acks, batch, group, kind, operation, source};
 
 use super::acked::Acked;
-use super::rate::Rate;
 use super::{HubError, OUT_OF_REACH, refuse, tell_lost};
 
 /// The part of the sending rate's burst that events leave for requests and status: many pods that start at once make many

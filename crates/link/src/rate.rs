@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// So many messages at once, then so many per second.
-pub(super) struct Rate {
+pub struct Rate {
     per_second: f64,
     burst: f64,
     left: f64,
@@ -14,13 +14,13 @@ pub(super) struct Rate {
 
 impl Rate {
     /// Zero per second means no limit.
-    pub(super) fn new(per_second: u32, burst: u32) -> Self {
+    pub fn new(per_second: u32, burst: u32) -> Self {
         let burst = f64::from(burst.max(1));
         Self { per_second: f64::from(per_second), burst, left: burst, at: Instant::now() }
     }
 
     /// When a token may be taken so that this part of the burst (0 to 1) is left for others.
-    pub(super) fn ready_at(&mut self, reserve: f64) -> Instant {
+    pub fn ready_at(&mut self, reserve: f64) -> Instant {
         let now = Instant::now();
         if self.per_second == 0.0 {
             return now;
@@ -32,7 +32,7 @@ impl Rate {
     }
 
     /// Takes a token.
-    pub(super) fn take(&mut self) {
+    pub fn take(&mut self) {
         self.left -= 1.0;
     }
 }
