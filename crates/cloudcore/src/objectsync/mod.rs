@@ -1,21 +1,23 @@
 //! What each node has acknowledged, kept in the Kubernetes API as `ObjectSync` and `ClusterObjectSync` (KubeEdge v1.23,
 //! `reliablesyncs.kubeedge.io/v1alpha1`), written behind and coalesced. A record that is lost costs a resend; but that of a pod which
 //! went with its namespace is kept here, for it tells what the node has to be rid of.
+//!
+//! This file has the records and what is asked of them, `reading` follows the API's, `writing` writes ours.
+
+mod reading;
+mod writing;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
 use wire::inventory::{Digest, Held};
 use wire::{EdgeResource, Message, operation};
 
-use crate::kubernetes::{Change, Kubernetes, KubernetesError, Reflector};
+use crate::kubernetes::{Kubernetes, Reflector};
 
 const GROUP: &str = "/apis/reliablesyncs.kubeedge.io/v1alpha1";
 /// Changes are gathered for so long before they are written.
@@ -117,36 +119,6 @@ struct State {
     distrusted: HashSet<String>,
 }
 
-/// An `ObjectSync` as the API has it.
-#[derive(Deserialize)]
-struct ObjectSync {
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Spec,
-    #[serde(default)]
-    status: SyncStatus,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    name: String,
-    #[serde(default)]
-    namespace: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Spec {
-    object_kind: String,
-    object_name: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct SyncStatus {
-    object_resource_version: String,
-}
-
 /// Reads the API's records and writes ours behind, until `stopping`.
 pub fn start(kubernetes: Kubernetes, tasks: &TaskTracker, stopping: &CancellationToken) -> Records {
     let records = Records {
@@ -188,12 +160,6 @@ pub fn start(kubernetes: Kubernetes, tasks: &TaskTracker, stopping: &Cancellatio
         writing.write_all(&kubernetes).await;
     });
     records
-}
-
-/// A record that the API has no more, and that nobody here removed.
-struct Lost {
-    key: Key,
-    namespace: String,
 }
 
 impl State {
@@ -323,37 +289,6 @@ impl Records {
         self.shared.reading.borrow().listed == [true, true]
     }
 
-    /// Waits until the API knows the kind, and says at once if it does not.
-    async fn defined(&self, kubernetes: &Kubernetes, plural: &str) {
-        let mut told = false;
-        loop {
-            let found = kubernetes.get_value(GROUP).await;
-            let knows =
-                |list: &Value| list["resources"].as_array().is_some_and(|all| all.iter().any(|r| r["name"] == plural));
-            match found {
-                Ok(list) if knows(&list) => break,
-                Err(error) if error.code() != 404 => {
-                    warn!(plural, %error, "the kinds that the API knows cannot be read; tried again");
-                }
-                _ if !std::mem::replace(&mut told, true) => {
-                    error!(
-                        kind = format!("{plural}.reliablesyncs.kubeedge.io"),
-                        "a CustomResourceDefinition that cloudcore needs is not installed: kubectl apply -f deploy/crds.yaml. \
-                         Until then what nodes have is forgotten when cloudcore ends: they get everything again, and keep what was deleted meanwhile"
-                    );
-                    self.shared.reading.send_modify(|reading| reading.missing = true);
-                }
-                _ => {}
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-        if told {
-            info!(plural, "the CustomResourceDefinition is there now");
-            self.shared.reading.send_modify(|reading| reading.missing = false);
-            self.shared.changed.notify_one();
-        }
-    }
-
     /// Nodes that have something.
     pub fn nodes(&self) -> Vec<String> {
         self.state().records.keys().cloned().collect()
@@ -384,113 +319,6 @@ impl Records {
         self.shared.changed.notify_one();
     }
 
-    /// Takes in a change; what is missing from the API without our doing comes back.
-    fn read(&self, at: usize, change: &Change) -> Vec<Lost> {
-        let (text, gone) = match change {
-            Change::Put(text) => (text, false),
-            Change::Gone(text) => (text, true),
-            // What was noted after the backup is noted here still.
-            Change::Restored => return Vec::new(),
-            Change::Begin => {
-                self.state().seen[at] = Some(HashSet::new());
-                return Vec::new();
-            }
-            Change::Listed => {
-                let lost = self.missing(at);
-                self.shared.reading.send_modify(|reading| reading.listed[at] = true);
-                return lost;
-            }
-        };
-        let Ok(sync) = serde_json::from_slice::<ObjectSync>(text) else { return Vec::new() };
-        // The uid has no dot, a node's name may.
-        let Some((node, uid)) = sync.metadata.name.rsplit_once('.') else { return Vec::new() };
-        let key = (node.to_owned(), uid.to_owned());
-        let mut state = self.state();
-        if let Some(seen) = &mut state.seen[at] {
-            seen.insert(key.clone());
-        }
-        if gone {
-            let is_known = state.records.get(node).is_some_and(|of_node| of_node.contains_key(uid));
-            let lost = is_known && state.is_lost(&key);
-            return if lost { vec![Lost { key, namespace: sync.metadata.namespace }] } else { Vec::new() };
-        }
-        // Ours is newer until it is written.
-        if state.dirty.contains_key(&key) {
-            return Vec::new();
-        }
-        let of_node = state.records.entry(key.0).or_default();
-        let version = sync.status.object_resource_version.parse().unwrap_or_default();
-        if of_node.get(uid).is_none_or(|old| old.version < version) {
-            let record = Record {
-                uid: key.1.clone(),
-                kind: sync.spec.object_kind,
-                namespace: sync.metadata.namespace,
-                name: sync.spec.object_name,
-                version,
-            };
-            of_node.insert(key.1, record);
-        }
-        Vec::new()
-    }
-
-    /// What was missing from a complete list and is not just being written.
-    fn missing(&self, at: usize) -> Vec<Lost> {
-        let mut state = self.state();
-        let Some(seen) = state.seen[at].take() else { return Vec::new() };
-        let of_this_list = |record: &Record| usize::from(record.namespace.is_empty()) == at;
-        let mut lost = Vec::new();
-        for (node, of_node) in &state.records {
-            for (uid, record) in of_node.iter().filter(|(_, record)| of_this_list(record)) {
-                let key = (node.clone(), uid.clone());
-                if !seen.contains(&key) && state.is_lost(&key) {
-                    lost.push(Lost { key, namespace: record.namespace.clone() });
-                }
-            }
-        }
-        lost
-    }
-
-    /// A record that another replica removed is forgotten here too. One that went with its namespace is not: the node was not asked.
-    async fn settle(&self, kubernetes: &Kubernetes, lost: Lost) {
-        let went_with_namespace = !lost.namespace.is_empty()
-            && match kubernetes.get_value(&format!("/api/v1/namespaces/{}", lost.namespace)).await {
-                Ok(namespace) => namespace["metadata"]["deletionTimestamp"].is_string(),
-                // When in doubt it is kept: that costs the deletion of what is gone already.
-                Err(_) => true,
-            };
-        let mut state = self.state();
-        if !state.is_lost(&lost.key) {
-            return;
-        }
-        match went_with_namespace {
-            true => drop(state.orphans.insert(lost.key)),
-            false => state.remove(&lost.key.0, &lost.key.1),
-        }
-    }
-
-    async fn write_all(&self, kubernetes: &Kubernetes) {
-        if self.shared.reading.borrow().missing {
-            return;
-        }
-        let dirty = std::mem::take(&mut self.state().dirty);
-        let mut failed = false;
-        for ((node, uid), (record, gone)) in dirty {
-            let written =
-                if gone { remove(kubernetes, &node, &record).await } else { write(kubernetes, &node, &record).await };
-            if let Err(error) = written {
-                debug!(node, object = record.name, %error, "a record could not be written; tried again");
-                failed = true;
-                // A newer change of the same record wins.
-                self.state().dirty.entry((node, uid)).or_insert((record, gone));
-            }
-        }
-        if failed {
-            warn!("records of what nodes have could not be written; tried again");
-            tokio::time::sleep(RETRY).await;
-            self.shared.changed.notify_one();
-        }
-    }
-
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -504,55 +332,4 @@ fn kind_of(segment: &str) -> Option<&'static str> {
         "node" => "Node",
         _ => return None,
     })
-}
-
-fn path(record: &Record) -> (String, &'static str) {
-    match record.namespace.as_str() {
-        "" => (format!("{GROUP}/clusterobjectsyncs"), "ClusterObjectSync"),
-        namespace => (format!("{GROUP}/namespaces/{namespace}/objectsyncs"), "ObjectSync"),
-    }
-}
-
-async fn write(kubernetes: &Kubernetes, node: &str, record: &Record) -> Result<(), KubernetesError> {
-    let (list, kind) = path(record);
-    let name = format!("{node}.{}", record.uid);
-    let status = json!({"status": {"objectResourceVersion": record.version.to_string()}}).to_string();
-    let status_path = format!("{list}/{name}/status");
-    let patch = || kubernetes.patch(&status_path, "merge-patch", status.clone());
-    match patch().await {
-        Err(error) if error.code() == 404 => {}
-        result => return result.map(drop),
-    }
-    let object = json!({
-        "apiVersion": "reliablesyncs.kubeedge.io/v1alpha1",
-        "kind": kind,
-        "metadata": {"name": name},
-        "spec": {"objectAPIVersion": "v1", "objectKind": record.kind, "objectName": record.name},
-    });
-    match kubernetes.create(&list, object.to_string()).await {
-        Ok(_) => patch().await.map(drop),
-        Err(error) if error.code() == 409 => patch().await.map(drop),
-        // The namespace is gone or goes, and with it what the record is about.
-        Err(error) if is_without_namespace(&error) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The same codes say that the kind is not known, or that cloudcore may not write it.
-fn is_without_namespace(error: &KubernetesError) -> bool {
-    let KubernetesError::Refused(status) = error else { return false };
-    let is_namespace = status.details.as_ref().is_some_and(|details| details.kind == "namespaces");
-    match status.code {
-        404 => is_namespace,
-        403 => status.message.contains("because it is being terminated"),
-        _ => false,
-    }
-}
-
-async fn remove(kubernetes: &Kubernetes, node: &str, record: &Record) -> Result<(), KubernetesError> {
-    let (list, _) = path(record);
-    match kubernetes.delete(&format!("{list}/{node}.{}", record.uid), "{}").await {
-        Err(error) if error.code() != 404 => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -1,0 +1,163 @@
+//! What earlier runs and other replicas have noted: the API's records, read once and then followed.
+
+use std::collections::HashSet;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tracing::{error, info, warn};
+
+use super::{GROUP, Key, RETRY, Record, Records};
+use crate::kubernetes::{Change, Kubernetes};
+
+/// An `ObjectSync` as the API has it.
+#[derive(Deserialize)]
+struct ObjectSync {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: SyncStatus,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+    #[serde(default)]
+    namespace: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    object_kind: String,
+    object_name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SyncStatus {
+    object_resource_version: String,
+}
+
+/// A record that the API has no more, and that nobody here removed.
+pub(super) struct Lost {
+    key: Key,
+    namespace: String,
+}
+
+impl Records {
+    /// Waits until the API knows the kind, and says at once if it does not.
+    pub(super) async fn defined(&self, kubernetes: &Kubernetes, plural: &str) {
+        let mut told = false;
+        loop {
+            let found = kubernetes.get_value(GROUP).await;
+            let knows =
+                |list: &Value| list["resources"].as_array().is_some_and(|all| all.iter().any(|r| r["name"] == plural));
+            match found {
+                Ok(list) if knows(&list) => break,
+                Err(error) if error.code() != 404 => {
+                    warn!(plural, %error, "the kinds that the API knows cannot be read; tried again");
+                }
+                _ if !std::mem::replace(&mut told, true) => {
+                    error!(
+                        kind = format!("{plural}.reliablesyncs.kubeedge.io"),
+                        "a CustomResourceDefinition that cloudcore needs is not installed: kubectl apply -f deploy/crds.yaml. \
+                         Until then what nodes have is forgotten when cloudcore ends: they get everything again, and keep what was deleted meanwhile"
+                    );
+                    self.shared.reading.send_modify(|reading| reading.missing = true);
+                }
+                _ => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        if told {
+            info!(plural, "the CustomResourceDefinition is there now");
+            self.shared.reading.send_modify(|reading| reading.missing = false);
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// Takes in a change; what is missing from the API without our doing comes back.
+    pub(super) fn read(&self, at: usize, change: &Change) -> Vec<Lost> {
+        let (text, gone) = match change {
+            Change::Put(text) => (text, false),
+            Change::Gone(text) => (text, true),
+            // What was noted after the backup is noted here still.
+            Change::Restored => return Vec::new(),
+            Change::Begin => {
+                self.state().seen[at] = Some(HashSet::new());
+                return Vec::new();
+            }
+            Change::Listed => {
+                let lost = self.missing(at);
+                self.shared.reading.send_modify(|reading| reading.listed[at] = true);
+                return lost;
+            }
+        };
+        let Ok(sync) = serde_json::from_slice::<ObjectSync>(text) else { return Vec::new() };
+        // The uid has no dot, a node's name may.
+        let Some((node, uid)) = sync.metadata.name.rsplit_once('.') else { return Vec::new() };
+        let key = (node.to_owned(), uid.to_owned());
+        let mut state = self.state();
+        if let Some(seen) = &mut state.seen[at] {
+            seen.insert(key.clone());
+        }
+        if gone {
+            let is_known = state.records.get(node).is_some_and(|of_node| of_node.contains_key(uid));
+            let lost = is_known && state.is_lost(&key);
+            return if lost { vec![Lost { key, namespace: sync.metadata.namespace }] } else { Vec::new() };
+        }
+        // Ours is newer until it is written.
+        if state.dirty.contains_key(&key) {
+            return Vec::new();
+        }
+        let of_node = state.records.entry(key.0).or_default();
+        let version = sync.status.object_resource_version.parse().unwrap_or_default();
+        if of_node.get(uid).is_none_or(|old| old.version < version) {
+            let record = Record {
+                uid: key.1.clone(),
+                kind: sync.spec.object_kind,
+                namespace: sync.metadata.namespace,
+                name: sync.spec.object_name,
+                version,
+            };
+            of_node.insert(key.1, record);
+        }
+        Vec::new()
+    }
+
+    /// What was missing from a complete list and is not just being written.
+    fn missing(&self, at: usize) -> Vec<Lost> {
+        let mut state = self.state();
+        let Some(seen) = state.seen[at].take() else { return Vec::new() };
+        let of_this_list = |record: &Record| usize::from(record.namespace.is_empty()) == at;
+        let mut lost = Vec::new();
+        for (node, of_node) in &state.records {
+            for (uid, record) in of_node.iter().filter(|(_, record)| of_this_list(record)) {
+                let key = (node.clone(), uid.clone());
+                if !seen.contains(&key) && state.is_lost(&key) {
+                    lost.push(Lost { key, namespace: record.namespace.clone() });
+                }
+            }
+        }
+        lost
+    }
+
+    /// A record that another replica removed is forgotten here too. One that went with its namespace is not: the node was not asked.
+    pub(super) async fn settle(&self, kubernetes: &Kubernetes, lost: Lost) {
+        let went_with_namespace = !lost.namespace.is_empty()
+            && match kubernetes.get_value(&format!("/api/v1/namespaces/{}", lost.namespace)).await {
+                Ok(namespace) => namespace["metadata"]["deletionTimestamp"].is_string(),
+                // When in doubt it is kept: that costs the deletion of what is gone already.
+                Err(_) => true,
+            };
+        let mut state = self.state();
+        if !state.is_lost(&lost.key) {
+            return;
+        }
+        match went_with_namespace {
+            true => drop(state.orphans.insert(lost.key)),
+            false => state.remove(&lost.key.0, &lost.key.1),
+        }
+    }
+}
