@@ -1,5 +1,5 @@
 //! CloudHub: certificates for nodes (`https`, `certificates`, `register`), their sessions (`sessions`, [`session`],
-//! `reading`, `lane`, `turns`), what asks nodes from beside (`unix_socket`), the net below (`comparison`), and what can be seen of them (`feed`, `lag`, [`monitor`]).
+//! `reading`, `lane`, `turns`, `upgrades`), what asks nodes from beside (`unix_socket`), the net below (`comparison`), and what can be seen of them (`feed`, `lag`, [`monitor`]).
 
 mod certificates;
 mod comparison;
@@ -16,6 +16,7 @@ mod sessions;
 mod simulation;
 mod turns;
 mod unix_socket;
+mod upgrades;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

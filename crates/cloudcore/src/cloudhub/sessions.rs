@@ -24,9 +24,10 @@ use super::feed::{self, Feed, Scope};
 use super::monitor::{Counters, count};
 use super::session::{self, Peer, Services, SessionHandle};
 use super::turns::NodeTurns;
+use super::upgrades::Upgrades;
 use crate::edgecontroller::downstream::Event;
 
-/// For TLS and the upgrade together.
+/// For TLS, and for the upgrade.
 const HANDSHAKE: Duration = Duration::from_secs(15);
 /// Handshakes at once: they cost CPU, and ten thousand nodes come back together.
 const MAX_HANDSHAKES: usize = 256;
@@ -50,6 +51,7 @@ struct Shared {
     current: Mutex<HashMap<String, SessionHandle>>,
     turns: NodeTurns,
     watchers: Arc<Semaphore>,
+    upgrades: Upgrades,
 }
 
 /// What a connection is for.
@@ -74,7 +76,17 @@ impl Sessions {
         };
         let (current, turns) = (Mutex::default(), NodeTurns::default());
         let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
-        Self { shared: Arc::new(Shared { settings, events, services, current, turns, watchers }) }
+        Self {
+            shared: Arc::new(Shared {
+                settings,
+                events,
+                services,
+                current,
+                turns,
+                watchers,
+                upgrades: Upgrades::default(),
+            }),
+        }
     }
 
     /// Sessions that count now.
@@ -152,6 +164,16 @@ impl Sessions {
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let identity = certificate.and_then(|certificate| Identity::read(certificate).ok());
+        // What cost CPU is done.
+        drop(place);
+        let holder = identity.as_ref().map(|identity| identity.common_name.as_str()).unwrap_or_default();
+        let Some(upgrade) = self.shared.upgrades.begin(holder) else {
+            count(&self.counters().refused, 1);
+            return warn!(
+                peer,
+                holder, "a connection was refused: too many of this certificate have not asked for anything yet"
+            );
+        };
         let mut purpose = None;
         let decide = |request: &Request<()>| {
             let admitted = self.admit(request, identity.as_ref())?;
@@ -166,7 +188,7 @@ impl Sessions {
             Ok(answer)
         };
         let halves = ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await;
-        drop(place);
+        drop(upgrade);
         match (halves, purpose) {
             (Ok((reader, writer)), Some(Purpose::Node(node, says))) => {
                 self.session(SessionHandle::new(&node, says), &peer, reader, writer, stopping).await;
@@ -247,6 +269,14 @@ impl Sessions {
         Ok(())
     }
 
+    /// It counts no more. A late end must not take a newer session with it.
+    fn leave(&self, handle: &SessionHandle) {
+        let mut current = self.current();
+        if current.get(handle.node()).is_some_and(|newest| newest.is(handle)) {
+            current.remove(handle.node());
+        }
+    }
+
     pub(super) async fn session(
         &self,
         handle: SessionHandle,
@@ -282,13 +312,7 @@ impl Sessions {
         };
         info!(node, reason, "node disconnected");
         self.feed().tell(node, || feed::Event::Disconnected { reason: reason.clone() });
-        {
-            let mut current = self.current();
-            // A late end must not take a newer session with it.
-            if current.get(node).is_some_and(|newest| newest.is(&handle)) {
-                current.remove(node);
-            }
-        }
+        self.leave(&handle);
         // When the controller has ended there is nobody to tell.
         let _ = self.shared.events.send(Event::Disconnected(handle)).await;
     }
@@ -329,5 +353,9 @@ mod tests {
         assert!(sessions.enter(&second).expect_err("none left").contains("nodeLimit"));
         sessions.enter(&again).expect("its own place");
         assert!(first.has_ended() && !again.has_ended());
+        sessions.leave(&first);
+        assert!(sessions.of("n1").is_some_and(|counts| counts.is(&again)), "a late end takes no newer session with it");
+        sessions.leave(&again);
+        assert!(sessions.of("n1").is_none());
     }
 }

@@ -65,6 +65,21 @@ async fn who_connects_and_says_nothing_blocks_nobody() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_never_asks_for_the_upgrade_blocks_nobody() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (websocket, slow) = (cloud.addresses().websocket, cloud.register("slow").await?);
+    let connector = tokio_rustls::TlsConnector::from(tls::client(&slow.ca, Some(&slow.own))?);
+    let mut open = Vec::new();
+    // More than there are handshakes at once.
+    for _ in 0..300 {
+        let name = link::rustls::pki_types::ServerName::from(websocket.ip());
+        open.push(connector.connect(name, TcpStream::connect(websocket).await?).await?);
+    }
+    tokio::time::timeout(SOON / 4, cloud.edge("n1")).await.context("the slow one is in the way")??;
+    wait_logged(&["WARN", "system:node:slow", "have not asked for anything"]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broken_json_ends_the_connection_with_the_reason() -> Result<()> {
     let cloud = Cloud::start().await?;
     for (at, text) in
