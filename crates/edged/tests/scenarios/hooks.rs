@@ -99,6 +99,8 @@ async fn t45_hooks_over_http_and_hooks_that_fail() {
                 "trap 'echo TERM; sleep 1; exit 0' TERM; httpd -f -vv -p 8080 2>&1 & while :; do sleep 0.1; done"
             );
             pod["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 8080}]);
+            // Ready when the server listens.
+            pod["spec"]["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": "web"}, "periodSeconds": 1});
             pod["spec"]["containers"][0]["lifecycle"] =
                 json!({"preStop": {"httpGet": {"port": "web", "path": "/bye", "scheme": scheme}}});
         })
