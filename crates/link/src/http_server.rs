@@ -114,11 +114,8 @@ impl HttpServer {
             let (newcomers, places) = (newcomers.clone(), places.clone());
             connections.spawn(async move {
                 let _ = tcp.set_nodelay(true);
-                let spoken = stop.run_until_cancelled(newcomers.has_spoken(&tcp, HANDSHAKE)).await;
-                if spoken != Some(true) {
-                    return;
-                }
-                let Ok(place) = places.acquire_owned().await else { return };
+                let admitted = stop.run_until_cancelled(newcomers.admit(&tcp, HANDSHAKE, places)).await;
+                let Some(place) = admitted.flatten() else { return };
                 if !local_plain {
                     connection(tcp, address, tls, handler, stop, false).await;
                 } else if let Some((tcp, tls)) = first_byte(tcp, address, tls).await {

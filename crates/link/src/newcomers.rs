@@ -8,15 +8,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// Newcomers at a time.
 const MAX: usize = 4096;
+/// Those that have spoken and wait for a place. One more is closed: who means it comes again.
+const MAX_WAITING: usize = 8192;
 
 /// The newcomers of one server. Cloning is cheap.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Newcomers {
     shared: Arc<Mutex<Waiting>>,
+    queue: Arc<Semaphore>,
+}
+
+impl Default for Newcomers {
+    fn default() -> Self {
+        Self { shared: Arc::default(), queue: Arc::new(Semaphore::new(MAX_WAITING)) }
+    }
 }
 
 #[derive(Default)]
@@ -34,8 +44,22 @@ struct Newcomer<'a> {
 }
 
 impl Newcomers {
-    /// Waits for the first byte, which stays in the socket. `false` when none came within this time, or when others needed the room.
-    pub async fn has_spoken(&self, tcp: &TcpStream, limit: Duration) -> bool {
+    /// Waits for the first byte, which stays in the socket, and then for a place. `None` when no byte came within this time, or when there
+    /// are too many others.
+    pub async fn admit(
+        &self,
+        tcp: &TcpStream,
+        limit: Duration,
+        places: Arc<Semaphore>,
+    ) -> Option<OwnedSemaphorePermit> {
+        if !self.has_spoken(tcp, limit).await {
+            return None;
+        }
+        let _in_queue = self.queue.try_acquire().ok()?;
+        places.acquire_owned().await.ok()
+    }
+
+    async fn has_spoken(&self, tcp: &TcpStream, limit: Duration) -> bool {
         let newcomer = self.enter();
         let mut first = [0];
         tokio::select! {

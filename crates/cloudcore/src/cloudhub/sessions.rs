@@ -132,10 +132,8 @@ impl Sessions {
             let (sessions, tls, stopping) = (self.clone(), tls.clone(), stopping.clone());
             let (newcomers, places) = (newcomers.clone(), places.clone());
             tasks.spawn(async move {
-                let spoken = stopping.run_until_cancelled(newcomers.has_spoken(&tcp, HANDSHAKE)).await;
-                if spoken == Some(true)
-                    && let Ok(place) = places.acquire_owned().await
-                {
+                let admitted = stopping.run_until_cancelled(newcomers.admit(&tcp, HANDSHAKE, places)).await;
+                if let Some(place) = admitted.flatten() {
                     sessions.connection(tcp, tls, place, stopping).await;
                 }
             });

@@ -71,7 +71,10 @@ pub(super) async fn serve(path: PathBuf, sessions: Sessions, tasks: TaskTracker,
 /// Only its owner may connect. A socket that an earlier cloudcore left is removed; any other file is not.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(found) if found.file_type().is_socket() => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another cloudcore serves there")),
+            Err(_) => std::fs::remove_file(path)?,
+        },
         Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
         Err(_) => {}
     }

@@ -69,12 +69,14 @@ impl CatchUp {
             );
         }
         let peer = self.session.peer();
-        if peer.features.inventory && peer.digest != self.records.digest(node) && !self.session.ask_inventory().await {
+        let is_noted = peer.features.inventory && peer.digest == self.records.digest(node);
+        if peer.features.inventory && !is_noted && !self.session.ask_inventory().await {
             return Err(CatchUpError::Silent);
         }
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
-        if !records.values().any(|record| record.kind == "Node" && self.is_current(record)) {
+        // It is in no inventory: a node that has lost its database may have lost it too.
+        if !is_noted || !records.values().any(|record| record.kind == "Node" && self.is_current(record)) {
             self.node(node).await?;
         }
         // Deletions first: a new object may have the name of one that is gone.
