@@ -62,8 +62,8 @@ async fn t73_the_pod_beyond_its_request_goes_when_memory_runs_short() {
     );
     // Others work on this machine meanwhile: half the hog is what they may take or give back.
     let available = node.memory.unwrap().available_bytes.unwrap();
-    let hog = (available / 4).min(6144 * MI) / MI;
-    let must_be_free = available.saturating_sub(hog * MI / 2) / MI * MI;
+    let hogs = (available / 4 / (2000 * MI)).clamp(1, 3);
+    let must_be_free = available.saturating_sub(hogs * 1000 * MI) / MI * MI;
     let site = Site::start_with(|settings| {
         settings.eviction.thresholds = vec![Threshold {
             signal: Signal::MemoryAvailable,
@@ -80,8 +80,11 @@ async fn t73_the_pod_beyond_its_request_goes_when_memory_runs_short() {
     site.run(modest).await;
     site.eventually("the node is calm", async || node_condition(&site, "MemoryPressure") == "False").await;
     let hog = pod_with("hog", |pod| {
-        pod["spec"]["containers"][0]["command"] =
-            json!(["sh", "-c", format!("(head -c {hog}m /dev/zero; sleep 1000) | tail")]);
+        pod["spec"]["containers"][0]["command"] = json!([
+            "sh",
+            "-c",
+            format!("for hog in $(seq {hogs}); do (head -c 2000m /dev/zero; sleep 1000) | tail & done; wait"),
+        ]);
     });
     site.cloud.create(hog).await;
     let evicted = site.until("hog", "evicted", is_evicted).await;
