@@ -43,7 +43,11 @@ pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: 
         };
         for message in messages {
             // Who talks too much waits in his own connection.
-            tokio::time::sleep_until(rate.ready_at(0.0)).await;
+            let ready = rate.ready_at(0.0);
+            // A timer takes a millisecond at least.
+            if ready > Instant::now() {
+                tokio::time::sleep_until(ready).await;
+            }
             rate.take();
             if message.route.operation == operation::KEEPALIVE {
                 alive_until = Instant::now() + services.keepalive;

@@ -248,6 +248,7 @@ impl Downstream {
     /// Also a change of the status alone is sent: an edge computes its next patch of the status from what it has.
     fn put_pod(&self, name: NamespacedName, entry: PodEntry, is_terminating: bool, text: Bytes) {
         let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
+        self.view.versions.put("Pod", &entry.uid, entry.version);
         let old = self.view.read().get(&name.0, &name.1).map(|old| (old.uid.clone(), old.node.clone(), old.version));
         if let Some((uid, node, version)) = &old {
             if *uid != entry.uid {
@@ -257,7 +258,6 @@ impl Downstream {
             }
         }
         let (node, uid, version) = (entry.node.clone(), entry.uid.clone(), entry.version);
-        self.view.versions.put("Pod", &uid, version);
         self.view.write().put(name, entry);
         if self.view.are_listed() {
             let verb = if old.is_none() && !is_terminating { operation::INSERT } else { operation::UPDATE };

@@ -67,6 +67,20 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Whether uid, namespace and name may stand in a record's name and in paths: a node says them, and a dot in a uid would make the record
+    /// another node's.
+    fn can_be_named(&self) -> bool {
+        let is_uid = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let is_name = |text: &str| {
+            text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.'))
+        };
+        let uid = (1..=64).contains(&self.uid.len()) && is_uid(&self.uid);
+        let name = (1..=253).contains(&self.name.len()) && is_name(&self.name) && !self.name.starts_with('.');
+        uid && name && is_uid(&self.namespace)
+    }
+}
+
 impl Acknowledged {
     /// Of this message about the object with this uid.
     pub fn of(uid: &str, message: &Message) -> Self {
@@ -229,6 +243,7 @@ impl Records {
         let held: HashMap<String, Record> = held
             .into_iter()
             .filter_map(|Held(uid, resource, version)| Some((uid.clone(), Record::of(&uid, &resource, version)?)))
+            .filter(|(_, record)| record.can_be_named())
             .collect();
         let mut state = self.state();
         let State { records, dirty, orphans, .. } = &mut *state;
@@ -332,4 +347,24 @@ fn kind_of(segment: &str) -> Option<&'static str> {
         "node" => "Node",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_notes_nothing_under_the_name_of_another() {
+        let named = |uid: &str, path: &str| Record::of(uid, path, 1).is_some_and(|record| record.can_be_named());
+        assert!(named("0b5c3c7e-1d0f-4d0e-8f6c-2a9d4c1b7e55", "default/configmap/kube-root-ca.crt"));
+        for (uid, path) in [
+            ("example.com.uid", "default/pod/a"),
+            ("", "default/pod/a"),
+            ("u", "a?b/pod/a"),
+            ("u", "default/pod/a?watch=true"),
+            ("u", "default/pod/.."),
+        ] {
+            assert!(!named(uid, path), "{uid} {path}");
+        }
+    }
 }
