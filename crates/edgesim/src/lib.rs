@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use link::ca::CertificateAuthority;
-use testkit::go_edge::{Credentials, register};
+use testkit::go_edge::register;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -98,21 +97,6 @@ impl Fleet {
         Ok(Self::of(cloud, joined))
     }
 
-    /// Nodes whose certificates this CA issues, without asking the cloud.
-    ///
-    /// # Errors
-    /// A name cannot stand in a certificate.
-    pub fn issued_by(cloud: Cloud, ca: &CertificateAuthority, names: impl IntoIterator<Item = String>) -> Result<Self> {
-        let issue = |(place, name): (usize, String)| {
-            let common_name = format!("{}{name}", link::identity::NODE_PREFIX);
-            let issued = ca.issue_client(&common_name, link::identity::NODE_GROUP, Duration::from_secs(24 * 3600))?;
-            let own = link::tls::Certificate { certificate: issued.certificate, key: issued.key };
-            Node::registered(place, name, &Credentials { ca: ca.certificate().clone(), own })
-        };
-        let nodes = names.into_iter().enumerate().map(issue).collect::<Result<Vec<_>>>()?;
-        Ok(Self::of(cloud, nodes))
-    }
-
     fn of(cloud: Cloud, mut nodes: Vec<Node>) -> Self {
         nodes.sort_by_key(Node::place);
         let nodes = nodes.into_iter().map(Arc::new).collect();
@@ -160,11 +144,6 @@ impl Fleet {
     /// How many connections all of them have had.
     pub fn connections(&self) -> usize {
         self.nodes.iter().map(|node| node.connections()).sum()
-    }
-
-    /// Bytes that all of them have received since their first connection, TLS not counted.
-    pub fn received(&self) -> u64 {
-        self.nodes.iter().map(|node| node.received()).sum()
     }
 
     /// What a node has.

@@ -1,7 +1,7 @@
 //! One simulated node.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,6 @@ pub struct Node {
     synced: AtomicBool,
     registered: AtomicBool,
     leased: AtomicBool,
-    received: AtomicU64,
     connections: AtomicUsize,
 }
 
@@ -97,7 +96,6 @@ impl Node {
             synced: AtomicBool::new(false),
             registered: AtomicBool::new(false),
             leased: AtomicBool::new(false),
-            received: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
         }
     }
@@ -117,10 +115,6 @@ impl Node {
 
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
     }
 
     /// What it has.
@@ -201,8 +195,6 @@ impl Node {
         }
         let mut beat = ticks(behaviour.heartbeat);
         let mut lease = ticks(behaviour.lease.unwrap_or(Duration::MAX));
-        let counted = reader.received();
-        let before = self.received();
         let mut quiet = 0;
         loop {
             tokio::select! {
@@ -214,7 +206,6 @@ impl Node {
                         Incoming::Closed(_) => return Ok(()),
                     };
                     quiet = 0;
-                    self.received.store(before + counted.count(), Ordering::Relaxed);
                     if !behaviour.pause.is_zero() {
                         tokio::time::sleep(behaviour.pause * u32::try_from(messages.len()).unwrap_or(u32::MAX)).await;
                     }
