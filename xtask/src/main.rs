@@ -36,9 +36,9 @@ enum Command {
         /// Passed on to the test runner, for example a test's name
         filter: Vec<String>,
     },
-    /// Run the node agent's scenarios on real containers
+    /// Run the tests against real programs and containers alone
     E2e {
-        /// Also those that take over a minute each, which `test` leaves out
+        /// Instead those that take over a minute each, which `test` leaves out
         #[arg(long)]
         slow: bool,
         /// Passed on to the test runner, for example a test's name

@@ -25,30 +25,28 @@ pub fn all(filter: &[String]) -> Result<()> {
     run(command.args(filter))
 }
 
-/// Runs the scenarios of the node agent on real containers; with `slow` also those that take over a minute, which
+/// Runs the tests against real programs and containers; with `slow` instead those that take over a minute, which
 /// `cargo xtask test` leaves out.
 pub fn end_to_end(slow: bool, filter: &[String]) -> Result<()> {
     prepare()?;
-    let mut command = cargo();
-    if has_program("cargo-nextest") {
-        command.args(["nextest", "run", "--no-fail-fast"]).args(END_TO_END);
-        if !slow {
-            return run(command.args(filter));
-        }
-        command.args(["--run-ignored", "all", "--test-threads", SLOW_THREADS]);
-        if !filter.is_empty() {
-            return run(command.args(filter));
-        }
-        let side_by_side = run(command.args(["-E", &format!("not test({ALONE})")]));
-        let mut alone = cargo();
-        alone.args(["nextest", "run", "--no-fail-fast"]).args(END_TO_END).args(["--run-ignored", "all"]);
-        return side_by_side.and(run(alone.args(["-E", &format!("test({ALONE})")])));
+    let chosen = |filter: &[String], harness: &[&str]| {
+        let mut command = cargo();
+        match has_program("cargo-nextest") {
+            true => command.args(["nextest", "run"]),
+            false => command.arg("test"),
+        };
+        command.arg("--no-fail-fast").args(END_TO_END).args(filter).arg("--").args(harness);
+        command
+    };
+    if !slow {
+        return run(&mut chosen(filter, &[]));
     }
-    command.args(["test", "--no-fail-fast"]).args(END_TO_END).args(filter).arg("--");
-    if slow {
-        command.args(["--include-ignored", "--test-threads", SLOW_THREADS]);
+    if !filter.is_empty() {
+        return run(&mut chosen(filter, &["--ignored"]));
     }
-    run(&mut command)
+    let mut together = chosen(&[], &["--ignored", "--skip", ALONE]);
+    let together = run(together.envs(["NEXTEST_TEST_THREADS", "RUST_TEST_THREADS"].map(|name| (name, SLOW_THREADS))));
+    together.and(run(&mut chosen(&[ALONE.to_owned()], &["--ignored"])))
 }
 
 fn prepare() -> Result<()> {

@@ -174,10 +174,11 @@ impl Node {
 
     fn digest(&self) -> String {
         let mut digest = Digest::default();
-        self.lock()
-            .values()
-            .filter(|held| is_noted(&held.resource))
-            .for_each(|held| digest.add(&held.uid, held.version));
+        let held = self.lock();
+        if !held.contains_key(&format!("null/node/{}", self.name)) {
+            return String::new();
+        }
+        held.values().filter(|held| is_noted(&held.resource)).for_each(|held| digest.add(&held.uid, held.version));
         digest.to_text()
     }
 

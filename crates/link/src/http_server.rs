@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,10 +20,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
+use rustls::server::Acceptor;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -114,13 +116,10 @@ impl HttpServer {
             let (newcomers, places) = (newcomers.clone(), places.clone());
             connections.spawn(async move {
                 let _ = tcp.set_nodelay(true);
-                let admitted = stop.run_until_cancelled(newcomers.admit(&tcp, HANDSHAKE, places)).await;
-                let Some(place) = admitted.flatten() else { return };
-                if !local_plain {
-                    connection(tcp, address, tls, handler, stop, false).await;
-                } else if let Some((tcp, tls)) = first_byte(tcp, address, tls).await {
-                    connection(tcp, address, tls, handler, stop, true).await;
-                }
+                let first_word = first_word(tcp, address, tls, local_plain);
+                let admitted = stop.run_until_cancelled(newcomers.admit(first_word, HANDSHAKE, places)).await;
+                let Some((first, place)) = admitted.flatten() else { return };
+                connection(first, address, handler, stop, local_plain).await;
                 drop(place);
             });
         }
@@ -129,42 +128,48 @@ impl HttpServer {
     }
 }
 
-/// Looks whether the peer speaks TLS; `None` when it may not go on.
-async fn first_byte(
+/// How a peer begins.
+enum First {
+    /// With plain HTTP, which is still to be read.
+    Plain(TcpStream),
+    /// With a handshake.
+    Tls(Box<StartHandshake<TcpStream>>, Arc<ServerConfig>),
+}
+
+/// Reads how the peer begins.
+async fn first_word(
     mut tcp: TcpStream,
     address: SocketAddr,
     tls: Option<Arc<ServerConfig>>,
-) -> Option<(TcpStream, Option<Arc<ServerConfig>>)> {
+    local_plain: bool,
+) -> io::Result<First> {
     let mut first = [0];
-    let seen = tokio::time::timeout(HANDSHAKE, tcp.peek(&mut first)).await;
-    if !matches!(seen, Ok(Ok(1))) {
-        return None;
+    if tcp.peek(&mut first).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    if first[0] == TLS_RECORD && tls.is_some() {
-        return Some((tcp, tls));
+    match tls {
+        Some(tls) if first[0] == TLS_RECORD || !local_plain => {
+            let handshake = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+            Ok(First::Tls(Box::new(handshake), tls))
+        }
+        _ if !local_plain || address.ip().to_canonical().is_loopback() => Ok(First::Plain(tcp)),
+        _ => {
+            tcp.write_all(PLAIN_REFUSED).await?;
+            Err(io::Error::other("plain HTTP from another machine"))
+        }
     }
-    if address.ip().to_canonical().is_loopback() {
-        return Some((tcp, None));
-    }
-    let _ = tokio::time::timeout(HANDSHAKE, tcp.write_all(PLAIN_REFUSED)).await;
-    None
 }
 
-async fn connection<H, F>(
-    tcp: TcpStream,
-    address: SocketAddr,
-    tls: Option<Arc<ServerConfig>>,
-    handler: H,
-    stop: CancellationToken,
-    http1_only: bool,
-) where
+async fn connection<H, F>(first: First, address: SocketAddr, handler: H, stop: CancellationToken, http1_only: bool)
+where
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let Some(tls) = tls else {
-        return talk(tcp, Peer { address, certificate: None }, handler, stop, http1_only).await;
+    let (handshake, tls) = match first {
+        First::Plain(tcp) => return talk(tcp, Peer { address, certificate: None }, handler, stop, http1_only).await,
+        First::Tls(handshake, tls) => (handshake, tls),
     };
-    match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(tcp)).await {
+    match tokio::time::timeout(HANDSHAKE, handshake.into_stream(tls)).await {
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
             let certificate = certificate.map(CertificateDer::into_owned);

@@ -4,12 +4,14 @@
 //! whoever means it says the first word within a round trip, however many others never do.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 /// Newcomers at a time.
 const MAX: usize = 4096;
@@ -44,28 +46,39 @@ struct Newcomer<'a> {
 }
 
 impl Newcomers {
-    /// Waits for the first byte, which stays in the socket, and then for a place. `None` when no byte came within this time, or when there
-    /// are too many others.
-    pub async fn admit(
+    /// Waits for the first word, and then for a place. `None` when it did not come within this time, makes no sense, or when there are
+    /// too many others.
+    pub async fn admit<T>(
         &self,
-        tcp: &TcpStream,
+        first_word: impl Future<Output = io::Result<T>>,
         limit: Duration,
         places: Arc<Semaphore>,
-    ) -> Option<OwnedSemaphorePermit> {
-        if !self.has_spoken(tcp, limit).await {
-            return None;
-        }
-        let _in_queue = self.queue.try_acquire().ok()?;
-        places.acquire_owned().await.ok()
-    }
-
-    async fn has_spoken(&self, tcp: &TcpStream, limit: Duration) -> bool {
+    ) -> Option<(T, OwnedSemaphorePermit)> {
         let newcomer = self.enter();
-        let mut first = [0];
-        tokio::select! {
-            () = newcomer.sent_away.cancelled() => false,
-            seen = tokio::time::timeout(limit, tcp.peek(&mut first)) => matches!(seen, Ok(Ok(1))),
-        }
+        let said = tokio::select! {
+            () = newcomer.sent_away.cancelled() => {
+                debug!("a connection that said nothing made room for another");
+                return None;
+            }
+            said = tokio::time::timeout(limit, first_word) => said,
+        };
+        drop(newcomer);
+        let said = match said {
+            Ok(Ok(said)) => said,
+            Ok(Err(error)) => {
+                debug!(%error, "a connection ended before it said what it wants");
+                return None;
+            }
+            Err(_) => {
+                debug!("a connection took too long to say what it wants");
+                return None;
+            }
+        };
+        let Ok(_in_queue) = self.queue.try_acquire() else {
+            debug!("a connection was closed: {MAX_WAITING} others wait already");
+            return None;
+        };
+        Some((said, places.acquire_owned().await.ok()?))
     }
 
     fn enter(&self) -> Newcomer<'_> {

@@ -3,6 +3,7 @@
 //!
 //! The edge sends a digest with each upgrade. When it differs from what the cloud has noted, the cloud asks (`query` of
 //! `inventory`) and gets the list. When the node has acknowledged all that it lacked, it is told so (`synced`).
+//! A node that has not even its Node, which stands in no list, sends an empty digest: its database is new.
 
 use serde::{Deserialize, Serialize};
 

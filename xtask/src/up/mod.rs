@@ -5,13 +5,15 @@
 //! `testkit::deployment`; `example` shows the two web servers.
 
 mod example;
+mod lock;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use testkit::deployment::{Binaries, Deployment, node_name};
+use testkit::deployment::{Binaries, Deployment, Layout, node_name};
 
+use self::lock::Lock;
 use crate::packages;
 use crate::stop_signals::StopSignals;
 use crate::terminal::{complain, say, step};
@@ -54,6 +56,7 @@ pub async fn up(options: UpOptions) -> Result<()> {
         packages::ensure()?;
     }
     let dir = folder(options.dir.clone());
+    let _lock = Lock::take(&Layout::new(&dir)?.lock_file())?;
     let mut deployment = open(&dir)?;
     if let Some(child) = deployment.children.list().first() {
         bail!("{} of an earlier `up` still runs: stop it with {} first", child.name, down_command(&dir));
@@ -87,20 +90,26 @@ pub async fn up(options: UpOptions) -> Result<()> {
     result
 }
 
-/// Stops what a detached or crashed `up` left, and what was started by hand in its folder.
+/// Ends an `up` that still runs, stops what a detached or crashed one left, and what was started by hand in its folder.
 pub async fn down(options: DownOptions) -> Result<()> {
     let dir = folder(options.dir);
-    let Some(mut deployment) = Deployment::find(&dir, binaries())? else {
+    let Some(layout) = Layout::find(&dir)? else {
         say(format_args!("nothing to stop: there is no {}", dir.display()));
         return Ok(());
     };
+    let (_lock, was_running) = Lock::take_over(&layout.lock_file())?;
+    let mut deployment = open(&dir)?;
+    let done = match was_running || !deployment.children.list().is_empty() {
+        true => "stopped",
+        false => "nothing was running",
+    };
     deployment.stop().await?;
     if !options.purge {
-        say(format_args!("stopped; the state stays in {}", dir.display()));
+        say(format_args!("{done}; the state stays in {}", dir.display()));
     } else if deployment.layout.purge()? {
-        say(format_args!("stopped, and {} deleted", dir.display()));
+        say(format_args!("{done}; {} is deleted", dir.display()));
     } else {
-        say(format_args!("stopped, and the state deleted; {} stays for other files in it", dir.display()));
+        say(format_args!("{done}; the state is deleted, and {} stays for other files in it", dir.display()));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Nothing is made while nobody watches. A watcher that is slower than the feed misses events and hears how many.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use link::identity::{Identity, OBSERVER_GROUP};
@@ -10,10 +11,13 @@ use link::ws::{Incoming, Reader, Writer};
 use serde::Serialize;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
 use wire::Message;
 
 /// Events that a watcher may lie behind.
 const BACKLOG: usize = 4096;
+/// A watcher that has shown no sign of life for so long is asked for one, and after the same time again it is gone.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// Something on the message channel.
 #[derive(Clone, Debug, Serialize)]
@@ -146,16 +150,27 @@ impl Feed {
         }
     }
 
-    /// Writes the events of this scope to a watcher until it leaves.
+    /// Writes the events of this scope to a watcher until it leaves, or shows no sign of life any more.
     pub(super) async fn serve(&self, scope: &Scope, reader: &mut Reader, writer: &mut Writer) {
         let mut events = self.sender.subscribe();
+        let (mut quiet, mut was_asked) = (Instant::now() + QUIET, false);
         loop {
             let frame = tokio::select! {
                 // A watcher has nothing to say; but it may leave.
                 said = reader.next() => match said {
                     Ok(Incoming::Closed(_)) | Err(_) => return,
-                    Ok(_) => continue,
+                    Ok(_) => {
+                        (quiet, was_asked) = (Instant::now() + QUIET, false);
+                        continue;
+                    }
                 },
+                () = tokio::time::sleep_until(quiet) => {
+                    if was_asked || writer.ping().await.is_err() {
+                        return;
+                    }
+                    (quiet, was_asked) = (Instant::now() + QUIET, true);
+                    continue;
+                }
                 event = events.recv() => match event {
                     Ok(told) if scope.includes(&told.node) => frame(&told.node, &told.event, told.at),
                     Ok(_) => continue,

@@ -1,12 +1,14 @@
 //! Tells when a node is behind: in the feed of `/events`, and on the Node, where `kubectl describe node` shows it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::feed::{Event, Feed};
+use super::session::SessionHandle;
 use super::sessions::Sessions;
 use crate::edgecontroller::upstream::Upstream;
 
@@ -18,6 +20,8 @@ pub(super) const LAGS: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(300);
 /// Nodes that are written to the Kubernetes API in one look: a whole fleet may lag at once, and the next look comes soon.
 const MAX_WRITES: usize = 100;
+/// Of these so many at the same time.
+const WRITES_AT_ONCE: usize = 16;
 
 /// How far a connected node is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,24 @@ enum Tell {
     Lag(Lag),
     /// It has everything again.
     CaughtUp,
+}
+
+impl Tell {
+    /// Type, reason and text of the event on the Node.
+    fn event(&self) -> (&'static str, &'static str, String) {
+        match self {
+            Self::CaughtUp => ("Normal", "CaughtUp", "the node has all changes".to_owned()),
+            Self::Lag(Lag { pending: 0, time }) => {
+                let text = format!("what the node lacks could not be found out for {} s", time.as_secs());
+                ("Warning", "Lagging", text)
+            }
+            Self::Lag(Lag { pending, time }) => {
+                let seconds = time.as_secs();
+                let text = format!("{pending} changes wait for the node, which has not had everything for {seconds} s");
+                ("Warning", "Lagging", text)
+            }
+        }
+    }
 }
 
 /// When nodes were last told to lag.
@@ -62,38 +84,49 @@ impl Told {
 
 /// Watches all sessions until `stopping`.
 pub(super) async fn watch(sessions: Sessions, upstream: Upstream, feed: Feed, stopping: CancellationToken) {
-    let mut told = Told::default();
-    while stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-        let all = sessions.handles();
-        // Of a node that is away the Ready condition tells.
-        told.at.retain(|node, _| all.iter().any(|handle| handle.node() == node));
-        let mut writes = 0;
-        for handle in &all {
-            let (node, lag) = (handle.node(), handle.lag());
-            if let Some(lag) = lag.filter(|lag| lag.time >= LOOK) {
-                feed.tell(node, || Event::Lag { pending: lag.pending, seconds: lag.time.as_secs() });
-            }
-            if writes == MAX_WRITES {
-                continue;
-            }
-            match told.look(node, lag, Instant::now()) {
-                Some(Tell::Lag(Lag { pending, time })) => {
-                    let seconds = time.as_secs();
-                    warn!(node, pending, seconds, "the node lags");
-                    let text =
-                        format!("{pending} changes wait for the node, which has not had everything for {seconds} s");
-                    upstream.tell_on_node(node, "Warning", "Lagging", &text).await;
+    let watching = async {
+        let mut told = Told::default();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let tells = look(&sessions.handles(), &mut told, &feed);
+            let writes = tells.into_iter().map(|(node, tell)| {
+                let upstream = upstream.clone();
+                async move {
+                    let (kind, reason, text) = tell.event();
+                    upstream.tell_on_node(&node, kind, reason, &text).await;
                 }
-                Some(Tell::CaughtUp) => {
-                    info!(node, "the node has caught up");
-                    feed.tell(node, || Event::CaughtUp);
-                    upstream.tell_on_node(node, "Normal", "CaughtUp", "the node has all changes").await;
-                }
-                None => continue,
-            }
-            writes += 1;
+            });
+            stream::iter(writes).buffer_unordered(WRITES_AT_ONCE).for_each(|()| std::future::ready(())).await;
         }
+    };
+    let _ = stopping.run_until_cancelled(watching).await;
+}
+
+/// One look at all sessions: what is to be told on which Node.
+fn look(sessions: &[SessionHandle], told: &mut Told, feed: &Feed) -> Vec<(String, Tell)> {
+    let here: HashSet<&str> = sessions.iter().map(SessionHandle::node).collect();
+    // Of a node that is away the Ready condition tells.
+    told.at.retain(|node, _| here.contains(node.as_str()));
+    let mut tells = Vec::new();
+    for handle in sessions {
+        let (node, lag) = (handle.node(), handle.lag());
+        if let Some(lag) = lag.filter(|lag| lag.time >= LOOK) {
+            feed.tell(node, || Event::Lag { pending: lag.pending, seconds: lag.time.as_secs() });
+        }
+        if tells.len() == MAX_WRITES {
+            continue;
+        }
+        let Some(tell) = told.look(node, lag, Instant::now()) else { continue };
+        match &tell {
+            Tell::Lag(Lag { pending, time }) => warn!(node, pending, seconds = time.as_secs(), "the node lags"),
+            Tell::CaughtUp => {
+                info!(node, "the node has caught up");
+                feed.tell(node, || Event::CaughtUp);
+            }
+        }
+        tells.push((node.to_owned(), tell));
     }
+    tells
 }
 
 #[cfg(test)]

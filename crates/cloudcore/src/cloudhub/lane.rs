@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use wire::{Content, Features, Message, acks, group, inventory, source};
 
 use super::lag::Lag;
+use super::progress::Progress;
 use super::session::now;
 use crate::objectsync::Acknowledged;
 
@@ -31,6 +32,8 @@ pub(super) struct Lane {
     places: HashMap<String, OwnedSemaphorePermit>,
     /// Ids of messages of the node that were dealt with and have no answer.
     done: Vec<String>,
+    /// How far the node has been compared with the cluster.
+    progress: Progress,
     /// All that the node lacked has been offered, and it has not been told yet.
     caught_up: bool,
     /// When the node last had everything, if it does not now.
@@ -46,8 +49,9 @@ impl Lane {
             answers: HashMap::new(),
             places: HashMap::new(),
             done: Vec::new(),
+            progress: Progress::default(),
             caught_up: false,
-            behind: None,
+            behind: Some(now()),
         }
     }
 
@@ -92,9 +96,15 @@ impl Lane {
         }
     }
 
-    /// All that the node lacked has been offered: it hears so when it has acknowledged it.
-    pub(super) fn caught_up(&mut self) {
-        self.caught_up = self.features.inventory;
+    /// How far the node has been compared with the cluster.
+    pub(super) fn progress(&mut self) -> &mut Progress {
+        &mut self.progress
+    }
+
+    /// A comparison has offered what the node lacked. Unless something is missing, it hears so when it has acknowledged it.
+    pub(super) fn compared(&mut self) {
+        self.caught_up = self.progress.compared() && self.features.inventory;
+        self.note_lag();
     }
 
     /// The node acknowledged this message id: what it was about.
@@ -139,8 +149,12 @@ impl Lane {
     /// Whether something was left out for want of room and has to be found out anew; `true` once.
     pub(super) fn take_overflow(&mut self) -> bool {
         let overflowed = self.queue.take_overflow();
-        // What is found out anew ends with the word that it has caught up.
-        self.caught_up &= !overflowed;
+        if overflowed {
+            // What is found out anew ends with the word that it has caught up.
+            self.caught_up = false;
+            self.progress.left_out();
+            self.note_lag();
+        }
         overflowed
     }
 
@@ -150,10 +164,8 @@ impl Lane {
     }
 
     fn note_lag(&mut self) {
-        match self.queue.pending() {
-            0 => self.behind = None,
-            _ => self.behind = self.behind.or_else(|| Some(now())),
-        }
+        let has_everything = self.queue.pending() == 0 && !self.queue.has_overflowed() && self.progress.is_complete();
+        self.behind = if has_everything { None } else { self.behind.or_else(|| Some(now())) };
     }
 
     /// Objects that the node has not acknowledged.
@@ -187,9 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn a_node_lags_from_the_first_offer_until_the_last_acknowledgement() {
-        let (mut lane, begin) = (Lane::new(Features::ALL), Instant::now());
-        assert_eq!(lane.lag(begin), None);
+    fn a_node_is_behind_until_it_was_compared_and_from_an_offer_until_the_last_acknowledgement() {
+        let mut lane = Lane::new(Features::ALL);
+        assert!(lane.lag(Instant::now()).is_some(), "what it lacks is not known yet");
+        lane.compared();
+        assert_eq!(lane.lag(Instant::now()), None);
         lane.offer("a", 1, message("first", "update"));
         lane.offer("b", 1, message("second", "update"));
         assert_eq!(sent(&mut lane), ["first", "second"]);
@@ -215,7 +229,7 @@ mod tests {
     fn a_node_hears_that_it_has_caught_up_when_it_has_acknowledged_everything() {
         let mut lane = Lane::new(Features::ALL);
         lane.offer("uid", 1, message("object", "update"));
-        lane.caught_up();
+        lane.compared();
         assert_eq!(sent(&mut lane), ["object"]);
         assert!(sent(&mut lane).is_empty());
         lane.acknowledge("object");
@@ -233,13 +247,14 @@ mod tests {
             (message.route.resource, message.content) = (format!("default/pod/{id}"), text.clone());
             lane.offer(id, 1, message);
         }
-        lane.caught_up();
+        lane.compared();
         assert_eq!(sent(&mut lane), ["a"]);
         lane.acknowledge("a");
         assert!(sent(&mut lane).is_empty(), "the second found no room");
         assert!(lane.take_overflow() && !lane.take_overflow());
         assert!(sent(&mut lane).is_empty(), "it is being found out");
-        lane.caught_up();
+        assert!(lane.progress().want(true) && lane.progress().next() == Some(true));
+        lane.compared();
         assert_eq!(lane.take(Instant::now())[0].route.operation, inventory::SYNCED);
     }
 
@@ -252,7 +267,7 @@ mod tests {
         assert_eq!(acks::read(&taken[0]), Some(vec!["a".to_owned(), "b".to_owned()]));
         let mut plain = Lane::new(Features::default());
         plain.done("a");
-        plain.caught_up();
+        plain.compared();
         assert!(sent(&mut plain).is_empty());
     }
 }

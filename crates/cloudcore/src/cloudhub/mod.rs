@@ -1,5 +1,5 @@
 //! CloudHub: certificates for nodes (`https`, `certificates`, `register`), their sessions (`sessions`, [`session`],
-//! `reading`, `lane`, `turns`, `upgrades`), what asks nodes from beside (`unix_socket`), the net below (`comparison`), and what can be seen of them (`feed`, `lag`, [`monitor`]).
+//! `reading`, `lane`, `progress`, `turns`, `places`), what asks nodes from beside (`unix_socket`), the net below (`comparison`), and what can be seen of them (`feed`, `lag`, [`monitor`]).
 
 mod certificates;
 mod comparison;
@@ -8,6 +8,8 @@ mod https;
 mod lag;
 mod lane;
 pub mod monitor;
+mod places;
+mod progress;
 mod reading;
 mod register;
 pub mod session;
@@ -16,7 +18,6 @@ mod sessions;
 mod simulation;
 mod turns;
 mod unix_socket;
-mod upgrades;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

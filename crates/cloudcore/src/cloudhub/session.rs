@@ -99,9 +99,19 @@ impl SessionHandle {
         self.shared.wake.notify_one();
     }
 
-    /// Everything that the node lacked has been offered.
-    pub fn caught_up(&self) {
-        self.lane().caught_up();
+    /// A comparison of the node with the cluster is wanted. Whether the caller has to run it, for nobody does yet.
+    pub fn want_comparison(&self, is_thorough: bool) -> bool {
+        self.lane().progress().want(is_thorough)
+    }
+
+    /// A comparison begins, and whether it is a thorough one; `None` when no more is wanted.
+    pub fn next_comparison(&self) -> Option<bool> {
+        self.lane().progress().next()
+    }
+
+    /// A comparison has offered what the node lacked.
+    pub fn compared(&self) {
+        self.lane().compared();
         self.shared.wake.notify_one();
     }
 

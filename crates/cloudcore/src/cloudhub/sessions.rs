@@ -10,10 +10,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use link::identity::Identity;
 use link::newcomers::Newcomers;
 use link::rustls::ServerConfig;
+use link::rustls::server::Acceptor;
 use link::ws::{self, Refusal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -22,9 +23,9 @@ use wire::{FEATURES, Features, INVENTORY};
 use super::Controllers;
 use super::feed::{self, Feed, Scope};
 use super::monitor::{Counters, count};
+use super::places::{Place, Places};
 use super::session::{self, Peer, Services, SessionHandle};
 use super::turns::NodeTurns;
-use super::upgrades::Upgrades;
 use crate::edgecontroller::downstream::Event;
 
 /// For TLS, and for the upgrade.
@@ -33,8 +34,12 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 const MAX_HANDSHAKES: usize = 256;
 /// The path of the live feed.
 const EVENTS: &str = "/events";
-/// Who may watch it at the same time.
-const MAX_WATCHERS: usize = 64;
+/// Watchers at the same time of each certificate's holder. All observers have one.
+const MAX_WATCHERS: usize = 16;
+/// Watchers at the same time that are nodes.
+const MAX_NODES_WATCHING: usize = 64;
+/// Connections of one holder that have not asked for the upgrade yet.
+const MAX_UPGRADES: usize = 8;
 /// The wait after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,8 +55,9 @@ struct Shared {
     services: Services,
     current: Mutex<HashMap<String, SessionHandle>>,
     turns: NodeTurns,
-    watchers: Arc<Semaphore>,
-    upgrades: Upgrades,
+    watchers: Places,
+    nodes_watching: Arc<Semaphore>,
+    upgrades: Places,
 }
 
 /// What a connection is for.
@@ -59,7 +65,7 @@ enum Purpose {
     /// The message channel of this node.
     Node(String, Peer),
     /// A live feed of what happens.
-    Watch(Scope, OwnedSemaphorePermit),
+    Watch(Scope, Place, Option<OwnedSemaphorePermit>),
 }
 
 impl Sessions {
@@ -75,7 +81,6 @@ impl Sessions {
             tasks: tasks.clone(),
         };
         let (current, turns) = (Mutex::default(), NodeTurns::default());
-        let watchers = Arc::new(Semaphore::new(MAX_WATCHERS));
         Self {
             shared: Arc::new(Shared {
                 settings,
@@ -83,8 +88,9 @@ impl Sessions {
                 services,
                 current,
                 turns,
-                watchers,
-                upgrades: Upgrades::default(),
+                watchers: Places::new(MAX_WATCHERS),
+                nodes_watching: Arc::new(Semaphore::new(MAX_NODES_WATCHING)),
+                upgrades: Places::new(MAX_UPGRADES),
             }),
         }
     }
@@ -132,9 +138,12 @@ impl Sessions {
             let (sessions, tls, stopping) = (self.clone(), tls.clone(), stopping.clone());
             let (newcomers, places) = (newcomers.clone(), places.clone());
             tasks.spawn(async move {
-                let admitted = stopping.run_until_cancelled(newcomers.admit(&tcp, HANDSHAKE, places)).await;
-                if let Some(place) = admitted.flatten() {
-                    sessions.connection(tcp, tls, place, stopping).await;
+                let peer = tcp.peer_addr().map(|address| address.to_string()).unwrap_or_default();
+                let _ = tcp.set_nodelay(true);
+                let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+                let admitted = stopping.run_until_cancelled(newcomers.admit(hello, HANDSHAKE, places)).await;
+                if let Some((handshake, place)) = admitted.flatten() {
+                    sessions.connection(handshake, &peer, tls, place, stopping).await;
                 }
             });
         }
@@ -142,14 +151,13 @@ impl Sessions {
 
     async fn connection(
         &self,
-        tcp: TcpStream,
+        handshake: StartHandshake<TcpStream>,
+        peer: &str,
         tls: Arc<ServerConfig>,
         place: OwnedSemaphorePermit,
         stopping: CancellationToken,
     ) {
-        let peer = tcp.peer_addr().map(|address| address.to_string()).unwrap_or_default();
-        let _ = tcp.set_nodelay(true);
-        let stream = match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(tcp)).await {
+        let stream = match tokio::time::timeout(HANDSHAKE, handshake.into_stream(tls)).await {
             Ok(Ok(stream)) => stream,
             // A load balancer or `keadm join` that looks whether the port is open.
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -165,7 +173,7 @@ impl Sessions {
         // What cost CPU is done.
         drop(place);
         let holder = identity.as_ref().map(|identity| identity.common_name.as_str()).unwrap_or_default();
-        let Some(upgrade) = self.shared.upgrades.begin(holder) else {
+        let Some(upgrade) = self.shared.upgrades.take(holder) else {
             count(&self.counters().refused, 1);
             return warn!(
                 peer,
@@ -189,9 +197,9 @@ impl Sessions {
         drop(upgrade);
         match (halves, purpose) {
             (Ok((reader, writer)), Some(Purpose::Node(node, says))) => {
-                self.session(SessionHandle::new(&node, says), &peer, reader, writer, stopping).await;
+                self.session(SessionHandle::new(&node, says), peer, reader, writer, stopping).await;
             }
-            (Ok((mut reader, mut writer)), Some(Purpose::Watch(scope, _place))) => {
+            (Ok((mut reader, mut writer)), Some(Purpose::Watch(scope, _place, _of_nodes))) => {
                 info!(peer, ?scope, "events are watched");
                 stopping.run_until_cancelled(self.feed().serve(&scope, &mut reader, &mut writer)).await;
                 writer.close("the feed ends").await;
@@ -216,13 +224,19 @@ impl Sessions {
                 "/events is for nodes and for certificates of the group ferroedge:observers (Secret kubeedge/observer)";
             return Err(Refusal { status: StatusCode::FORBIDDEN, reason: reason.to_owned() });
         };
-        match self.shared.watchers.clone().try_acquire_owned() {
-            Ok(place) => Ok(Purpose::Watch(scope, place)),
-            Err(_) => {
-                let reason = format!("{MAX_WATCHERS} watch the events already");
-                Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason })
-            }
-        }
+        let full = |reason: String| Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason };
+        let holder = identity.map(|identity| identity.common_name.as_str()).unwrap_or_default();
+        let Some(place) = self.shared.watchers.take(holder) else {
+            return Err(full(format!("{MAX_WATCHERS} connections of {holder} watch the events already")));
+        };
+        let of_nodes = match &scope {
+            Scope::All => None,
+            Scope::Node(_) => match self.shared.nodes_watching.clone().try_acquire_owned() {
+                Ok(place) => Some(place),
+                Err(_) => return Err(full(format!("{MAX_NODES_WATCHING} nodes watch their events already"))),
+            },
+        };
+        Ok(Purpose::Watch(scope, place, of_nodes))
     }
 
     /// The name that the node gives itself must be the one in its certificate.

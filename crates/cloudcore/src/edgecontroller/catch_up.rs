@@ -12,6 +12,7 @@ use tracing::warn;
 use wire::{Message, kind, operation};
 
 use super::object::{push, read, read_pod, tombstone, with_kind};
+use super::references::{self, Reference};
 use super::view::View;
 use crate::cloudhub::session::SessionHandle;
 use crate::kubernetes::{Kubernetes, KubernetesError};
@@ -39,26 +40,32 @@ pub(super) struct CatchUp {
     pub(super) view: Arc<View>,
     pub(super) records: Records,
     pub(super) session: SessionHandle,
-    /// Everything is asked of the Kubernetes API. Otherwise what the watches have told is believed.
-    pub(super) is_thorough: bool,
 }
 
 impl CatchUp {
-    /// Offers it all; tried again until the session ends.
+    /// Offers it all, as long as that is wanted; a failed try is repeated until the session ends.
     pub(super) async fn run(self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        while !self.session.has_ended() {
-            match self.try_once().await {
-                Ok(()) => return,
+        while let Some(is_thorough) = self.session.next_comparison() {
+            match self.try_once(is_thorough).await {
+                Ok(()) => {
+                    self.session.compared();
+                    backoff.reset();
+                }
                 Err(error) => {
-                    warn!(node = self.session.node(), %error, "what the node lacks could not be found out; tried again")
+                    warn!(node = self.session.node(), %error, "what the node lacks could not be found out; tried again");
+                    self.session.want_comparison(is_thorough);
+                    tokio::time::sleep(backoff.next_wait()).await;
                 }
             }
-            tokio::time::sleep(backoff.next_wait()).await;
+            if self.session.has_ended() {
+                return;
+            }
         }
     }
 
-    async fn try_once(&self) -> Result<(), CatchUpError> {
+    /// In a thorough try everything is asked of the Kubernetes API. Otherwise what the watches have told is believed.
+    async fn try_once(&self, is_thorough: bool) -> Result<(), CatchUpError> {
         let node = self.session.node();
         // What is not known in time is asked for.
         let _ = tokio::time::timeout(RECORDS_WAIT, self.view.versions.all_listed()).await;
@@ -75,20 +82,20 @@ impl CatchUp {
         }
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
+        let believes = !is_thorough && self.may_believe(records.values());
         // It is in no inventory: a node that has lost its database may have lost it too.
-        if !is_noted || !records.values().any(|record| record.kind == "Node" && self.is_current(record)) {
+        if !is_noted || !records.values().any(|record| record.kind == "Node" && believes && self.is_current(record)) {
             self.node(node).await?;
         }
         // Deletions first: a new object may have the name of one that is gone.
-        let lacking = self.pods(node, &mut records).await?;
-        for record in records.into_values() {
+        let lacking = self.pods(node, &mut records, believes).await?;
+        for record in records.into_values().filter(|record| !believes || !self.is_current(record)) {
             self.record(&record).await?;
         }
         for (uid, version, message) in lacking {
             self.offer(&uid, version, message);
         }
         self.records.trust(node);
-        self.session.caught_up();
         Ok(())
     }
 
@@ -108,17 +115,18 @@ impl CatchUp {
         Ok(())
     }
 
-    /// Whether the watches say that the node has the object as it is. A Go edge cannot say what it has, and a restored cluster counts
-    /// its versions anew.
+    /// Whether the watches say that the node has the object as it is.
     fn is_current(&self, record: &Record) -> bool {
-        self.believes() && self.view.versions.is_current(&record.kind, &record.uid, record.version)
+        self.view.versions.is_current(&record.kind, &record.uid, record.version)
     }
 
-    fn believes(&self) -> bool {
-        !self.is_thorough
-            && self.session.peer().features.inventory
+    /// Whether the watches may be believed. A Go edge cannot say what it has, and a restored cluster counts its versions anew.
+    fn may_believe<'a>(&self, mut records: impl Iterator<Item = &'a Record>) -> bool {
+        let newest = self.view.versions.newest();
+        self.session.peer().features.inventory
             && self.view.are_listed()
             && !self.records.is_distrusted(self.session.node())
+            && records.all(|record| record.version <= newest)
     }
 
     /// Pods that the node has not acknowledged in their version. Records of pods that are there are taken out of `records`.
@@ -126,6 +134,7 @@ impl CatchUp {
         &self,
         node: &str,
         records: &mut HashMap<String, Record>,
+        believes: bool,
     ) -> Result<Vec<(String, u64, Message)>, KubernetesError> {
         #[derive(Deserialize)]
         struct List {
@@ -138,7 +147,7 @@ impl CatchUp {
             #[serde(default)]
             resource_version: String,
         }
-        if self.believes() {
+        if believes {
             let pods = self.view.read();
             let has = |uid: &str| records.get(uid).map(|record| record.version);
             let noted = records.values().filter(|record| record.kind == "Pod").count();
@@ -172,24 +181,24 @@ impl CatchUp {
 
     /// Something that the node has: is it still there, and in this version?
     async fn record(&self, record: &Record) -> Result<(), KubernetesError> {
-        let (segment, plural) = match record.kind.as_str() {
-            "Pod" => (kind::POD, ""),
-            "ConfigMap" => (kind::CONFIG_MAP, "configmaps"),
-            "Secret" => (kind::SECRET, "secrets"),
+        let (segment, plural, referred) = match record.kind.as_str() {
+            "Pod" => (kind::POD, "", None),
+            "ConfigMap" => (kind::CONFIG_MAP, "configmaps", Some(references::Kind::ConfigMap)),
+            "Secret" => (kind::SECRET, "secrets", Some(references::Kind::Secret)),
             _ => return Ok(()),
         };
-        if self.is_current(record) {
-            return Ok(());
-        }
         let name = (record.namespace.clone(), record.name.clone());
         let path = format!("{}/{segment}/{}", name.0, name.1);
-        if !plural.is_empty() {
+        if let Some(kind) = referred {
             let found = self.kubernetes.get(&format!("/api/v1/namespaces/{}/{plural}/{}", name.0, name.1)).await;
             match found {
                 Ok(text) => {
                     let object = read(&text).map(|object| (object.uid().to_owned(), object.version()));
                     if let Some((uid, version)) = object.filter(|(uid, _)| *uid == record.uid) {
-                        if version != record.version {
+                        let reference = Reference { kind, name: record.name.clone() };
+                        // What no pod on the node refers to any more is none of its business.
+                        let may_have = self.view.read().refers(self.session.node(), &name.0, &reference);
+                        if version != record.version && may_have {
                             let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
                             self.offer(&uid, version, message);
                         }

@@ -159,8 +159,11 @@ impl Downstream {
 
     /// Finds in the background what the node lacks; what changes meanwhile is newer and wins.
     fn catch_up(&self, session: SessionHandle, is_thorough: bool) {
+        if !session.want_comparison(is_thorough) {
+            return;
+        }
         let (kubernetes, view, records) = (self.kubernetes.clone(), self.view.clone(), self.records.clone());
-        let catch_up = CatchUp { kubernetes, view, records, session, is_thorough };
+        let catch_up = CatchUp { kubernetes, view, records, session };
         let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -239,7 +242,7 @@ impl Downstream {
         warn!("the cluster was restored from a backup: all nodes get everything again");
         self.records.distrust_all();
         self.view.write().clear();
-        ["Pod", "Node", "ConfigMap", "Secret"].into_iter().for_each(|kind| self.view.versions.forget(kind));
+        self.view.versions.forget();
         for session in self.sessions.values() {
             session.close("the cluster was restored from a backup; connect again");
         }

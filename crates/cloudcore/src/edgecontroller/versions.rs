@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use tokio::sync::watch;
@@ -16,6 +17,8 @@ pub struct Versions {
     kinds: RwLock<HashMap<&'static str, Known>>,
     /// Kinds of which a list was read.
     listed: watch::Sender<usize>,
+    /// The highest version that was seen.
+    newest: AtomicU64,
 }
 
 #[derive(Default)]
@@ -34,6 +37,12 @@ impl Versions {
         kinds.get(kind).is_some_and(|known| known.is_listed && known.now.get(&hash(uid)) == Some(&version))
     }
 
+    /// The highest version that the watches have shown. One above it is from the future: the cluster was restored from a backup, or
+    /// another watch was quicker.
+    pub fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Relaxed)
+    }
+
     /// Waits until each kind was listed once.
     pub async fn all_listed(&self) {
         // The sender lives in `self`.
@@ -42,6 +51,7 @@ impl Versions {
 
     /// The object is there in this version.
     pub(super) fn put(&self, kind: &'static str, uid: &str, version: u64) {
+        self.newest.fetch_max(version, Ordering::Relaxed);
         let mut kinds = self.write();
         let known = kinds.entry(kind).or_default();
         known.now.insert(hash(uid), version);
@@ -71,9 +81,10 @@ impl Versions {
         self.listed.send_replace(kinds.values().filter(|known| known.is_listed).count());
     }
 
-    /// Versions mean something else from now on.
-    pub(super) fn forget(&self, kind: &'static str) {
-        self.write().remove(kind);
+    /// Versions of all kinds mean something else from now on.
+    pub(super) fn forget(&self) {
+        self.write().clear();
+        self.newest.store(0, Ordering::Relaxed);
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<&'static str, Known>> {
@@ -110,7 +121,10 @@ mod tests {
         versions.remove("Pod", "a");
         assert!(!versions.is_current("Pod", "a", 2));
         versions.put("Pod", "a", 2);
-        versions.forget("Pod");
+        versions.put("Secret", "c", 9);
+        assert_eq!(versions.newest(), 9);
+        versions.forget();
+        assert_eq!(versions.newest(), 0);
         assert!(!versions.is_current("Pod", "a", 2));
     }
 }

@@ -144,8 +144,8 @@ impl MetaManager {
 
     /// What the node has: the digest for EdgeHub, the list for the cloud.
     async fn tell_inventory(&self, context: &Context, question: &Message) {
-        let held = match self.table.inventory() {
-            Ok(held) => held,
+        let (held, has_node) = match self.table.inventory().and_then(|held| Ok((held, self.table.has_node()?))) {
+            Ok(found) => found,
             Err(error) => {
                 error!(%error, "what the node has cannot be read from its database");
                 return refuse(context, question, &error.to_string());
@@ -154,7 +154,9 @@ impl MetaManager {
         if question.route.source == source::EDGE_HUB_EVENTS {
             let mut digest = Digest::default();
             held.iter().for_each(|Held(uid, _, version)| digest.add(uid, *version));
-            return respond(context, question, Content::text(&digest.to_text()));
+            // The list is without the Node. A node that lacks it has lost its database, or never had one.
+            let digest = if has_node { digest.to_text() } else { String::new() };
+            return respond(context, question, Content::text(&digest));
         }
         match Content::json(&held) {
             Ok(list) => forward(context, compose::response(question, list)).await,

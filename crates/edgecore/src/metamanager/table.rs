@@ -135,6 +135,14 @@ impl Table {
         self.database.write(move |c| c.execute("INSERT OR IGNORE INTO settled VALUES (?1)", [told]).map(drop)).await
     }
 
+    /// Whether the node's own Node is stored.
+    pub(super) fn has_node(&self) -> Result<bool, StoreError> {
+        self.database.read(|c| {
+            let query = "SELECT EXISTS (SELECT 1 FROM meta WHERE kind = ?1)";
+            c.prepare_cached(query)?.query_row([kind::NODE], |row| row.get(0))
+        })
+    }
+
     /// All pods: path and JSON text.
     pub(super) fn pods(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         self.database.read(|c| {

@@ -400,8 +400,13 @@ async fn the_inventory_tells_what_is_stored_and_its_digest_is_the_clouds() {
     let mut digest = Digest::default();
     held.iter().for_each(|Held(uid, _, version)| digest.add(uid, *version));
     let (hub, about) = (source::EDGE_HUB_EVENTS, inventory::RESOURCE);
-    let question = compose::message(hub, group::META, operation::QUERY, about, Content::null());
-    let wait = Duration::from_secs(10);
-    let answer = node.context.send_sync(module::META_MANAGER, question, wait).await.expect("answer");
-    assert_eq!(answer.content, Content::text(&digest.to_text()));
+    let digest_told = async || {
+        let question = compose::message(hub, group::META, operation::QUERY, about, Content::null());
+        let wait = Duration::from_secs(10);
+        node.context.send_sync(module::META_MANAGER, question, wait).await.expect("answer").content
+    };
+    assert_eq!(digest_told().await, Content::text(""), "without its Node");
+    let own = json!({"metadata": {"name": "n", "uid": "its-own", "resourceVersion": "3"}});
+    node.push("edgecontroller", "update", "null/node/n", &own).await;
+    assert_eq!(digest_told().await, Content::text(&digest.to_text()));
 }

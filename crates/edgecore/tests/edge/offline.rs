@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::go_cloud::{Answer, GoCloud};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
@@ -252,20 +252,22 @@ async fn an_edge_says_with_each_connection_what_it_has() {
         objects.iter().for_each(|(uid, version)| digest.add(uid, *version));
         digest.to_text()
     };
-    assert_eq!(digest(0).await, of(&[]));
+    assert_eq!(digest(0).await, "", "it has not even its Node");
     let content = pod("p", 1);
     let uid = content["metadata"]["uid"].as_str().expect("uid").to_owned();
-    let message = push("update", "default/pod/p", content);
-    cloud.send(&message).await.unwrap();
-    cloud.reply_to(id(&message)).await.unwrap();
+    let node = push("update", "null/node/n", json!({"metadata": {"name": "n", "uid": "its-own"}}));
+    for message in [node, push("update", "default/pod/p", content)] {
+        cloud.send(&message).await.unwrap();
+        cloud.reply_to(id(&message)).await.unwrap();
+    }
     edge.stop().await;
     edge.start().await;
-    assert_eq!(digest(1).await, of(&[(&uid, 1)]));
+    assert_eq!(digest(1).await, of(&[(&uid, 1)]), "the Node is not counted");
     edge.stop().await;
     // The cure for a damaged database.
     std::fs::rename(edge.file("edgecore.db"), edge.file("damaged.db")).unwrap();
     edge.start().await;
-    assert_eq!(digest(2).await, of(&[]));
+    assert_eq!(digest(2).await, "");
 }
 
 #[tokio::test]

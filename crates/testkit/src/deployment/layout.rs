@@ -157,6 +157,11 @@ impl Layout {
         self.dir.join("run.json")
     }
 
+    /// Locked by the `up` that works here.
+    pub fn lock_file(&self) -> PathBuf {
+        self.dir.join("up.lock")
+    }
+
     /// A short folder for sockets, whose paths may have 107 bytes at most.
     pub fn sockets(&self) -> PathBuf {
         sockets_of_all().join(self.short_id())
@@ -215,7 +220,7 @@ impl Layout {
 /// Whether an entry of a deployment's folder was made by it.
 fn is_own(name: &str) -> bool {
     let node = name.strip_prefix("edge-").is_some_and(|number| number.parse::<u8>().is_ok());
-    node || ["logs", "cloud", "ports.json", "run.json", "run.new"].contains(&name)
+    node || ["logs", "cloud", "ports.json", "run.json", "run.new", "up.lock"].contains(&name)
 }
 
 /// The folder that holds the sockets of all deployments of this user.

@@ -46,18 +46,7 @@ impl Deployment {
     /// # Errors
     /// The folder holds something else.
     pub fn open(dir: &Path, binaries: Binaries) -> Result<Self> {
-        Self::of(Layout::new(dir)?, binaries)
-    }
-
-    /// Finds the state in this folder; `None` when there is no folder.
-    ///
-    /// # Errors
-    /// The folder holds something else.
-    pub fn find(dir: &Path, binaries: Binaries) -> Result<Option<Self>> {
-        Layout::find(dir)?.map(|layout| Self::of(layout, binaries)).transpose()
-    }
-
-    fn of(layout: Layout, binaries: Binaries) -> Result<Self> {
+        let layout = Layout::new(dir)?;
         let mut children = Children::load(layout.run_file())?;
         children.adopt_strays(layout.dir())?;
         Ok(Self { layout, children, binaries })

@@ -1,34 +1,36 @@
-//! Connections that have shown a certificate and not yet asked for the upgrade: few of each holder, so that one who connects again and
-//! again and says nothing more takes no room from others.
+//! Connections of one kind, few of each certificate's holder: one who connects again and again takes no room from others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Such connections of one holder at a time.
-const MAX_OF_ONE: usize = 8;
-
 /// All of them, by the certificate's common name. Cloning is cheap.
-#[derive(Clone, Default)]
-pub(super) struct Upgrades {
+#[derive(Clone)]
+pub(super) struct Places {
+    of_one: usize,
     counts: Arc<Mutex<HashMap<String, usize>>>,
 }
 
-/// One of them; dropping it ends that.
-pub(super) struct Upgrade {
-    all: Upgrades,
+/// The place of one connection; dropping it ends that.
+pub(super) struct Place {
+    all: Places,
     holder: String,
 }
 
-impl Upgrades {
+impl Places {
+    /// So many of one holder at a time.
+    pub(super) fn new(of_one: usize) -> Self {
+        Self { of_one, counts: Arc::default() }
+    }
+
     /// A place for one more; `None` when this holder has too many.
-    pub(super) fn begin(&self, holder: &str) -> Option<Upgrade> {
+    pub(super) fn take(&self, holder: &str) -> Option<Place> {
         let mut counts = self.lock();
         let count = counts.entry(holder.to_owned()).or_default();
-        if *count >= MAX_OF_ONE {
+        if *count >= self.of_one {
             return None;
         }
         *count += 1;
-        Some(Upgrade { all: self.clone(), holder: holder.to_owned() })
+        Some(Place { all: self.clone(), holder: holder.to_owned() })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
@@ -36,7 +38,7 @@ impl Upgrades {
     }
 }
 
-impl Drop for Upgrade {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.all.lock();
         if let Some(count) = counts.get_mut(&self.holder) {
@@ -54,13 +56,13 @@ mod tests {
 
     #[test]
     fn each_holder_has_his_own_few_places() {
-        let upgrades = Upgrades::default();
-        let mut all: Vec<_> = (0..MAX_OF_ONE).map(|_| upgrades.begin("a").expect("room")).collect();
-        assert!(upgrades.begin("a").is_none());
-        assert!(upgrades.begin("b").is_some());
+        let places = Places::new(2);
+        let mut all = vec![places.take("a").expect("room"), places.take("a").expect("room")];
+        assert!(places.take("a").is_none());
+        assert!(places.take("b").is_some());
         all.pop();
-        assert!(upgrades.begin("a").is_some());
+        assert!(places.take("a").is_some());
         all.clear();
-        assert!(upgrades.lock().is_empty());
+        assert!(places.lock().is_empty());
     }
 }
