@@ -8,6 +8,7 @@ pub mod feed;
 pub mod go_cloud;
 pub mod go_edge;
 pub mod golden;
+pub mod lossy_link;
 mod processes;
 pub mod registry;
 pub mod relay;

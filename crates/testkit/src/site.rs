@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::containerd::{RuntimeClient, runtime_client};
 use crate::cri;
-use crate::deployment::{Binaries, Cluster, Deployment, condition, edgecore_name, node_name};
+use crate::deployment::{Binaries, Cluster, Deployment, Layout, condition, edgecore_name, node_name};
 
 /// The API's path of the pods that a site creates.
 pub const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -45,11 +45,17 @@ impl Site {
 
     /// A site without an edge node.
     pub fn cloud(number: u8) -> Self {
+        Self::cloud_with(number, |_| {})
+    }
+
+    /// The same, with a layout that differs.
+    pub fn cloud_with(number: u8, differ: impl FnOnce(&mut Layout)) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
         let dir = tempfile::Builder::new().prefix("fe").tempdir().expect("dir");
         let mut deployment = Deployment::open(&dir.path().join("site"), Binaries::new(programs())).expect("deployment");
         deployment.layout.stand_aside(100 + number);
+        differ(&mut deployment.layout);
         match runtime.block_on(deployment.start_cloud()) {
             Ok(cluster) => Self { deployment: Some(deployment), cluster, runtime, _dir: dir },
             Err(error) => {

@@ -1,5 +1,6 @@
 //! The cloud side: binaries, cloudcore with its embedded Kubernetes, and the join token.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -48,7 +49,7 @@ pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children
     let sockets = layout.sockets();
     std::fs::create_dir_all(&sockets).with_context(|| sockets.display().to_string())?;
     let config = dir.join("cloudcore.yaml");
-    std::fs::write(&config, config_text(&sockets.join("cloudcore.sock"), ports))?;
+    std::fs::write(&config, config_text(&sockets.join("cloudcore.sock"), layout.hub(), ports))?;
 
     let log = layout.log("cloudcore");
     let mut command = binaries.command("cloudcore");
@@ -89,7 +90,7 @@ pub fn token(layout: &Layout, binaries: &Binaries) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-fn config_text(socket: &std::path::Path, ports: Ports) -> String {
+fn config_text(socket: &std::path::Path, hub: IpAddr, ports: Ports) -> String {
     format!(
         "apiVersion: cloudcore.config.kubeedge.io/v1alpha2
 kind: CloudCore
@@ -98,10 +99,10 @@ commonConfig:
     bindAddress: 127.0.0.1:{}
 modules:
   cloudHub:
-    advertiseAddress: [127.0.0.1]
+    advertiseAddress: [{hub}]
     dnsNames: [localhost]
-    websocket: {{enable: true, address: 127.0.0.1, port: {}}}
-    https: {{enable: true, address: 127.0.0.1, port: {}}}
+    websocket: {{enable: true, address: {hub}, port: {}}}
+    https: {{enable: true, address: {hub}, port: {}}}
     unixsocket: {{enable: true, address: \"unix://{}\"}}
 ",
         ports.monitor,

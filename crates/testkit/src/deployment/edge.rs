@@ -43,7 +43,14 @@ pub async fn start(layout: &Layout, binaries: &Binaries, children: &mut Children
 /// Starts edgecore of a node that has joined.
 pub fn start_edgecore(layout: &Layout, binaries: &Binaries, children: &mut Children, index: u8) -> Result<()> {
     let name = edgecore_name(index);
-    let mut command = binaries.command("edgecore");
+    let mut command = match layout.edge_namespace() {
+        None => binaries.command("edgecore"),
+        Some(namespace) => {
+            let mut enter = Command::new("nsenter");
+            enter.arg(format!("--net=/run/netns/{namespace}")).arg(binaries.path("edgecore"));
+            enter
+        }
+    };
     command.arg("--config").arg(config_file(layout, index));
     children.start(&name, &mut command, &layout.log(&name))
 }
@@ -58,7 +65,7 @@ fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &
     let mut command: Command = binaries.command("keadm");
     command
         .arg("join")
-        .arg(format!("--cloudcore-ipport=127.0.0.1:{}", ports.websocket))
+        .arg(format!("--cloudcore-ipport={}:{}", layout.hub(), ports.websocket))
         .arg(format!("--certport={}", ports.https))
         .arg(format!("--edgenode-name={node}"))
         .arg(format!("--token={token}"))

@@ -1,6 +1,6 @@
 //! Where `up` keeps its state, and the ports that it chose.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +20,16 @@ pub struct Layout {
     /// Fixed, where several deployments must stand side by side; else claimed by the first edge node.
     network: Option<u8>,
     usual_ports: bool,
+    apart: Option<Apart>,
+}
+
+/// The two sides meet at an address that is not loopback.
+#[derive(Clone)]
+struct Apart {
+    /// Where CloudHub listens.
+    cloud: IpAddr,
+    /// The network namespace in which edgecore runs.
+    namespace: String,
 }
 
 /// The loopback ports of the cloud side, chosen at the first `up` and kept.
@@ -80,13 +90,28 @@ impl Layout {
 
     fn at(dir: &Path) -> Result<Self> {
         let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
-        Ok(Self { dir, network: None, usual_ports: true })
+        Ok(Self { dir, network: None, usual_ports: true, apart: None })
     }
 
     /// Makes room for several deployments side by side: pods get other addresses, servers any free ports.
     pub fn stand_aside(&mut self, network: u8) {
         self.network = Some(network);
         self.usual_ports = false;
+    }
+
+    /// Has edgecore run in a network namespace, from where it reaches the cloud at this address.
+    pub fn set_apart(&mut self, cloud: IpAddr, namespace: &str) {
+        self.apart = Some(Apart { cloud, namespace: namespace.to_owned() });
+    }
+
+    /// The address at which CloudHub listens.
+    pub(super) fn hub(&self) -> IpAddr {
+        self.apart.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |apart| apart.cloud)
+    }
+
+    /// The network namespace in which edgecore runs, if not in that of the machine.
+    pub(super) fn edge_namespace(&self) -> Option<&str> {
+        self.apart.as_ref().map(|apart| apart.namespace.as_str())
     }
 
     /// Chooses the pods' addresses for this run.

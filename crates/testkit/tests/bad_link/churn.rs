@@ -1,17 +1,12 @@
-//! The real programs with a bad link between them: delay, jitter, directions that go dead, cuts, and `kill -9` of either side, while
-//! objects change. When it is over, the node's database has what the API has, and nothing else.
-//!
-//! The seed is printed; `LINK_SEED` repeats a run. Needs root and what `cargo xtask test` installs and builds.
+//! Objects of one node that change without a pause, and the comparison of what both sides have of them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use store::rusqlite::{Connection, OpenFlags};
-use testkit::relay::{Relay, Weather};
 use testkit::site::{PODS, Site, pod};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -20,38 +15,23 @@ const READER: &str = "reader";
 /// Changes in each stretch of weather.
 const CHANGES: usize = 12;
 
-struct BadLink {
-    site: Site,
-    relay: Relay,
-    random: StdRng,
+/// A node, and what it is to have.
+pub struct Churn {
+    /// The programs.
+    pub site: Site,
+    /// Decides about everything.
+    pub random: StdRng,
     seed: u64,
     maps: usize,
     changes: u64,
 }
 
-#[test]
-fn a_bad_link_loses_nothing() {
-    BadLink::start(31, 40).run(10);
-}
-
-#[test]
-#[ignore = "slow: two minutes of bad weather"]
-fn a_link_that_is_bad_for_long_loses_nothing() {
-    BadLink::start(32, 300).run(80);
-}
-
-impl BadLink {
-    fn start(number: u8, maps: usize) -> Self {
+impl Churn {
+    /// At a site whose node is Ready, with so many ConfigMaps and a pod that reads them.
+    pub fn start(site: Site, maps: usize) -> Self {
         let given = std::env::var("LINK_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed: u64 = given.unwrap_or_else(|| rand::rng().random());
         eprintln!("LINK_SEED={seed}");
-        let mut site = Site::start(number);
-        let websocket = site.deployment().layout.ports().expect("ports").websocket;
-        let cloud = SocketAddr::from(([127, 0, 0, 1], websocket));
-        let relay = site.runtime.block_on(Relay::start(cloud, Weather::default())).expect("relay");
-        site.deployment().stop_edgecore(1).expect("stopped");
-        site.deployment().lead_edgecore(1, relay.address()).expect("led");
-        site.deployment().start_edgecore(1).expect("started");
         for map in 0..maps {
             site.post(MAPS, &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name(map)}, "data": {"value": "0"}}));
         }
@@ -63,46 +43,23 @@ impl BadLink {
         object["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "all", "mountPath": "/all"}]);
         site.post(PODS, &object);
         site.wait_ready(READER);
-        Self { site, relay, random: StdRng::seed_from_u64(seed), seed, maps, changes: 0 }
+        Self { site, random: StdRng::seed_from_u64(seed), seed, maps, changes: 0 }
     }
 
-    fn run(mut self, stretches: usize) {
+    /// Changes objects through so many stretches of weather, then waits in fair weather until both sides have the same.
+    pub fn run(mut self, stretches: usize, mut weather: impl FnMut(&mut Self), clear_up: impl FnOnce()) {
         let runs = self.site.containers_of(READER);
         for _ in 0..stretches {
-            self.change_weather();
+            weather(&mut self);
             for _ in 0..CHANGES {
                 self.change_something();
                 let pause = Duration::from_millis(self.random.random_range(0..150));
                 self.site.pass(pause);
             }
         }
-        self.relay.set(Weather::default());
+        clear_up();
         self.same_on_both_sides();
         assert_eq!(self.site.containers_of(READER), runs, "nothing was restarted; seed {}", self.seed);
-    }
-
-    fn change_weather(&mut self) {
-        let delay = Duration::from_millis([0, 20, 100][self.random.random_range(0..3)]);
-        let fine = Weather { delay, jitter: delay / 2, ..Weather::default() };
-        self.relay.set(fine);
-        match self.random.random_range(0..8) {
-            0 => self.relay.set(Weather { up_is_dead: true, ..fine }),
-            1 => self.relay.set(Weather { down_is_dead: true, ..fine }),
-            2 => {
-                self.relay.set(Weather { is_down: true, ..fine });
-                self.relay.cut();
-            }
-            3 => self.relay.cut(),
-            4 => {
-                self.site.kill_edge();
-                self.site.deployment().start_edgecore(1).expect("started");
-            }
-            5 => {
-                self.site.kill_cloud();
-                self.site.restart_cloud();
-            }
-            _ => {}
-        }
     }
 
     /// One ConfigMap changes, goes or comes, or the pod is annotated.

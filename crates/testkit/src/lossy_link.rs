@@ -1,0 +1,98 @@
+//! A network namespace for edgecore, and the kernel's own loss of packets on the way to it and back.
+#![allow(clippy::panic, reason = "a test's fixture fails by panicking")]
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::deployment::Layout;
+
+/// The interface in the namespace.
+const INSIDE: &str = "cloud";
+
+/// How much is lost: 0 is nothing, 1 is everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Loss {
+    /// On the way to the cloud.
+    pub up: f64,
+    /// On the way to the edge.
+    pub down: f64,
+}
+
+/// The namespace and the pair of interfaces that leads there; dropping it deletes both.
+pub struct LossyLink {
+    namespace: String,
+    cloud: Ipv4Addr,
+}
+
+impl LossyLink {
+    /// A link without loss, for the site with this number.
+    ///
+    /// # Errors
+    /// It needs root.
+    pub fn create(number: u8) -> Result<Self> {
+        let id = std::process::id();
+        // Beyond what the pods of that site use.
+        let [cloud, edge] = [1, 2].map(|host| Ipv4Addr::new(10, 100 + number, 255, host));
+        // An interface's name has at most 15 characters.
+        let outside = format!("fel{id}n{number}");
+        let link = Self { namespace: format!("ferroedge-link-{id}-{number}"), cloud };
+        let namespace = link.namespace.as_str();
+        ip(&["netns", "add", namespace])?;
+        ip(&["link", "add", &outside, "type", "veth", "peer", "name", INSIDE, "netns", namespace])?;
+        ip(&["addr", "add", &format!("{cloud}/30"), "dev", &outside])?;
+        ip(&["link", "set", &outside, "up"])?;
+        ip(&["-n", namespace, "addr", "add", &format!("{edge}/30"), "dev", INSIDE])?;
+        ip(&["-n", namespace, "link", "set", INSIDE, "up"])?;
+        ip(&["-n", namespace, "link", "set", "lo", "up"])?;
+        Ok(link)
+    }
+
+    /// From now on cloudcore listens at the near end, and edgecore runs behind the far end.
+    pub fn lies_between(&self, layout: &mut Layout) {
+        layout.set_apart(self.cloud.into(), &self.namespace);
+    }
+
+    /// Loses so much from now on.
+    pub fn set(&self, loss: Loss) {
+        let rules = [("OUTPUT", "-o", loss.up), ("INPUT", "-i", loss.down)].map(|(chain, interface, loss)| {
+            let rule =
+                format!("-A {chain} {interface} {INSIDE} -m statistic --mode random --probability {loss} -j DROP");
+            if loss > 0.0 { rule } else { String::new() }
+        });
+        self.restore(&format!("*filter\n{}\nCOMMIT\n", rules.join("\n"))).expect("iptables");
+    }
+
+    /// Puts these rules in the place of all others of the namespace, in one step.
+    fn restore(&self, rules: &str) -> Result<()> {
+        use std::io::Write;
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &self.namespace, "iptables-restore"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .context("ip (iproute2)")?;
+        child.stdin.take().context("no standard input")?.write_all(rules.as_bytes())?;
+        match child.wait()? {
+            status if status.success() => Ok(()),
+            status => bail!("iptables-restore: {status}"),
+        }
+    }
+}
+
+impl Drop for LossyLink {
+    fn drop(&mut self) {
+        // The pair of interfaces goes with the namespace.
+        if let Err(error) = ip(&["netns", "del", &self.namespace]) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(arguments).output().context("ip (iproute2)")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
