@@ -116,6 +116,11 @@ impl Fleet {
         self.nodes.iter().for_each(|node| node.cut());
     }
 
+    /// A node loses its database.
+    pub fn empty(&self, place: usize) {
+        self.nodes.get(place).into_iter().for_each(|node| node.empty());
+    }
+
     /// From the next connection on they go there.
     pub fn lead_to(&self, websocket: SocketAddr) {
         self.cloud.send_replace(websocket.to_string());

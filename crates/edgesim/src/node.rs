@@ -122,6 +122,11 @@ impl Node {
         self.lock().values().cloned().collect()
     }
 
+    /// Its database is lost.
+    pub(crate) fn empty(&self) {
+        self.lock().clear();
+    }
+
     /// The connection is gone.
     pub fn cut(&self) {
         self.connected.store(false, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! A network namespace for edgecore, and the kernel's own loss of packets on the way to it and back.
 #![allow(clippy::panic, reason = "a test's fixture fails by panicking")]
 
+use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
@@ -24,6 +25,8 @@ pub struct Loss {
 pub struct LossyLink {
     namespace: String,
     cloud: Ipv4Addr,
+    /// Packets that were lost under earlier rules.
+    lost: Cell<u64>,
 }
 
 impl LossyLink {
@@ -37,7 +40,7 @@ impl LossyLink {
         let [cloud, edge] = [1, 2].map(|host| Ipv4Addr::new(10, 100 + number, 255, host));
         // An interface's name has at most 15 characters.
         let outside = format!("fel{id}n{number}");
-        let link = Self { namespace: format!("ferroedge-link-{id}-{number}"), cloud };
+        let link = Self { namespace: format!("ferroedge-link-{id}-{number}"), cloud, lost: Cell::new(0) };
         let namespace = link.namespace.as_str();
         ip(&["netns", "add", namespace])?;
         ip(&["link", "add", &outside, "type", "veth", "peer", "name", INSIDE, "netns", namespace])?;
@@ -61,7 +64,18 @@ impl LossyLink {
                 format!("-A {chain} {interface} {INSIDE} -m statistic --mode random --probability {loss} -j DROP");
             if loss > 0.0 { rule } else { String::new() }
         });
+        self.lost.set(self.lost());
         self.restore(&format!("*filter\n{}\nCOMMIT\n", rules.join("\n"))).expect("iptables");
+    }
+
+    /// Packets that were lost so far.
+    pub fn lost(&self) -> u64 {
+        let arguments = ["netns", "exec", &self.namespace, "iptables", "-nvxL"];
+        let output = Command::new("ip").args(arguments).output().expect("ip (iproute2)");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let rules = text.lines().filter(|line| line.contains("DROP"));
+        let now: u64 = rules.filter_map(|rule| rule.split_whitespace().next()?.parse::<u64>().ok()).sum();
+        self.lost.get() + now
     }
 
     /// Puts these rules in the place of all others of the namespace, in one step.

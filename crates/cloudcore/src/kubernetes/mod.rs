@@ -3,6 +3,7 @@
 mod reflector;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub struct Kubernetes {
     client: Arc<RwLock<kube::Client>>,
     /// PEM.
     ca: Arc<str>,
+    requests: Arc<AtomicU64>,
 }
 
 /// The API cannot be used.
@@ -81,7 +83,7 @@ impl Kubernetes {
         let config = configuration(kubeconfig).await?;
         let certificates = config.root_cert.iter().flatten();
         let ca: String = certificates.map(|der| link::files::to_pem("CERTIFICATE", der)).collect();
-        Ok(Self { client: Arc::new(RwLock::new(client(config)?)), ca: ca.into() })
+        Ok(Self { client: Arc::new(RwLock::new(client(config)?)), ca: ca.into(), requests: Arc::default() })
     }
 
     /// Takes the kubeconfig as it is now: its client certificate was renewed. What is under way goes on over its connection.
@@ -103,12 +105,21 @@ impl Kubernetes {
     pub(crate) fn at(url: &str) -> Self {
         link::tls::install_provider();
         let config = kube::Config::new(url.parse().expect("a URL"));
-        Self { client: Arc::new(RwLock::new(client(config).expect("a client"))), ca: "".into() }
+        Self {
+            client: Arc::new(RwLock::new(client(config).expect("a client"))),
+            ca: "".into(),
+            requests: Arc::default(),
+        }
     }
 
     /// The API server's CA in PEM; empty when the system's CAs are trusted.
     pub fn ca(&self) -> &str {
         &self.ca
+    }
+
+    /// Requests that were sent so far, by all clones; those that open a watch are not counted.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// An object or list as JSON text.
@@ -164,6 +175,7 @@ impl Kubernetes {
     }
 
     async fn exchange(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Bytes, KubernetesError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let mut request = Request::builder().method(method).uri(path);
         if !kind.is_empty() {
             request = request.header(header::CONTENT_TYPE, kind);

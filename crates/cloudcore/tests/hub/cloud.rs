@@ -45,6 +45,8 @@ pub struct Cloud {
 pub struct Running {
     /// Where it listens.
     pub addresses: Addresses,
+    /// Its way to the API.
+    pub kubernetes: Kubernetes,
     stopping: CancellationToken,
     task: JoinHandle<Result<()>>,
     /// Its own, so that it can die as a process does.
@@ -112,8 +114,9 @@ impl Cloud {
         let (listening, addresses) = oneshot::channel();
         let stop = stopping.clone();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let task = runtime.spawn(async move { Ok(cloudcore::run(&config, kubernetes, listening, stop).await?) });
-        let mut running = Running { addresses: NOWHERE, stopping, task, runtime: Some(runtime) };
+        let api = kubernetes.clone();
+        let task = runtime.spawn(async move { Ok(cloudcore::run(&config, api, listening, stop).await?) });
+        let mut running = Running { addresses: NOWHERE, kubernetes, stopping, task, runtime: Some(runtime) };
         running.addresses = match addresses.await {
             Ok(addresses) => addresses,
             Err(_) => return (&mut running.task).await?.and(Err(anyhow!("cloudcore ended"))),
@@ -141,6 +144,11 @@ impl Cloud {
     /// Where cloudcore listens.
     pub fn addresses(&self) -> Addresses {
         self.running.as_ref().expect("cloudcore runs").addresses
+    }
+
+    /// Requests that the running cloudcore has sent to the API.
+    pub fn requests(&self) -> u64 {
+        self.running.as_ref().expect("cloudcore runs").kubernetes.requests()
     }
 
     /// The published join token.

@@ -30,30 +30,54 @@ async fn start(cloud: &Cloud) -> Result<Fleet> {
 async fn give_work(cloud: &Cloud) -> Result<()> {
     for number in 0..NODES {
         cloud.create(MAPS, &config_map(&format!("map{number}"), "before")).await?;
-        let mut pod = pod(&format!("pod{number}"), &format!("n{number}"));
-        pod["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": format!("map{number}")}}]);
-        cloud.create(PODS, &pod).await?;
+        cloud.create(PODS, &pod_with_map(number)).await?;
+    }
+    // A node asks for what its pods refer to, which these do not; what changes it gets unasked.
+    for number in 0..NODES {
+        cloud.patch(&format!("{MAPS}/map{number}"), &json!({"data": {"key": "changed"}})).await?;
     }
     Ok(())
 }
 
-/// Waits until each node has its pod in the version that the API has, and no other; the first node's number is `first`.
-async fn wait_same(cloud: &Cloud, fleet: &Fleet, first: usize) -> Result<()> {
-    let pods = cloud.get(PODS).await?;
-    let versions = |list: &Value| -> BTreeMap<String, u64> {
-        let items = list["items"].as_array().cloned().unwrap_or_default();
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let version = |item: &Value| text(&item["metadata"]["resourceVersion"]).parse().unwrap_or_default();
-        items.iter().map(|item| (text(&item["metadata"]["name"]), version(item))).collect()
+fn pod_with_map(number: usize) -> Value {
+    let mut pod = pod(&format!("pod{number}"), &format!("n{number}"));
+    pod["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": format!("map{number}")}}]);
+    pod
+}
+
+/// Versions by path of what the API has of this kind, beside what the cluster makes itself.
+async fn in_the_api(cloud: &Cloud, list: &str, kind: &str) -> Result<BTreeMap<String, u64>> {
+    let list = cloud.get(list).await?;
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let entry = |item: &Value| {
+        let metadata = &item["metadata"];
+        let version = text(&metadata["resourceVersion"]).parse().unwrap_or_default();
+        (format!("default/{kind}/{}", text(&metadata["name"])), version)
     };
-    let pods = versions(&pods);
+    Ok(items.iter().map(entry).filter(|(path, _)| !path.ends_with("kube-root-ca.crt")).collect())
+}
+
+/// Waits until each node has its pod and its ConfigMap in the versions that the API has, and nothing else; the first node's number is
+/// `first`.
+async fn wait_same(cloud: &Cloud, fleet: &Fleet, first: usize) -> Result<()> {
+    let mut all = in_the_api(cloud, PODS, "pod").await?;
+    all.extend(in_the_api(cloud, MAPS, "configmap").await?);
     let differs = || {
         (0..NODES).find_map(|number| {
-            let name = format!("pod{}", first + number);
-            let expected: BTreeMap<String, u64> =
-                pods.get(&name).map(|version| (format!("default/pod/{name}"), *version)).into_iter().collect();
-            let held = fleet.held(number).into_iter().filter(|held| held.resource.contains("/pod/"));
-            let held: BTreeMap<String, u64> = held.map(|held| (held.resource, held.version)).collect();
+            let paths =
+                [format!("default/pod/pod{}", first + number), format!("default/configmap/map{}", first + number)];
+            let has_pod = all.contains_key(&paths[0]);
+            // One that no pod refers to any more may stay where it is.
+            let counts = |path: &String| has_pod || *path != paths[1];
+            let expected: BTreeMap<String, u64> = paths
+                .iter()
+                .filter(|path| counts(path))
+                .filter_map(|path| Some((path.clone(), *all.get(path)?)))
+                .collect();
+            let held = fleet.held(number).into_iter().filter(|held| held.resource.starts_with("default/"));
+            let held = held.map(|held| (held.resource, held.version)).filter(|(path, _)| counts(path));
+            let held: BTreeMap<String, u64> = held.collect();
             (held != expected).then(|| format!("node n{} has {held:?} and not {expected:?}", first + number))
         })
     };
@@ -75,23 +99,40 @@ async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
 
     cloud.patch(&format!("{PODS}/pod0"), &json!({"metadata": {"annotations": {"a": "b"}}})).await?;
     cloud.delete_pod("pod1", 0).await?;
+    // Nothing on the node refers to it any more.
+    cloud.patch(&format!("{MAPS}/map1"), &json!({"data": {"key": "unseen"}})).await?;
     // A namesake takes its place.
     cloud.delete_pod("pod2", 0).await?;
-    cloud.create(PODS, &pod("pod2", "n2")).await?;
+    cloud.create(PODS, &pod_with_map(2)).await?;
+    cloud.patch(&format!("{MAPS}/map3"), &json!({"data": {"key": "after"}})).await?;
+    cloud.delete(&format!("{MAPS}/map4")).await?;
     cloud.start_hub("").await?;
     fleet.lead_to(cloud.addresses().websocket);
+    // This one has lost its database.
+    fleet.empty(5);
     let (tell, mut stored) = mpsc::channel::<Stored>(1024);
+    let before = cloud.requests();
     fleet.start(Behaviour::default(), Some(tell));
     fleet.until_synced(NODES, SOON).await?;
-    wait_same(&cloud, &fleet, 0).await?;
+    let requests = cloud.requests() - before;
     let mut told = BTreeSet::new();
     while let Ok(event) = stored.try_recv() {
         told.insert((event.node, event.resource));
     }
-    told.retain(|(_, resource)| resource.contains("/pod/"));
-    let expected = [0, 1, 2].map(|number| (number, format!("default/pod/pod{number}")));
-    assert_eq!(told, BTreeSet::from(expected));
-    Ok(())
+    let expected = [
+        (0, "default/pod/pod0"),
+        (1, "default/pod/pod1"),
+        (2, "default/pod/pod2"),
+        (3, "default/configmap/map3"),
+        (4, "default/configmap/map4"),
+        (5, "default/pod/pod5"),
+        (5, "null/node/n5"),
+    ];
+    assert_eq!(told, expected.map(|(node, path)| (node, path.to_owned())).into());
+    // For what has changed, and for the records of it; nothing for the others.
+    ensure!(requests <= 16, "{requests} requests to the Kubernetes API");
+    cloud.patch(&format!("{MAPS}/map5"), &json!({"data": {"key": "after"}})).await?;
+    wait_same(&cloud, &fleet, 0).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -84,6 +84,7 @@ fn across_namespaces(number: u8, maps: usize, stretches: usize) {
         }
     };
     Churn::start(site, maps).run(stretches, weather, || link.set(Loss::default()));
+    assert!(link.lost() > 0, "no packet was lost: this tested nothing");
 }
 
 fn crash_edge(churn: &mut Churn) {
