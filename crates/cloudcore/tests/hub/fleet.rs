@@ -17,12 +17,12 @@ fn cloud_of(cloud: &Cloud) -> edgesim::Cloud {
     edgesim::Cloud { websocket: cloud.addresses().websocket, https: cloud.addresses().https }
 }
 
-/// A fleet of which each node has a pod that refers to a ConfigMap.
+/// A fleet of which each node has a pod that refers to a ConfigMap, and one node more, which has nothing.
 async fn start(cloud: &Cloud) -> Result<Fleet> {
-    let names = (0..NODES).map(|number| format!("n{number}"));
+    let names = (0..=NODES).map(|number| format!("n{number}"));
     let mut fleet = Fleet::join(cloud_of(cloud), &cloud.token().await?, names).await?;
     fleet.start(Behaviour::default(), None);
-    fleet.until_synced(NODES, SOON).await?;
+    fleet.until_synced(fleet.len(), SOON).await?;
     give_work(cloud).await?;
     Ok(fleet)
 }
@@ -108,12 +108,13 @@ async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
     cloud.delete(&format!("{MAPS}/map4")).await?;
     cloud.start_hub("").await?;
     fleet.lead_to(cloud.addresses().websocket);
-    // This one has lost its database.
+    // These have lost their databases.
     fleet.empty(5);
+    fleet.empty(NODES);
     let (tell, mut stored) = mpsc::channel::<Stored>(1024);
     let before = cloud.requests();
     fleet.start(Behaviour::default(), Some(tell));
-    fleet.until_synced(NODES, SOON).await?;
+    fleet.until_synced(fleet.len(), SOON).await?;
     let requests = cloud.requests() - before;
     let mut told = BTreeSet::new();
     while let Ok(event) = stored.try_recv() {
@@ -127,6 +128,7 @@ async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
         (4, "default/configmap/map4"),
         (5, "default/pod/pod5"),
         (5, "null/node/n5"),
+        (NODES, "null/node/n12"),
     ];
     assert_eq!(told, expected.map(|(node, path)| (node, path.to_owned())).into());
     // For what has changed, and for the records of it; nothing for the others.
@@ -149,7 +151,7 @@ async fn a_crash_of_the_hub_costs_repetitions_and_nothing_else() -> Result<()> {
         cloud.start_hub("").await?;
         fleet.lead_to(cloud.addresses().websocket);
     }
-    fleet.until_synced(NODES, SOON).await?;
+    fleet.until_synced(fleet.len(), SOON).await?;
     wait_same(&cloud, &fleet, 0).await
 }
 
