@@ -22,18 +22,18 @@ const REST: Duration = Duration::from_secs(60);
 /// These nodes renew no lease: after 40 s the cluster does not know them any more, and they are told so. That must be over.
 const UNKNOWN: Duration = Duration::from_secs(75);
 /// How long anything may take.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(300);
 /// The name of this cloudcore among the children.
-const HUB: &str = "fleet-hub";
+pub(super) const HUB: &str = "fleet-hub";
 
 /// A cloudcore that has nothing in it but the hub.
-struct Hub {
+pub(super) struct Hub {
     config: PathBuf,
-    cloud: Cloud,
+    pub(super) cloud: Cloud,
 }
 
 impl Hub {
-    fn prepare(deployment: &Deployment) -> Result<Self> {
+    pub(super) fn prepare(deployment: &Deployment) -> Result<Self> {
         let [websocket, https, monitor] = free_addresses()?;
         let dir = deployment.layout.cloud();
         let config = dir.join("fleet.yaml");
@@ -56,13 +56,13 @@ impl Hub {
         Ok(Self { config, cloud: Cloud { websocket, https } })
     }
 
-    fn start(&self, deployment: &mut Deployment) -> Result<()> {
+    pub(super) fn start(&self, deployment: &mut Deployment) -> Result<()> {
         let mut command = deployment.binaries.command("cloudcore");
         command.arg("--config").arg(&self.config);
         deployment.children.start(HUB, &mut command, &deployment.layout.log(HUB))
     }
 
-    async fn listens(&self) -> Result<()> {
+    pub(super) async fn listens(&self) -> Result<()> {
         let began = Instant::now();
         while tokio::net::TcpStream::connect(self.cloud.websocket).await.is_err() {
             if began.elapsed() > LIMIT {
@@ -140,7 +140,7 @@ async fn back_after_kill(hub: &Hub, deployment: &mut Deployment, fleet: &Fleet, 
     Ok(fleet.until_synced(count, LIMIT).await?.as_secs_f64())
 }
 
-async fn token(cluster: &Cluster) -> Result<String> {
+pub(super) async fn token(cluster: &Cluster) -> Result<String> {
     use base64::Engine;
     let secret = cluster.get("/api/v1/namespaces/kubeedge/secrets/tokensecret").await?;
     let text = secret["data"]["tokendata"].as_str().context("no token")?;
@@ -166,6 +166,6 @@ fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
     addresses.try_into().map_err(|_| anyhow::anyhow!("no free port"))
 }
 
-fn mega(kib: u64) -> f64 {
+pub(super) fn mega(kib: u64) -> f64 {
     kib as f64 * 1024.0 / 1e6
 }

@@ -67,7 +67,7 @@ pub(super) async fn measure(cloud: Cloud, token: &str, cluster: &Cluster, report
     Ok(())
 }
 
-async fn create(cluster: &Cluster, name: &str, node: &str) -> Result<()> {
+pub(super) async fn create(cluster: &Cluster, name: &str, node: &str) -> Result<()> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {"nodeName": node, "containers": [{"name": "main", "image": "busybox"}]},

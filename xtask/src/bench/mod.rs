@@ -10,6 +10,7 @@ mod link;
 mod pods;
 mod process;
 mod report;
+mod soak;
 
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,8 @@ pub enum Part {
     Link,
     /// Thousands of simulated nodes
     Fleet,
+    /// An hour of work with a thousand of them; not part of the whole
+    Soak,
 }
 
 /// Runs every measurement and prints one table.
@@ -93,6 +96,9 @@ pub async fn run(options: BenchOptions) -> Result<()> {
 async fn measure(deployment: &mut Deployment, only: Option<Part>, report: &mut Report) -> Result<()> {
     let wanted = |part| only.is_none_or(|only| only == part);
     let cluster = deployment.start_cloud().await?;
+    if only == Some(Part::Soak) {
+        return soak::measure(deployment, &cluster, report).await;
+    }
     if wanted(Part::Agent) {
         sizes(deployment, report)?;
         tokio::time::sleep(SETTLE).await;
