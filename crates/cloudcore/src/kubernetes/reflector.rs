@@ -111,6 +111,9 @@ impl Reflector {
             let began = Instant::now();
             let watched = self.watch(&mut version, changes, wrap).await;
             *newest = (*newest).max(version.parse().unwrap_or_default());
+            if self.is_now_before(*newest).await {
+                return Ok(());
+            }
             match watched {
                 Ok(true) if began.elapsed() < BRIEF => tokio::time::sleep(backoff.next_wait()).await,
                 Ok(true) => backoff.reset(),
@@ -123,6 +126,15 @@ impl Reflector {
             }
         }
         Ok(())
+    }
+
+    /// Whether the API is at an older version than this: it was restored from a backup. Asked when a watch has ended, for a new one from
+    /// a version of the future would be silent until the API gets there.
+    async fn is_now_before(&self, version: u64) -> bool {
+        let path = format!("{}?limit=1&{}", self.path, self.query);
+        let Ok(text) = self.kubernetes.get(&path).await else { return false };
+        let list = serde_json::from_slice::<List>(&text).ok();
+        list.and_then(|list| list.metadata.resource_version.parse::<u64>().ok()).is_some_and(|now| now < version)
     }
 
     async fn list<T: Send>(
@@ -202,5 +214,60 @@ impl Reflector {
             *version = head.metadata.resource_version;
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An API server that is restored from a backup after the first watch; unlike the embedded one it refuses no version of the future.
+    #[tokio::test]
+    async fn a_watch_that_ends_shows_that_the_cluster_was_restored() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let kubernetes = Kubernetes::at(&format!("http://{}", listener.local_addr().expect("address")));
+        let asked = Mutex::new(Vec::new());
+        let serving = async {
+            let mut now = 100;
+            loop {
+                let (mut tcp, _) = listener.accept().await.expect("connection");
+                let mut head = [0; 4096];
+                let length = tcp.read(&mut head).await.expect("request");
+                let line = String::from_utf8_lossy(&head[..length]).lines().next().unwrap_or_default().to_owned();
+                let mut body = format!(r#"{{"metadata":{{"resourceVersion":"{now}"}},"items":[]}}"#);
+                if line.contains("watch=true") {
+                    now = 50;
+                    body.clear();
+                }
+                asked.lock().expect("lock").push(line);
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                tcp.write_all(answer.as_bytes()).await.expect("answered");
+            }
+        };
+        let reflector = Reflector { kubernetes, path: "/api/v1/nodes".to_owned(), query: String::new() };
+        let (changes, mut incoming) = mpsc::channel(1);
+        let seeing = async {
+            let mut seen = Vec::new();
+            while !matches!(seen.last(), Some(Change::Restored)) {
+                seen.push(incoming.recv().await.expect("a change"));
+            }
+            seen.len()
+        };
+        let seen = tokio::select! {
+            () = reflector.run(changes, |change| change) => panic!("it goes on"),
+            () = serving => panic!("it goes on"),
+            seen = tokio::time::timeout(Duration::from_secs(20), seeing) => seen.expect("in time"),
+        };
+        assert_eq!(seen, 3, "the first list, and that it was restored");
+        let asked = asked.into_inner().expect("lock");
+        assert_eq!(asked.iter().filter(|line| line.contains("watch=true")).count(), 1, "{asked:?}");
     }
 }

@@ -34,7 +34,8 @@ const NOWHERE: Addresses = {
 pub struct Cloud {
     /// A client with all rights.
     pub cluster: Cluster,
-    plane: ControlPlane,
+    plane: Option<ControlPlane>,
+    plane_stops: CancellationToken,
     /// What cloudcore shows the API.
     kubeconfig: PathBuf,
     dir: TempDir,
@@ -80,11 +81,24 @@ impl Cloud {
         link::tls::install_provider();
         let dir = tempfile::tempdir()?;
         let listen = "127.0.0.1:0".parse()?;
-        let plane =
-            controlplane::start(Options::new(dir.path().join("kubernetes"), listen), CancellationToken::new()).await?;
+        let plane_stops = CancellationToken::new();
+        let options = Options::new(dir.path().join("kubernetes"), listen);
+        let plane = controlplane::start(options, plane_stops.clone()).await?;
         let cluster = Cluster::open(plane.kubeconfig_path())?;
         let kubeconfig = plane.cloudcore_kubeconfig_path().to_owned();
-        Ok(Self { cluster, plane, kubeconfig, dir, running: None })
+        Ok(Self { cluster, plane: Some(plane), plane_stops, kubeconfig, dir, running: None })
+    }
+
+    /// Stops the embedded Kubernetes, does this to the folder of its state, and starts it again where it was.
+    pub async fn restart_kubernetes(&mut self, meanwhile: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let plane = self.plane.take().context("it does not run")?;
+        let options = Options::new(plane.data_dir(), plane.addr());
+        self.plane_stops.cancel();
+        plane.stopped().await;
+        meanwhile(&options.data_dir)?;
+        self.plane_stops = CancellationToken::new();
+        self.plane = Some(controlplane::start(options, self.plane_stops.clone()).await?);
+        Ok(())
     }
 
     /// From now on cloudcore is a ServiceAccount of namespace `kubeedge`.
@@ -92,7 +106,7 @@ impl Cloud {
         let path = format!("/api/v1/namespaces/kubeedge/serviceaccounts/{name}/token");
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}});
         let answer = self.create(&path, &request).await?;
-        let mut config: Value = serde_saphyr::from_str(&std::fs::read_to_string(self.plane.kubeconfig_path())?)?;
+        let mut config: Value = serde_saphyr::from_str(&std::fs::read_to_string(self.cluster.kubeconfig())?)?;
         config["users"][0]["user"] = json!({"token": answer["status"]["token"]});
         self.kubeconfig = self.dir.path().join("kubeconfig");
         std::fs::write(&self.kubeconfig, config.to_string())?;

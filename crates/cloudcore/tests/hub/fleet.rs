@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 use crate::cloud::{Cloud, SOON, config_map, pod};
 
 const NODES: usize = 12;
+/// Longer than what follows the API rests when it cannot be reached.
+const RESTED: std::time::Duration = std::time::Duration::from_secs(60);
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -45,7 +47,7 @@ fn pod_with_map(number: usize) -> Value {
     pod
 }
 
-/// Versions by path of what the API has of this kind, beside what the cluster makes itself.
+/// Versions by path of what the API has of this kind.
 async fn in_the_api(cloud: &Cloud, list: &str, kind: &str) -> Result<BTreeMap<String, u64>> {
     let list = cloud.get(list).await?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
@@ -55,7 +57,12 @@ async fn in_the_api(cloud: &Cloud, list: &str, kind: &str) -> Result<BTreeMap<St
         let version = text(&metadata["resourceVersion"]).parse().unwrap_or_default();
         (format!("default/{kind}/{}", text(&metadata["name"])), version)
     };
-    Ok(items.iter().map(entry).filter(|(path, _)| !path.ends_with("kube-root-ca.crt")).collect())
+    Ok(items.iter().map(entry).filter(|(path, _)| is_own(path)).collect())
+}
+
+/// Not what the cluster makes itself.
+fn is_own(path: &str) -> bool {
+    path.starts_with("default/") && !path.ends_with("/kube-root-ca.crt")
 }
 
 /// Waits until each node has its pod and its ConfigMap in the versions that the API has, and nothing else; the first node's number is
@@ -75,13 +82,13 @@ async fn wait_same(cloud: &Cloud, fleet: &Fleet, first: usize) -> Result<()> {
                 .filter(|path| counts(path))
                 .filter_map(|path| Some((path.clone(), *all.get(path)?)))
                 .collect();
-            let held = fleet.held(number).into_iter().filter(|held| held.resource.starts_with("default/"));
+            let held = fleet.held(number).into_iter().filter(|held| is_own(&held.resource));
             let held = held.map(|held| (held.resource, held.version)).filter(|(path, _)| counts(path));
             let held: BTreeMap<String, u64> = held.collect();
             (held != expected).then(|| format!("node n{} has {held:?} and not {expected:?}", first + number))
         })
     };
-    let deadline = tokio::time::Instant::now() + SOON;
+    let deadline = tokio::time::Instant::now() + RESTED;
     while let Some(difference) = differs() {
         ensure!(tokio::time::Instant::now() < deadline, "{difference}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -184,5 +191,72 @@ async fn the_nodes_of_a_replica_that_dies_go_on_at_another() -> Result<()> {
     wait_same(&cloud, &moves, NODES).await?;
     wait_same(&cloud, &stays, 0).await?;
     assert_eq!((stays.connected(), stays.connections()), (NODES, NODES), "nobody else was disturbed");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_backup_is_what_counts_while_the_hub_runs() -> Result<()> {
+    restored_backup(true).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_backup_is_what_counts_for_a_hub_that_starts_after_it() -> Result<()> {
+    restored_backup(false).await
+}
+
+async fn restored_backup(hub_runs: bool) -> Result<()> {
+    let mut cloud = Cloud::start().await?;
+    let mut fleet = start(&cloud).await?;
+    wait_same(&cloud, &fleet, 0).await?;
+    let backup = tempfile::tempdir()?;
+    cloud.restart_kubernetes(|state| copy(state, backup.path())).await?;
+
+    // What the backup does not know.
+    cloud.create(PODS, &pod("later", "n0")).await?;
+    cloud.delete_pod("pod1", 0).await?;
+    for round in 0..3 {
+        for number in 0..NODES {
+            cloud.patch(&format!("{MAPS}/map{number}"), &json!({"data": {"key": round.to_string()}})).await?;
+        }
+        cloud.patch(&format!("{PODS}/pod2"), &json!({"metadata": {"annotations": {"a": round.to_string()}}})).await?;
+    }
+    let later = || fleet.held(0).iter().any(|held| held.resource == "default/pod/later");
+    let told = |number: usize, key: &str| fleet.held(number).iter().any(|held| held.resource == key);
+    cloud
+        .cluster
+        .wait("the later pod", SOON, || std::future::ready(Ok(later() && !told(1, "default/pod/pod1"))))
+        .await?;
+
+    if !hub_runs {
+        fleet.stop().await;
+        cloud.stop_hub().await?;
+    }
+    cloud
+        .restart_kubernetes(|state| {
+            std::fs::remove_dir_all(state)?;
+            copy(backup.path(), state)
+        })
+        .await?;
+    // The versions of these are numbers that the nodes know already, of other objects or of what these were.
+    for number in 0..NODES {
+        cloud.patch(&format!("{PODS}/pod{number}"), &json!({"metadata": {"annotations": {"b": "c"}}})).await?;
+    }
+    if !hub_runs {
+        cloud.start_hub("").await?;
+        fleet.lead_to(cloud.addresses().websocket);
+        fleet.start(Behaviour::default(), None);
+    }
+    wait_same(&cloud, &fleet, 0).await?;
+    fleet.until_synced(fleet.len(), RESTED).await?;
+    Ok(())
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        ensure!(entry.file_type()?.is_file(), "{} is no file", entry.path().display());
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
     Ok(())
 }
