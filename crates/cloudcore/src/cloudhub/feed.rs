@@ -16,8 +16,8 @@ use wire::Message;
 
 /// Events that a watcher may lie behind.
 const BACKLOG: usize = 4096;
-/// A watcher that has shown no sign of life for so long is asked for one, and after the same time again it is gone.
-const QUIET: Duration = Duration::from_secs(30);
+/// Watchers get a ping this often. They need not answer (curl does not); but a connection that has died ends by it.
+const PING: Duration = Duration::from_secs(30);
 
 /// Something on the message channel.
 #[derive(Clone, Debug, Serialize)]
@@ -150,27 +150,21 @@ impl Feed {
         }
     }
 
-    /// Writes the events of this scope to a watcher until it leaves, or shows no sign of life any more.
+    /// Writes the events of this scope to a watcher until it leaves or its connection dies.
     pub(super) async fn serve(&self, scope: &Scope, reader: &mut Reader, writer: &mut Writer) {
         let mut events = self.sender.subscribe();
-        let (mut quiet, mut was_asked) = (Instant::now() + QUIET, false);
+        let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
         loop {
             let frame = tokio::select! {
                 // A watcher has nothing to say; but it may leave.
                 said = reader.next() => match said {
                     Ok(Incoming::Closed(_)) | Err(_) => return,
-                    Ok(_) => {
-                        (quiet, was_asked) = (Instant::now() + QUIET, false);
-                        continue;
-                    }
+                    Ok(_) => continue,
                 },
-                () = tokio::time::sleep_until(quiet) => {
-                    if was_asked || writer.ping().await.is_err() {
-                        return;
-                    }
-                    (quiet, was_asked) = (Instant::now() + QUIET, true);
-                    continue;
-                }
+                _ = ping.tick() => match writer.ping().await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
                 event = events.recv() => match event {
                     Ok(told) if scope.includes(&told.node) => frame(&told.node, &told.event, told.at),
                     Ok(_) => continue,

@@ -32,6 +32,8 @@ use crate::edgecontroller::downstream::Event;
 const HANDSHAKE: Duration = Duration::from_secs(15);
 /// Handshakes at once: they cost CPU, and ten thousand nodes come back together.
 const MAX_HANDSHAKES: usize = 256;
+/// Milliseconds for which the kernel of the other end may be silent to what was written: then the connection is dead.
+const UNACKNOWLEDGED: u32 = 120_000;
 /// The path of the live feed.
 const EVENTS: &str = "/events";
 /// Watchers at the same time of each certificate's holder. All observers have one.
@@ -140,6 +142,7 @@ impl Sessions {
             tasks.spawn(async move {
                 let peer = tcp.peer_addr().map(|address| address.to_string()).unwrap_or_default();
                 let _ = tcp.set_nodelay(true);
+                let _ = rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNACKNOWLEDGED);
                 let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
                 let admitted = stopping.run_until_cancelled(newcomers.admit(hello, HANDSHAKE, places)).await;
                 if let Some((handshake, place)) = admitted.flatten() {

@@ -5,6 +5,7 @@ use link::tls::{self, Certificate};
 use serde_json::{Value, json};
 use testkit::go_edge::channel::{Channel, Read};
 use testkit::go_edge::{Behaviour, GoEdge, message, request};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::cloud::{Cloud, SOON, config_map, pod, wait_logged};
@@ -46,7 +47,7 @@ async fn strangers_and_expired_certificates_fail_in_the_handshake() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_connects_and_says_nothing_blocks_nobody() -> Result<()> {
+async fn thousands_that_say_nothing_or_half_a_word_block_nobody() -> Result<()> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     rustix::process::setrlimit(
         rustix::process::Resource::Nofile,
@@ -54,11 +55,16 @@ async fn who_connects_and_says_nothing_blocks_nobody() -> Result<()> {
     )?;
     let cloud = Cloud::start().await?;
     let (websocket, https) = (cloud.addresses().websocket, cloud.addresses().https);
-    // More than either server takes at once.
     let mut silent = Vec::new();
-    for _ in 0..600 {
-        silent.push(TcpStream::connect(websocket).await?);
-        silent.push(TcpStream::connect(https).await?);
+    for number in 0..4_500 {
+        for address in [websocket, https] {
+            let mut tcp = TcpStream::connect(address).await?;
+            if number % 2 == 0 {
+                // The head of a ClientHello that does not come.
+                tcp.write_all(&[0x16, 3, 1, 2, 0]).await?;
+            }
+            silent.push(tcp);
+        }
     }
     tokio::time::timeout(SOON / 4, cloud.edge("n1")).await.context("the silent ones are in the way")??;
     Ok(())
