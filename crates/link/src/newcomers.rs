@@ -1,6 +1,7 @@
 //! Connections that have not yet shown that somebody is there.
 //!
-//! They cost a socket and nothing more, so that many may wait. When they are too many the one that has been silent longest goes:
+//! They cost a socket and what they have said of their first word (of a TLS client's, rustls keeps 64 KiB at most; it mostly has less than 2).
+//! So some thousands may wait. When they are too many the one that has been silent longest goes:
 //! whoever means it says the first word within a round trip, however many others never do.
 
 use std::collections::BTreeMap;
@@ -14,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 /// Newcomers at a time.
-const MAX: usize = 4096;
+const MAX: usize = 2048;
 /// Those that have spoken and wait for a place. One more is closed: who means it comes again.
-const MAX_WAITING: usize = 8192;
+const MAX_WAITING: usize = 4096;
 
 /// The newcomers of one server. Cloning is cheap.
 #[derive(Clone)]

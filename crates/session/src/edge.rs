@@ -58,12 +58,12 @@ impl Outbox {
 
     /// Whether more than events may be queued; senders wait otherwise.
     pub fn has_room(&self) -> bool {
-        !self.messages.is_over(0) && self.in_flight.len() < MAX_MESSAGES
+        !self.messages.is_over(0)
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing waits that may be sent.
     pub fn is_empty(&self) -> bool {
-        self.messages.messages.is_empty() && self.events.messages.is_empty()
+        self.messages.messages.is_empty() && (self.events.messages.is_empty() || self.holds_events())
     }
 
     /// Whether only events wait, or nothing.
@@ -73,7 +73,16 @@ impl Outbox {
 
     /// The next message.
     pub fn take(&mut self) -> Option<Message> {
-        self.messages.remove(0).or_else(|| self.events.remove(0))
+        let message = self.messages.remove(0);
+        if message.is_some() || self.holds_events() {
+            return message;
+        }
+        self.events.remove(0)
+    }
+
+    /// Events wait while too much is not acknowledged: the cloud cannot carry them out now.
+    fn holds_events(&self) -> bool {
+        self.in_flight.len() >= MAX_MESSAGES
     }
 
     /// A message was sent that the cloud is to acknowledge. An older one about the same object is not sent again: it would come after
@@ -229,6 +238,24 @@ mod tests {
             let _ = outbox.queue(message("patch", &format!("default/podpatch/{number}"), "x"));
         }
         assert!(!outbox.has_room());
+    }
+
+    #[test]
+    fn events_that_the_cloud_cannot_carry_out_hold_back_events_alone() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        for number in 0..2 * MAX_MESSAGES {
+            let _ = outbox.queue(message("insert", &format!("default/event/{number}"), "x"));
+            if let Some(event) = outbox.take() {
+                outbox.sent(event, now);
+            }
+        }
+        assert_eq!((outbox.in_flight.len(), outbox.events.messages.len()), (MAX_MESSAGES, MAX_MESSAGES));
+        assert!(outbox.is_empty() && outbox.has_room() && outbox.take().is_none());
+        let _ = outbox.queue(message("patch", "default/podpatch/a", "1"));
+        assert!(!outbox.is_empty());
+        assert_eq!(outbox.take().expect("no event").route.operation, "patch");
+        outbox.acknowledged("default/event/0 x");
+        assert_eq!(outbox.take().expect("an event").route.resource, format!("default/event/{MAX_MESSAGES}"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub const RESOURCE: &str = "inventory";
 /// The operation of the message that ends catching up.
 pub const SYNCED: &str = "synced";
 /// Objects of one node at most; what a peer lists beyond them is cut.
-pub const MAX_OBJECTS: usize = 100_000;
+pub const MAX_OBJECTS: usize = 20_000;
 
 /// One object that a node has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -66,7 +66,8 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
                 file.read_to_string(&mut text).with_context(|| path.display().to_string())?;
-                Ok(Err(Holder { file, pid: text.trim().parse().ok().and_then(Pid::from_raw) }))
+                let pid = text.trim().parse().ok().filter(|pid| is_xtask(*pid)).and_then(Pid::from_raw);
+                Ok(Err(Holder { file, pid }))
             }
             Err(TryLockError::Error(error)) => Err(error).with_context(|| path.display().to_string()),
         }
@@ -78,6 +79,12 @@ impl Lock {
         writeln!(file, "{}", std::process::id())?;
         Ok(Self { _file: file })
     }
+}
+
+/// A file that was just locked may still name the process that had it before; by now that may be any other.
+fn is_xtask(pid: i32) -> bool {
+    let own = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == own)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::session::SessionHandle;
 use super::sessions::Sessions;
 use crate::edgecontroller::downstream::Event;
 
@@ -27,8 +28,9 @@ pub(super) async fn run(sessions: Sessions, events: mpsc::Sender<Event>, stoppin
             }
             for node in nodes {
                 tokio::time::sleep(pause).await;
-                // One that is behind is being served, and one that is away will be compared when it is back.
-                let Some(handle) = sessions.of(&node).filter(|handle| handle.lag().is_none()) else { continue };
+                // One that is behind, but not for long, is being served; one that is away will be compared when it is back.
+                let is_served = |handle: &SessionHandle| handle.lag().is_some_and(|lag| lag.time < EACH);
+                let Some(handle) = sessions.of(&node).filter(|handle| !is_served(handle)) else { continue };
                 if events.send(Event::Lacking(handle)).await.is_err() {
                     return;
                 }

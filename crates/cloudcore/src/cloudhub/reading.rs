@@ -1,11 +1,8 @@
 //! What a node says: acknowledgements, requests, signs of life.
 
-use std::sync::Arc;
-
 use beehive::compose;
 use link::rate::Rate;
 use link::ws::{Incoming, LinkError, Reader};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 use wire::{Message, acks, batch, group, operation, source};
@@ -18,8 +15,6 @@ use crate::edgecontroller::told::NotTaken;
 use crate::edgecontroller::upstream::Outcome;
 use crate::objectsync::Acknowledged;
 
-/// Requests of one node that are carried out at the same time; more wait in its connection.
-const MAX_REQUESTS: usize = 32;
 /// Messages that a node may send a second, and at once. A Go edge acknowledges each object by itself; this is for much more than a node has to
 /// say.
 const MESSAGES_PER_SECOND: u32 = 2000;
@@ -29,7 +24,6 @@ const MAX_TEXT: usize = 512;
 
 /// Reads until the connection ends; why it did.
 pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: &Services, turns: &Turns) -> String {
-    let places = Arc::new(Semaphore::new(MAX_REQUESTS));
     let mut rate = Rate::new(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE);
     let mut alive_until = Instant::now() + services.keepalive;
     loop {
@@ -54,7 +48,7 @@ pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: 
                 continue;
             }
             let Some(work) = dispatch(handle, services, message) else { continue };
-            let Ok(place) = places.clone().acquire_owned().await else { return "cloudcore ends".to_owned() };
+            let Some(place) = turns.place().await else { return "cloudcore ends".to_owned() };
             let (handle, upstream) = (handle.clone(), services.upstream.clone());
             let mut turn = turns.queue(work.resource());
             services.tasks.spawn(async move {

@@ -287,6 +287,9 @@ async fn write(handle: &SessionHandle, writer: &mut Writer, services: &Services)
                 return format!("writing failed: {error}");
             }
             count(&services.counters.sent, messages.len());
+            if messages.iter().any(|message| message.route.operation == inventory::SYNCED) {
+                services.records.trust(handle.node());
+            }
             for message in messages.iter().filter(|message| is_about_an_object(message)) {
                 services.feed.tell(handle.node(), || feed::Event::sent(message));
             }

@@ -36,10 +36,11 @@ const MAX_HANDSHAKES: usize = 256;
 const UNACKNOWLEDGED: u32 = 120_000;
 /// The path of the live feed.
 const EVENTS: &str = "/events";
-/// Watchers at the same time of each certificate's holder. All observers have one.
-const MAX_WATCHERS: usize = 16;
-/// Watchers at the same time that are nodes.
+/// Observers that watch at the same time.
+const MAX_OBSERVERS: usize = 32;
+/// Connections at the same time by which nodes watch, and by which one of them does.
 const MAX_NODES_WATCHING: usize = 64;
+const MAX_OF_ONE_NODE: usize = 2;
 /// Connections of one holder that have not asked for the upgrade yet.
 const MAX_UPGRADES: usize = 8;
 /// The wait after a failed accept, which mostly means too many open files.
@@ -57,8 +58,9 @@ struct Shared {
     services: Services,
     current: Mutex<HashMap<String, SessionHandle>>,
     turns: NodeTurns,
-    watchers: Places,
+    observers: Arc<Semaphore>,
     nodes_watching: Arc<Semaphore>,
+    watching: Places,
     upgrades: Places,
 }
 
@@ -67,7 +69,7 @@ enum Purpose {
     /// The message channel of this node.
     Node(String, Peer),
     /// A live feed of what happens.
-    Watch(Scope, Place, Option<OwnedSemaphorePermit>),
+    Watch(Scope, OwnedSemaphorePermit, Option<Place>),
 }
 
 impl Sessions {
@@ -90,8 +92,9 @@ impl Sessions {
                 services,
                 current,
                 turns,
-                watchers: Places::new(MAX_WATCHERS),
+                observers: Arc::new(Semaphore::new(MAX_OBSERVERS)),
                 nodes_watching: Arc::new(Semaphore::new(MAX_NODES_WATCHING)),
+                watching: Places::new(MAX_OF_ONE_NODE),
                 upgrades: Places::new(MAX_UPGRADES),
             }),
         }
@@ -202,7 +205,7 @@ impl Sessions {
             (Ok((reader, writer)), Some(Purpose::Node(node, says))) => {
                 self.session(SessionHandle::new(&node, says), peer, reader, writer, stopping).await;
             }
-            (Ok((mut reader, mut writer)), Some(Purpose::Watch(scope, _place, _of_nodes))) => {
+            (Ok((mut reader, mut writer)), Some(Purpose::Watch(scope, _place, _of_node))) => {
                 info!(peer, ?scope, "events are watched");
                 stopping.run_until_cancelled(self.feed().serve(&scope, &mut reader, &mut writer)).await;
                 writer.close("the feed ends").await;
@@ -228,18 +231,21 @@ impl Sessions {
             return Err(Refusal { status: StatusCode::FORBIDDEN, reason: reason.to_owned() });
         };
         let full = |reason: String| Refusal { status: StatusCode::SERVICE_UNAVAILABLE, reason };
-        let holder = identity.map(|identity| identity.common_name.as_str()).unwrap_or_default();
-        let Some(place) = self.shared.watchers.take(holder) else {
-            return Err(full(format!("{MAX_WATCHERS} connections of {holder} watch the events already")));
+        let (all, limit, who) = match &scope {
+            Scope::All => (&self.shared.observers, MAX_OBSERVERS, "observers"),
+            Scope::Node(_) => (&self.shared.nodes_watching, MAX_NODES_WATCHING, "connections of nodes"),
         };
-        let of_nodes = match &scope {
+        let Ok(place) = all.clone().try_acquire_owned() else {
+            return Err(full(format!("{limit} {who} watch the events already")));
+        };
+        let of_node = match &scope {
             Scope::All => None,
-            Scope::Node(_) => match self.shared.nodes_watching.clone().try_acquire_owned() {
-                Ok(place) => Some(place),
-                Err(_) => return Err(full(format!("{MAX_NODES_WATCHING} nodes watch their events already"))),
+            Scope::Node(node) => match self.shared.watching.take(node) {
+                Some(place) => Some(place),
+                None => return Err(full(format!("{MAX_OF_ONE_NODE} connections of {node} watch its events already"))),
             },
         };
-        Ok(Purpose::Watch(scope, place, of_nodes))
+        Ok(Purpose::Watch(scope, place, of_node))
     }
 
     /// The name that the node gives itself must be the one in its certificate.

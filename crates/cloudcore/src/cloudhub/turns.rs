@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use wire::{EdgeResource, kind};
 
 /// Objects that are remembered before those without requests are forgotten.
@@ -17,11 +17,21 @@ pub(super) struct NodeTurns {
     nodes: Mutex<HashMap<String, Turns>>,
 }
 
+/// Requests of one node that are carried out at the same time, whatever connection they came by; more wait in the last.
+const MAX_REQUESTS: usize = 32;
+
 /// Who of a node comes after whom. Cloning is cheap.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Turns {
     /// The end of the last request about an object.
     last: Arc<Mutex<HashMap<String, oneshot::Receiver<()>>>>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { last: Arc::default(), places: Arc::new(Semaphore::new(MAX_REQUESTS)) }
+    }
 }
 
 /// One request's turn; it ends when this is dropped.
@@ -48,6 +58,11 @@ impl NodeTurns {
 }
 
 impl Turns {
+    /// A place for one more request; waits until one is free. (`None` never comes: nobody closes the semaphore.)
+    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().acquire_owned().await.ok()
+    }
+
     /// Queues up for the object that this resource is about.
     pub(super) fn queue(&self, resource: &str) -> Turn {
         let mut last = lock(&self.last);
@@ -104,6 +119,21 @@ mod tests {
         let mut third = turns.queue("default/podpatch/a");
         assert!(tokio::time::timeout(Duration::from_millis(20), third.come()).await.is_err());
         drop(second);
+    }
+
+    #[tokio::test]
+    async fn who_connects_again_and_again_has_no_more_places() {
+        let nodes = NodeTurns::default();
+        let first = nodes.of("n1");
+        let mut taken = Vec::new();
+        for _ in 0..MAX_REQUESTS {
+            taken.push(first.place().await.expect("free"));
+        }
+        let again = nodes.of("n1");
+        assert!(tokio::time::timeout(Duration::from_millis(20), again.place()).await.is_err());
+        drop(nodes.of("n2").place().await.expect("another node's"));
+        taken.pop();
+        drop(again.place().await.expect("free again"));
     }
 
     #[tokio::test]

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use link::backoff::Backoff;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 use tracing::warn;
 use wire::{Message, kind, operation};
 
 use super::object::{push, read, read_pod, tombstone, with_kind};
 use super::references::{self, Reference};
-use super::view::View;
+use super::view::{NamespacedName, View};
 use crate::cloudhub::session::SessionHandle;
 use crate::kubernetes::{Kubernetes, KubernetesError};
 use crate::objectsync::{Record, Records};
@@ -40,6 +41,8 @@ pub(super) struct CatchUp {
     pub(super) view: Arc<View>,
     pub(super) records: Records,
     pub(super) session: SessionHandle,
+    /// Places for those that ask the API.
+    pub(super) at_once: Arc<Semaphore>,
 }
 
 impl CatchUp {
@@ -80,6 +83,8 @@ impl CatchUp {
         if peer.features.inventory && !is_noted && !self.session.ask_inventory().await {
             return Err(CatchUpError::Silent);
         }
+        // The node is not waited for with a place.
+        let _place = self.at_once.acquire().await;
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
         let believes = !is_thorough && self.may_believe(records.values());
@@ -95,7 +100,10 @@ impl CatchUp {
         for (uid, version, message) in lacking {
             self.offer(&uid, version, message);
         }
-        self.records.trust(node);
+        // Our own edge is trusted again when it has acknowledged all that.
+        if !peer.features.inventory {
+            self.records.trust(node);
+        }
         Ok(())
     }
 
@@ -125,7 +133,6 @@ impl CatchUp {
         let newest = self.view.versions.newest();
         self.session.peer().features.inventory
             && self.view.are_listed()
-            && !self.records.is_distrusted(self.session.node())
             && records.all(|record| record.version <= newest)
     }
 
@@ -161,8 +168,9 @@ impl CatchUp {
         let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
         let now: u64 = list.metadata.resource_version.parse().unwrap_or(u64::MAX);
         // A version from the future: the cluster was restored from a backup. What is there now may have the number of what was.
-        if self.records.is_distrusted(node) || records.values().any(|record| record.version > now) {
+        if records.values().any(|record| record.version > now) {
             warn!(node, "the cluster is older than what the node has: the node gets everything again");
+            self.records.distrust(node);
             records.values_mut().for_each(|record| record.version = 0);
         }
         let mut lacking = Vec::new();
@@ -194,11 +202,15 @@ impl CatchUp {
             match found {
                 Ok(text) => {
                     let object = read(&text).map(|object| (object.uid().to_owned(), object.version()));
-                    if let Some((uid, version)) = object.filter(|(uid, _)| *uid == record.uid) {
+                    if let Some((uid, version)) = object {
+                        let is_same = uid == record.uid;
+                        if !is_same {
+                            self.delete(&name, &path, &record.uid);
+                        }
                         let reference = Reference { kind, name: record.name.clone() };
                         // What no pod on the node refers to any more is none of its business.
                         let may_have = self.view.read().refers(self.session.node(), &name.0, &reference);
-                        if version != record.version && may_have {
+                        if may_have && !(is_same && version == record.version) {
                             let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
                             self.offer(&uid, version, message);
                         }
@@ -209,9 +221,12 @@ impl CatchUp {
                 Err(error) => return Err(error),
             }
         }
-        let message = push(operation::DELETE, &path, u64::MAX, tombstone(&name, &record.uid));
-        self.session.offer(&record.uid, u64::MAX, message);
+        self.delete(&name, &path, &record.uid);
         Ok(())
+    }
+
+    fn delete(&self, name: &NamespacedName, path: &str, uid: &str) {
+        self.session.offer(uid, u64::MAX, push(operation::DELETE, path, u64::MAX, tombstone(name, uid)));
     }
 
     fn offer(&self, uid: &str, version: u64, message: Message) {

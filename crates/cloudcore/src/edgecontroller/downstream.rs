@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -23,6 +23,9 @@ use crate::objectsync::Records;
 const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 /// How often nodes that left are looked for.
 const SWEEP: Duration = Duration::from_secs(3600);
+
+/// Nodes that are compared with the cluster at the same time: that may take requests to the API for each object.
+const COMPARISONS: usize = 64;
 
 /// What the controller reacts to.
 pub enum Event {
@@ -89,6 +92,8 @@ struct Downstream {
     listed: HashSet<references::Kind>,
     /// Nodes without a Node object, and since when that is known.
     departed: HashMap<String, Instant>,
+    /// Places for comparisons.
+    at_once: Arc<Semaphore>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -111,6 +116,7 @@ impl Downstream {
             seen_nodes: None,
             listed: HashSet::new(),
             departed: HashMap::new(),
+            at_once: Arc::new(Semaphore::new(COMPARISONS)),
             tasks: tasks.clone(),
             stopping: stopping.clone(),
         }
@@ -163,7 +169,7 @@ impl Downstream {
             return;
         }
         let (kubernetes, view, records) = (self.kubernetes.clone(), self.view.clone(), self.records.clone());
-        let catch_up = CatchUp { kubernetes, view, records, session };
+        let catch_up = CatchUp { kubernetes, view, records, session, at_once: self.at_once.clone() };
         let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -241,8 +247,8 @@ impl Downstream {
     fn restored(&mut self) {
         warn!("the cluster was restored from a backup: all nodes get everything again");
         self.records.distrust_all();
-        self.view.write().clear();
-        self.view.versions.forget();
+        self.view.forget();
+        self.view.versions.forget("Pod");
         for session in self.sessions.values() {
             session.close("the cluster was restored from a backup; connect again");
         }
@@ -270,7 +276,10 @@ impl Downstream {
 
     fn node(&mut self, change: Change) {
         match change {
-            Change::Restored => self.nodes.clear(),
+            Change::Restored => {
+                self.nodes.clear();
+                self.view.versions.forget("Node");
+            }
             Change::Begin => {
                 self.view.versions.begin("Node");
                 self.seen_nodes = Some(HashSet::new());
@@ -330,7 +339,7 @@ impl Downstream {
             Change::Put(text) => (operation::UPDATE, text),
             Change::Gone(text) => (operation::DELETE, text),
             Change::Begin => return self.view.versions.begin(what.name()),
-            Change::Restored => return,
+            Change::Restored => return self.view.versions.forget(what.name()),
             Change::Listed => {
                 self.view.versions.listed(what.name());
                 if !self.listed.insert(what) {
@@ -369,7 +378,7 @@ impl Downstream {
         let name = what.name();
         let has_some = |node: &str| self.records.of_node(node).iter().any(|record| record.kind == name);
         let sessions = self.sessions.values().filter(|session| has_some(session.node())).cloned();
-        sessions.for_each(|session| self.catch_up(session, true));
+        sessions.for_each(|session| self.catch_up(session, false));
     }
 
     /// What nodes had that left long ago is forgotten.

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use tokio::sync::watch;
@@ -17,13 +16,13 @@ pub struct Versions {
     kinds: RwLock<HashMap<&'static str, Known>>,
     /// Kinds of which a list was read.
     listed: watch::Sender<usize>,
-    /// The highest version that was seen.
-    newest: AtomicU64,
 }
 
 #[derive(Default)]
 struct Known {
     now: HashMap<u64, u64>,
+    /// The highest version that was seen.
+    newest: u64,
     /// What stands in a list that is being read.
     list: Option<HashMap<u64, u64>>,
     /// A list was read to its end.
@@ -40,7 +39,8 @@ impl Versions {
     /// The highest version that the watches have shown. One above it is from the future: the cluster was restored from a backup, or
     /// another watch was quicker.
     pub fn newest(&self) -> u64 {
-        self.newest.load(Ordering::Relaxed)
+        let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        kinds.values().map(|known| known.newest).max().unwrap_or_default()
     }
 
     /// Waits until each kind was listed once.
@@ -51,9 +51,9 @@ impl Versions {
 
     /// The object is there in this version.
     pub(super) fn put(&self, kind: &'static str, uid: &str, version: u64) {
-        self.newest.fetch_max(version, Ordering::Relaxed);
         let mut kinds = self.write();
         let known = kinds.entry(kind).or_default();
+        known.newest = known.newest.max(version);
         known.now.insert(hash(uid), version);
         if let Some(list) = &mut known.list {
             list.insert(hash(uid), version);
@@ -81,10 +81,9 @@ impl Versions {
         self.listed.send_replace(kinds.values().filter(|known| known.is_listed).count());
     }
 
-    /// Versions of all kinds mean something else from now on.
-    pub(super) fn forget(&self) {
-        self.write().clear();
-        self.newest.store(0, Ordering::Relaxed);
+    /// Versions of this kind mean something else from now on.
+    pub(super) fn forget(&self, kind: &'static str) {
+        self.write().remove(kind);
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<&'static str, Known>> {
@@ -123,7 +122,9 @@ mod tests {
         versions.put("Pod", "a", 2);
         versions.put("Secret", "c", 9);
         assert_eq!(versions.newest(), 9);
-        versions.forget();
+        versions.forget("Secret");
+        assert_eq!(versions.newest(), 3);
+        versions.forget("Pod");
         assert_eq!(versions.newest(), 0);
         assert!(!versions.is_current("Pod", "a", 2));
     }

@@ -41,6 +41,8 @@ pub struct View {
 pub struct Pods {
     pods: HashMap<NamespacedName, PodEntry>,
     nodes: HashMap<String, BTreeSet<NamespacedName>>,
+    /// The nodes whose pods refer to something of a namespace, and how many pods of each do.
+    readers: HashMap<(String, Reference), HashMap<String, usize>>,
 }
 
 impl View {
@@ -61,6 +63,12 @@ impl View {
 
     pub(super) fn set_listed(&self) {
         self.listed.send_replace(true);
+    }
+
+    /// Nothing is known any more until pods are listed again.
+    pub(super) fn forget(&self) {
+        self.listed.send_replace(false);
+        *self.write() = Pods::default();
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Pods> {
@@ -94,11 +102,8 @@ impl Pods {
 
     /// The nodes with pods that refer to this.
     pub fn nodes_of(&self, namespace: &str, reference: &Reference) -> BTreeSet<String> {
-        let pods = self
-            .pods
-            .iter()
-            .filter(|((pod_namespace, _), pod)| pod_namespace == namespace && pod.references.contains(reference));
-        pods.map(|(_, pod)| pod.node.clone()).collect()
+        let readers = self.readers.get(&(namespace.to_owned(), reference.clone()));
+        readers.into_iter().flat_map(HashMap::keys).cloned().collect()
     }
 
     /// All names.
@@ -107,31 +112,70 @@ impl Pods {
     }
 
     pub(super) fn put(&mut self, name: NamespacedName, pod: PodEntry) -> Option<PodEntry> {
+        let old = self.remove(&name);
         self.nodes.entry(pod.node.clone()).or_default().insert(name.clone());
-        let old = self.pods.insert(name.clone(), pod.clone());
-        if let Some(old) = old.as_ref().filter(|old| old.node != pod.node) {
-            self.forget(&old.node.clone(), &name);
+        for reference in &pod.references {
+            let readers = self.readers.entry((name.0.clone(), reference.clone())).or_default();
+            *readers.entry(pod.node.clone()).or_default() += 1;
         }
+        self.pods.insert(name, pod);
         old
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.pods.clear();
-        self.nodes.clear();
     }
 
     pub(super) fn remove(&mut self, name: &NamespacedName) -> Option<PodEntry> {
         let old = self.pods.remove(name)?;
-        self.forget(&old.node, name);
-        Some(old)
-    }
-
-    fn forget(&mut self, node: &str, name: &NamespacedName) {
-        if let Some(names) = self.nodes.get_mut(node) {
+        if let Some(names) = self.nodes.get_mut(&old.node) {
             names.remove(name);
             if names.is_empty() {
-                self.nodes.remove(node);
+                self.nodes.remove(&old.node);
             }
         }
+        for reference in &old.references {
+            let what = (name.0.clone(), reference.clone());
+            let Some(readers) = self.readers.get_mut(&what) else { continue };
+            if let Some(count) = readers.get_mut(&old.node) {
+                *count -= 1;
+                if *count == 0 {
+                    readers.remove(&old.node);
+                }
+            }
+            if readers.is_empty() {
+                self.readers.remove(&what);
+            }
+        }
+        Some(old)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::references::Kind;
+    use super::*;
+
+    #[test]
+    fn those_who_refer_to_something_are_known_until_the_last_goes() {
+        let map = |name: &str| Reference { kind: Kind::ConfigMap, name: name.to_owned() };
+        let pod = |node: &str, maps: &[&str]| PodEntry {
+            uid: String::new(),
+            node: node.to_owned(),
+            service_account: String::new(),
+            references: maps.iter().map(|name| map(name)).collect(),
+            version: 1,
+        };
+        let name = |name: &str| ("default".to_owned(), name.to_owned());
+        let mut pods = Pods::default();
+        pods.put(name("a"), pod("n1", &["x", "x", "y"]));
+        pods.put(name("b"), pod("n1", &["x"]));
+        pods.put(name("c"), pod("n2", &["x"]));
+        let nodes_of = |pods: &Pods, what: &str| pods.nodes_of("default", &map(what)).into_iter().collect::<Vec<_>>();
+        assert_eq!((nodes_of(&pods, "x"), nodes_of(&pods, "y")), (vec!["n1".into(), "n2".into()], vec!["n1".into()]));
+        assert!(pods.nodes_of("other", &map("x")).is_empty());
+        // It moves, and refers to something else.
+        pods.put(name("c"), pod("n3", &["z"]));
+        pods.remove(&name("a"));
+        assert_eq!((nodes_of(&pods, "x"), nodes_of(&pods, "z")), (vec!["n1".into()], vec!["n3".into()]));
+        pods.remove(&name("b"));
+        pods.remove(&name("c"));
+        assert!(pods.readers.is_empty() && pods.nodes.is_empty());
     }
 }

@@ -129,7 +129,8 @@ struct State {
     seen: [Option<HashSet<Key>>; 2],
     /// What went with its namespace: no list has it, and the node does still.
     orphans: HashSet<Key>,
-    /// Nodes whose versions mean nothing any more, since the cluster was restored from a backup: they get everything again.
+    /// Nodes whose own versions mean nothing any more, since the cluster was restored from a backup: what they say that they have counts
+    /// as version 0 until they have acknowledged everything.
     distrusted: HashSet<String>,
 }
 
@@ -246,14 +247,18 @@ impl Records {
             .filter(|(_, record)| record.can_be_named())
             .collect();
         let mut state = self.state();
-        let State { records, dirty, orphans, .. } = &mut *state;
+        let State { records, dirty, orphans, distrusted, .. } = &mut *state;
+        let is_distrusted = distrusted.contains(node);
         let of_node = records.entry(node.to_owned()).or_default();
         // The Node itself is sent with each connection, and not in the list.
         for (uid, record) in of_node.extract_if(|uid, record| record.kind != "Node" && !held.contains_key(uid)) {
             orphans.remove(&(node.to_owned(), uid.clone()));
             dirty.insert((node.to_owned(), uid), (record, true));
         }
-        for (uid, record) in held {
+        for (uid, mut record) in held {
+            if is_distrusted {
+                record.version = 0;
+            }
             if of_node.get(&uid) != Some(&record) {
                 of_node.insert(uid.clone(), record.clone());
                 dirty.insert((node.to_owned(), uid), (record, false));
@@ -276,17 +281,23 @@ impl Records {
 
     /// The cluster was restored from a backup: versions that nodes have acknowledged say nothing about what is there now.
     pub fn distrust_all(&self) {
+        self.nodes().iter().for_each(|node| self.distrust(node));
+    }
+
+    /// The same, as to one node.
+    pub fn distrust(&self, node: &str) {
         let mut state = self.state();
-        let nodes: Vec<String> = state.records.keys().cloned().collect();
-        state.distrusted.extend(nodes);
+        let State { records, dirty, distrusted, .. } = &mut *state;
+        distrusted.insert(node.to_owned());
+        for (uid, record) in records.get_mut(node).into_iter().flatten() {
+            record.version = 0;
+            dirty.insert((node.to_owned(), uid.clone()), (record.clone(), false));
+        }
+        drop(state);
+        self.shared.changed.notify_one();
     }
 
-    /// Whether the versions of what this node has mean nothing.
-    pub fn is_distrusted(&self, node: &str) -> bool {
-        self.state().distrusted.contains(node)
-    }
-
-    /// The node was offered everything again.
+    /// The node has acknowledged everything as it is now.
     pub fn trust(&self, node: &str) {
         self.state().distrusted.remove(node);
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tracing::{error, info, warn};
 
-use super::{GROUP, Key, RETRY, Record, Records};
+use super::{GROUP, Key, RETRY, Record, Records, State};
 use crate::kubernetes::{Change, Kubernetes};
 
 /// An `ObjectSync` as the API has it.
@@ -82,8 +82,11 @@ impl Records {
         let (text, gone) = match change {
             Change::Put(text) => (text, false),
             Change::Gone(text) => (text, true),
-            // What was noted after the backup is noted here still.
-            Change::Restored => return Vec::new(),
+            // What was noted after the backup is noted here still, and is written again.
+            Change::Restored => {
+                self.write_again(at);
+                return Vec::new();
+            }
             Change::Begin => {
                 self.state().seen[at] = Some(HashSet::new());
                 return Vec::new();
@@ -126,14 +129,26 @@ impl Records {
         Vec::new()
     }
 
+    /// All records of this list are to be written.
+    fn write_again(&self, at: usize) {
+        let mut state = self.state();
+        let State { records, dirty, .. } = &mut *state;
+        for (node, of_node) in records {
+            for (uid, record) in of_node.iter().filter(|(_, record)| list_of(record) == at) {
+                dirty.entry((node.clone(), uid.clone())).or_insert_with(|| (record.clone(), false));
+            }
+        }
+        drop(state);
+        self.shared.changed.notify_one();
+    }
+
     /// What was missing from a complete list and is not just being written.
     fn missing(&self, at: usize) -> Vec<Lost> {
         let mut state = self.state();
         let Some(seen) = state.seen[at].take() else { return Vec::new() };
-        let of_this_list = |record: &Record| usize::from(record.namespace.is_empty()) == at;
         let mut lost = Vec::new();
         for (node, of_node) in &state.records {
-            for (uid, record) in of_node.iter().filter(|(_, record)| of_this_list(record)) {
+            for (uid, record) in of_node.iter().filter(|(_, record)| list_of(record) == at) {
                 let key = (node.clone(), uid.clone());
                 if !seen.contains(&key) && state.is_lost(&key) {
                     lost.push(Lost { key, namespace: record.namespace.clone() });
@@ -160,4 +175,9 @@ impl Records {
             false => state.remove(&lost.key.0, &lost.key.1),
         }
     }
+}
+
+/// Which list a record stands in.
+fn list_of(record: &Record) -> usize {
+    usize::from(record.namespace.is_empty())
 }

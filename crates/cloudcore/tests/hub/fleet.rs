@@ -113,6 +113,8 @@ async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
     cloud.create(PODS, &pod_with_map(2)).await?;
     cloud.patch(&format!("{MAPS}/map3"), &json!({"data": {"key": "after"}})).await?;
     cloud.delete(&format!("{MAPS}/map4")).await?;
+    cloud.delete(&format!("{MAPS}/map6")).await?;
+    cloud.create(MAPS, &config_map("map6", "another")).await?;
     cloud.start_hub("").await?;
     fleet.lead_to(cloud.addresses().websocket);
     // These have lost their databases.
@@ -135,6 +137,7 @@ async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
         (4, "default/configmap/map4"),
         (5, "default/pod/pod5"),
         (5, "null/node/n5"),
+        (6, "default/configmap/map6"),
         (NODES, "null/node/n12"),
     ];
     assert_eq!(told, expected.map(|(node, path)| (node, path.to_owned())).into());

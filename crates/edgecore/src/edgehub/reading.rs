@@ -3,7 +3,7 @@
 use beehive::Context;
 use link::ws::{Incoming, Reader};
 use tracing::{debug, error, warn};
-use wire::{Features, Message, acks, batch, group, module, operation, source};
+use wire::{AnswerError, Features, Message, acks, batch, group, module, operation, source};
 
 use super::HubError;
 use super::acked::Acked;
@@ -43,11 +43,20 @@ async fn take(context: &Context, features: Features, acked: &Acked, message: Mes
         if let Some(ids) = acks::read(&message) {
             return acked.add(ids);
         }
-        if !message.header.parent_msg_id.is_empty() {
+        if !message.header.parent_msg_id.is_empty() && !is_put_off(&message) {
             acked.add([message.header.parent_msg_id.clone()]);
         }
     }
     route(context, message).await;
+}
+
+/// Whether an answer says that the cloud could not do it now. What nobody waits for is sent again then.
+fn is_put_off(answer: &Message) -> bool {
+    let refused = match answer.content.object() {
+        Err(AnswerError::Refused(status)) => status.code,
+        _ => return answer.route.operation == operation::ERROR,
+    };
+    refused >= 500 || refused == 429
 }
 
 /// Which module a message is for (KubeEdge v1.23: by group, then by whether it answers something).
@@ -111,6 +120,21 @@ mod tests {
         late.header.parent_msg_id = "gone".to_owned();
         route(&context, late).await;
         assert_eq!(inboxes[1].try_recv().expect("late").route.resource, "default/secret/s");
+    }
+
+    #[test]
+    fn what_the_cloud_cannot_do_now_is_not_done() {
+        let answer = |content: serde_json::Value| {
+            let answer = from_cloud("resource", operation::RESPONSE, "default/node/n");
+            Message { content: Content::json(&content).expect("JSON"), ..answer }
+        };
+        for (code, put_off) in [(503, true), (500, true), (429, true), (403, false), (404, false)] {
+            let status = serde_json::json!({"status": "Failure", "code": code});
+            assert_eq!(is_put_off(&answer(serde_json::json!({"ErrStatus": status}))), put_off, "{code}");
+            let whole = serde_json::json!({"Object": null, "Err": {"ErrStatus": status}});
+            assert_eq!(is_put_off(&answer(whole)), put_off, "{code}");
+        }
+        assert!(!is_put_off(&answer(serde_json::json!({"metadata": {}}))));
     }
 
     #[tokio::test]

@@ -176,7 +176,8 @@ impl<'a> Sending<'a> {
         let ids: Vec<String> = self.in_hand.iter().filter_map(acks::single).map(str::to_owned).collect();
         if ids.len() > 1 {
             self.in_hand.retain(|message| acks::single(message).is_none());
-            self.in_hand.push_front(acks::of(&ids, source::EDGE_HUB, compose::id(), compose::now()));
+            // Behind an answer that says what the node had before it stored these.
+            self.in_hand.push_back(acks::of(&ids, source::EDGE_HUB, compose::id(), compose::now()));
         }
     }
 

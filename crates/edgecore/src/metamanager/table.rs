@@ -135,7 +135,7 @@ impl Table {
         self.database.write(move |c| c.execute("INSERT OR IGNORE INTO settled VALUES (?1)", [told]).map(drop)).await
     }
 
-    /// Whether the node's own Node is stored.
+    /// Whether a Node is stored; a node gets no other than its own.
     pub(super) fn has_node(&self) -> Result<bool, StoreError> {
         self.database.read(|c| {
             let query = "SELECT EXISTS (SELECT 1 FROM meta WHERE kind = ?1)";

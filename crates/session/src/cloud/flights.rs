@@ -34,6 +34,12 @@ struct Flight {
     refusals: u32,
 }
 
+impl Flight {
+    fn is_stuck(&self, window: &Window) -> bool {
+        self.refusals > 0 || self.wait > window.resend_after
+    }
+}
+
 impl Flights {
     pub(super) fn new(window: Window) -> Self {
         Self {
@@ -71,7 +77,9 @@ impl Flights {
         })?;
         let uid = self.order[class].get(at)?;
         let bytes = size(self.waiting.get(uid)?);
-        if !self.in_flight.is_empty() && self.flying_bytes + bytes > self.window.bytes {
+        let is_too_much = self.flying_bytes + bytes > self.window.bytes;
+        // What is refused, or was sent in vain, may stay in flight for ever: it must not keep a large object back.
+        if is_too_much && self.in_flight.values().any(|flight| !flight.is_stuck(&self.window)) {
             return None;
         }
         let uid = self.order[class].remove(at)?;
@@ -138,12 +146,16 @@ impl Flights {
         self.ids.shrink_to_fit();
     }
 
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     pub(super) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
     }
 }
 
-fn size(message: &Message) -> usize {
+pub(super) fn size(message: &Message) -> usize {
     message.content.raw().len()
 }
 

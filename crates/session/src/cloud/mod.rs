@@ -4,8 +4,8 @@
 //! namesake is sent (this file). Two versions of one object are never in flight together, and only so many objects are (`flights`).
 //! Messages without acknowledgement (answers) go by a bounded lane of their own, first and in order.
 //!
-//! What waits is bounded in bytes. Beyond the bound nothing is kept: the queue says that it [overflowed](NodeQueue::take_overflow)
-//! when it has run dry, and the caller finds out anew what the node lacks.
+//! What waits is bounded in bytes. Once the bound is reached nothing more is taken, so that the queue runs dry; then it says that it
+//! [overflowed](NodeQueue::take_overflow), and the caller finds out anew what the node lacks.
 
 mod flights;
 #[cfg(test)]
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use wire::{Message, operation};
 
-use flights::Flights;
+use flights::{Flights, size};
 
 /// Messages without acknowledgement that may wait.
 pub const MAX_UNACKED: usize = 1024;
@@ -97,19 +97,20 @@ impl NodeQueue {
     /// Offers a version of an object; an older one than was offered before is left out.
     pub fn offer(&mut self, uid: &str, version: u64, message: Message) {
         let name = message.route.resource.clone();
-        if message.route.operation == operation::DELETE {
+        let is_deletion = message.route.operation == operation::DELETE;
+        if !is_deletion && self.offered.get(uid).is_some_and(|offered| *offered >= version) {
+            return;
+        }
+        let held: usize = self.held.values().map(|(_, message)| size(message)).sum();
+        // One object, however large, must get through.
+        self.overflowed |=
+            self.flights.waiting_bytes() + held + size(&message) > MAX_WAITING_BYTES && self.pending() > 0;
+        if self.overflowed {
+            return;
+        }
+        if is_deletion {
             self.delete(uid, name, message);
             return;
-        }
-        if self.offered.get(uid).is_some_and(|offered| *offered >= version) {
-            return;
-        }
-        if self.flights.waiting_bytes() + message.content.raw().len() > MAX_WAITING_BYTES {
-            // One object, however large, must get through.
-            self.overflowed |= self.pending() > 0;
-            if self.overflowed {
-                return;
-            }
         }
         self.offered.insert(uid.to_owned(), version);
         if self.deleting.contains_key(&name) {
@@ -213,8 +214,9 @@ impl NodeQueue {
         self.overflowed
     }
 
-    /// Whether something was left out for want of room; `true` once, when everything else has been acknowledged.
+    /// Whether something was left out for want of room; `true` once, when nothing else waits. What is in flight may be refused again and
+    /// again, and is not waited for.
     pub fn take_overflow(&mut self) -> bool {
-        self.pending() == 0 && std::mem::take(&mut self.overflowed)
+        !self.flights.has_waiting() && self.held.is_empty() && std::mem::take(&mut self.overflowed)
     }
 }

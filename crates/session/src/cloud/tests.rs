@@ -141,6 +141,32 @@ fn what_waits_is_bounded_and_an_overflow_is_told_when_the_rest_has_arrived() {
 }
 
 #[test]
+fn an_overflow_is_told_though_objects_change_all_the_time_and_one_is_refused_for_ever() {
+    let (mut queue, now) = queue();
+    let large = Content::text(&"x".repeat(1 << 20));
+    queue.offer("refused", 1, message("refused", "update", "default/secret/refused"));
+    assert_eq!(sent(&mut queue, now), ["refused"]);
+    assert!(queue.refused("refused", now).is_some());
+    for n in 0..10 {
+        queue.offer(&n.to_string(), 1, Message { content: large.clone(), ..pod(n, 1) });
+    }
+    let mut rounds = 0;
+    while !queue.take_overflow() {
+        rounds += 1;
+        assert!(rounds < 20, "{} wait", queue.pending());
+        let ids = sent(&mut queue, now);
+        // Nothing of this may take the place of what was left out.
+        offer(&mut queue, 100, rounds);
+        let deletion = message(&format!("bye-{rounds}"), "delete", "default/pod/other");
+        queue.offer(&format!("gone-{rounds}"), 1, Message { content: large.clone(), ..deletion });
+        ids.iter().for_each(|id| drop(queue.acknowledge(id)));
+    }
+    assert_eq!(queue.pending(), 1, "the refused one");
+    offer(&mut queue, 9, 1);
+    assert_eq!(sent(&mut queue, now), ["9-1"]);
+}
+
+#[test]
 fn a_namesake_waits_for_the_deletion() {
     let (mut queue, now) = queue();
     let path = "default/pod/web";
