@@ -12,7 +12,7 @@ use wire::{Content, Features, Message, acks, group, inventory, source};
 use super::lag::Lag;
 use super::progress::Progress;
 use super::session::now;
-use crate::objectsync::Acknowledged;
+use crate::objectsync::{Acknowledged, Doubt};
 
 /// Answers whose acknowledgement is waited for.
 const MAX_ANSWERS: usize = 1024;
@@ -36,6 +36,8 @@ pub(super) struct Lane {
     progress: Progress,
     /// All that the node lacked has been offered, and it has not been told yet.
     caught_up: bool,
+    /// The doubt that is over when it is told.
+    doubt: Option<Doubt>,
     /// When the node last had everything, if it does not now.
     behind: Option<Instant>,
 }
@@ -51,6 +53,7 @@ impl Lane {
             done: Vec::new(),
             progress: Progress::default(),
             caught_up: false,
+            doubt: None,
             behind: Some(now()),
         }
     }
@@ -101,9 +104,11 @@ impl Lane {
         &mut self.progress
     }
 
-    /// A comparison has offered what the node lacked. Unless something is missing, it hears so when it has acknowledged it.
-    pub(super) fn compared(&mut self) {
+    /// A comparison, which began with this doubt about the node, has offered what the node lacked. Unless something is missing, the node hears
+    /// so when it has acknowledged it.
+    pub(super) fn compared(&mut self, doubt: Option<Doubt>) {
         self.caught_up = self.progress.compared() && self.features.inventory;
+        self.doubt = doubt;
         self.note_lag();
     }
 
@@ -139,6 +144,11 @@ impl Lane {
             taken.push(compose::message(from, group::RESOURCE, inventory::SYNCED, about, Content::null()));
         }
         taken
+    }
+
+    /// The doubt about the node that is over, for it was just told that it has everything.
+    pub(super) fn take_settled(&mut self) -> Option<Doubt> {
+        if self.progress.is_complete() && !self.caught_up { self.doubt.take() } else { None }
     }
 
     /// When there is something again without further events.
@@ -202,7 +212,7 @@ mod tests {
     fn a_node_is_behind_until_it_was_compared_and_from_an_offer_until_the_last_acknowledgement() {
         let mut lane = Lane::new(Features::ALL);
         assert!(lane.lag(Instant::now()).is_some(), "what it lacks is not known yet");
-        lane.compared();
+        lane.compared(None);
         assert_eq!(lane.lag(Instant::now()), None);
         lane.offer("a", 1, message("first", "update"));
         lane.offer("b", 1, message("second", "update"));
@@ -229,7 +239,7 @@ mod tests {
     fn a_node_hears_that_it_has_caught_up_when_it_has_acknowledged_everything() {
         let mut lane = Lane::new(Features::ALL);
         lane.offer("uid", 1, message("object", "update"));
-        lane.compared();
+        lane.compared(None);
         assert_eq!(sent(&mut lane), ["object"]);
         assert!(sent(&mut lane).is_empty());
         lane.acknowledge("object");
@@ -247,14 +257,14 @@ mod tests {
             (message.route.resource, message.content) = (format!("default/pod/{id}"), text.clone());
             lane.offer(id, 1, message);
         }
-        lane.compared();
+        lane.compared(None);
         assert_eq!(sent(&mut lane), ["a"]);
         lane.acknowledge("a");
         assert!(sent(&mut lane).is_empty(), "the second found no room");
         assert!(lane.take_overflow() && !lane.take_overflow());
         assert!(sent(&mut lane).is_empty(), "it is being found out");
         assert!(lane.progress().want(true) && lane.progress().next() == Some(true));
-        lane.compared();
+        lane.compared(None);
         assert_eq!(lane.take(Instant::now())[0].route.operation, inventory::SYNCED);
     }
 
@@ -267,7 +277,7 @@ mod tests {
         assert_eq!(acks::read(&taken[0]), Some(vec!["a".to_owned(), "b".to_owned()]));
         let mut plain = Lane::new(Features::default());
         plain.done("a");
-        plain.compared();
+        plain.compared(None);
         assert!(sent(&mut plain).is_empty());
     }
 }

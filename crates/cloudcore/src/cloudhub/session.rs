@@ -20,7 +20,7 @@ use super::reading::read;
 use super::turns::Turns;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
-use crate::objectsync::{Acknowledged, Records};
+use crate::objectsync::{Acknowledged, Doubt, Records};
 
 /// How long a node may take to close its side after it was told the reason.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -109,9 +109,9 @@ impl SessionHandle {
         self.lane().progress().next()
     }
 
-    /// A comparison has offered what the node lacked.
-    pub fn compared(&self) {
-        self.lane().compared();
+    /// A comparison, which began with this doubt about the node, has offered what the node lacked.
+    pub fn compared(&self, doubt: Option<Doubt>) {
+        self.lane().compared(doubt);
         self.shared.wake.notify_one();
     }
 
@@ -275,10 +275,13 @@ pub(super) async fn serve(
 
 async fn write(handle: &SessionHandle, writer: &mut Writer, services: &Services) -> String {
     loop {
-        let (messages, due, lacking) = {
+        let (messages, due, lacking, settled) = {
             let mut lane = handle.lane();
-            (lane.take(now()), lane.next_due(), lane.take_overflow())
+            (lane.take(now()), lane.next_due(), lane.take_overflow(), lane.take_settled())
         };
+        if let Some(doubt) = settled {
+            services.records.trust(handle.node(), doubt);
+        }
         if lacking && services.events.send(Event::Lacking(handle.clone())).await.is_err() {
             return "cloudcore ends".to_owned();
         }
@@ -287,9 +290,6 @@ async fn write(handle: &SessionHandle, writer: &mut Writer, services: &Services)
                 return format!("writing failed: {error}");
             }
             count(&services.counters.sent, messages.len());
-            if messages.iter().any(|message| message.route.operation == inventory::SYNCED) {
-                services.records.trust(handle.node());
-            }
             for message in messages.iter().filter(|message| is_about_an_object(message)) {
                 services.feed.tell(handle.node(), || feed::Event::sent(message));
             }

@@ -102,7 +102,7 @@ async fn feed(cluster: Arc<Cluster>, records: Records, session: SessionHandle) {
             session.offer(uid, *version, message(operation::UPDATE, path, uid, *version));
         }
     }
-    session.compared();
+    session.compared(None);
     while versions.changed().await.is_ok() && !session.has_ended() {
         let now = cluster.of(number);
         for (path, (uid, version)) in &known {

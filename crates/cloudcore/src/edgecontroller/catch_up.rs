@@ -8,16 +8,17 @@ use bytes::Bytes;
 use link::backoff::Backoff;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::warn;
 use wire::{Message, kind, operation};
 
+use super::downstream::Event;
 use super::object::{push, read, read_pod, tombstone, with_kind};
 use super::references::{self, Reference};
 use super::view::{NamespacedName, View};
 use crate::cloudhub::session::SessionHandle;
 use crate::kubernetes::{Kubernetes, KubernetesError};
-use crate::objectsync::{Record, Records};
+use crate::objectsync::{Doubt, Record, Records};
 
 /// The wait after a failed try, doubled up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -43,6 +44,7 @@ pub(super) struct CatchUp {
     pub(super) session: SessionHandle,
     /// Places for those that ask the API.
     pub(super) at_once: Arc<Semaphore>,
+    pub(super) events: mpsc::Sender<Event>,
 }
 
 impl CatchUp {
@@ -51,8 +53,8 @@ impl CatchUp {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         while let Some(is_thorough) = self.session.next_comparison() {
             match self.try_once(is_thorough).await {
-                Ok(()) => {
-                    self.session.compared();
+                Ok(doubt) => {
+                    self.session.compared(doubt);
                     backoff.reset();
                 }
                 Err(error) => {
@@ -68,8 +70,9 @@ impl CatchUp {
     }
 
     /// In a thorough try everything is asked of the Kubernetes API. Otherwise what the watches have told is believed.
-    async fn try_once(&self, is_thorough: bool) -> Result<(), CatchUpError> {
+    async fn try_once(&self, is_thorough: bool) -> Result<Option<Doubt>, CatchUpError> {
         let node = self.session.node();
+        let doubt = self.records.doubt(node);
         // What is not known in time is asked for.
         let _ = tokio::time::timeout(RECORDS_WAIT, self.view.versions.all_listed()).await;
         if !tokio::time::timeout(RECORDS_WAIT, self.records.listed()).await.unwrap_or(false) {
@@ -100,11 +103,7 @@ impl CatchUp {
         for (uid, version, message) in lacking {
             self.offer(&uid, version, message);
         }
-        // Our own edge is trusted again when it has acknowledged all that.
-        if !peer.features.inventory {
-            self.records.trust(node);
-        }
-        Ok(())
+        Ok(doubt)
     }
 
     /// The Node itself goes with each connection, unless the node is known to have it.
@@ -171,6 +170,8 @@ impl CatchUp {
         if records.values().any(|record| record.version > now) {
             warn!(node, "the cluster is older than what the node has: the node gets everything again");
             self.records.distrust(node);
+            // When the controller has ended there is nobody to tell.
+            let _ = self.events.send(Event::FromTheFuture).await;
             records.values_mut().for_each(|record| record.version = 0);
         }
         let mut lacking = Vec::new();

@@ -43,6 +43,8 @@ pub enum Event {
     Disconnected(SessionHandle),
     /// A node did not get everything, for want of room; what it lacks is to be found out anew.
     Lacking(SessionHandle),
+    /// A node has what the cluster cannot have had yet: the cluster was restored from a backup while no cloudcore looked.
+    FromTheFuture,
 }
 
 /// Starts the task and what feeds it.
@@ -69,7 +71,7 @@ pub fn start(
     follow("/api/v1/pods", "fieldSelector=spec.nodeName%21%3D", Event::Pod);
     follow("/api/v1/configmaps", "", Event::ConfigMap);
     follow("/api/v1/secrets", "", Event::Secret);
-    let controller = Downstream::new(kubernetes, view, records, tasks, stopping);
+    let controller = Downstream::new(kubernetes, view, records, &events, tasks, stopping);
     let stopping = stopping.clone();
     tasks.spawn(async move {
         tokio::select! {
@@ -94,6 +96,9 @@ struct Downstream {
     departed: HashMap<String, Instant>,
     /// Places for comparisons.
     at_once: Arc<Semaphore>,
+    events: mpsc::Sender<Event>,
+    /// No node is believed any more that versions mean what they meant.
+    believes_none: bool,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -103,6 +108,7 @@ impl Downstream {
         kubernetes: &Kubernetes,
         view: &Arc<View>,
         records: Records,
+        events: &mpsc::Sender<Event>,
         tasks: &TaskTracker,
         stopping: &CancellationToken,
     ) -> Self {
@@ -117,6 +123,8 @@ impl Downstream {
             listed: HashSet::new(),
             departed: HashMap::new(),
             at_once: Arc::new(Semaphore::new(COMPARISONS)),
+            events: events.clone(),
+            believes_none: false,
             tasks: tasks.clone(),
             stopping: stopping.clone(),
         }
@@ -142,6 +150,7 @@ impl Downstream {
                 Event::Connected(session) => self.connected(session),
                 Event::Disconnected(session) => self.disconnected(&session),
                 Event::Lacking(session) => self.catch_up(session, true),
+                Event::FromTheFuture => self.doubt_all(),
             }
         }
     }
@@ -169,7 +178,8 @@ impl Downstream {
             return;
         }
         let (kubernetes, view, records) = (self.kubernetes.clone(), self.view.clone(), self.records.clone());
-        let catch_up = CatchUp { kubernetes, view, records, session, at_once: self.at_once.clone() };
+        let catch_up =
+            CatchUp { kubernetes, view, records, session, at_once: self.at_once.clone(), events: self.events.clone() };
         let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -252,6 +262,16 @@ impl Downstream {
         for session in self.sessions.values() {
             session.close("the cluster was restored from a backup; connect again");
         }
+    }
+
+    /// Other nodes may have versions that mean something else now, and cannot know. They get everything again, once: a node may say what it
+    /// likes.
+    fn doubt_all(&mut self) {
+        if std::mem::replace(&mut self.believes_none, true) {
+            return;
+        }
+        self.records.distrust_all();
+        self.sessions.values().cloned().for_each(|session| self.catch_up(session, true));
     }
 
     /// Also a change of the status alone is sent: an edge computes its next patch of the status from what it has.
@@ -425,7 +445,8 @@ mod tests {
         stopping.cancel();
         let kubernetes = Kubernetes::at("http://127.0.0.1:1");
         let records = crate::objectsync::start(kubernetes.clone(), &tasks, &stopping);
-        let mut controller = Downstream::new(&kubernetes, &Arc::default(), records, &tasks, &stopping);
+        let (events, _incoming) = mpsc::channel(1);
+        let mut controller = Downstream::new(&kubernetes, &Arc::default(), records, &events, &tasks, &stopping);
         let (first, second) = (SessionHandle::new("n1", Peer::default()), SessionHandle::new("n1", Peer::default()));
         // The second took over and was quicker to tell.
         first.close("another connection of this node took over");

@@ -42,6 +42,10 @@ pub struct Record {
     pub version: u64,
 }
 
+/// An occasion on which a node was distrusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt(u64);
+
 /// An acknowledgement, without the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
@@ -131,7 +135,9 @@ struct State {
     orphans: HashSet<Key>,
     /// Nodes whose own versions mean nothing any more, since the cluster was restored from a backup: what they say that they have counts
     /// as version 0 until they have acknowledged everything.
-    distrusted: HashSet<String>,
+    distrusted: HashMap<String, Doubt>,
+    /// How often a node was distrusted.
+    doubts: u64,
 }
 
 /// Reads the API's records and writes ours behind, until `stopping`.
@@ -248,7 +254,7 @@ impl Records {
             .collect();
         let mut state = self.state();
         let State { records, dirty, orphans, distrusted, .. } = &mut *state;
-        let is_distrusted = distrusted.contains(node);
+        let is_distrusted = distrusted.contains_key(node);
         let of_node = records.entry(node.to_owned()).or_default();
         // The Node itself is sent with each connection, and not in the list.
         for (uid, record) in of_node.extract_if(|uid, record| record.kind != "Node" && !held.contains_key(uid)) {
@@ -287,8 +293,9 @@ impl Records {
     /// The same, as to one node.
     pub fn distrust(&self, node: &str) {
         let mut state = self.state();
-        let State { records, dirty, distrusted, .. } = &mut *state;
-        distrusted.insert(node.to_owned());
+        let State { records, dirty, distrusted, doubts, .. } = &mut *state;
+        *doubts += 1;
+        distrusted.insert(node.to_owned(), Doubt(*doubts));
         for (uid, record) in records.get_mut(node).into_iter().flatten() {
             record.version = 0;
             dirty.insert((node.to_owned(), uid.clone()), (record.clone(), false));
@@ -297,9 +304,17 @@ impl Records {
         self.shared.changed.notify_one();
     }
 
-    /// The node has acknowledged everything as it is now.
-    pub fn trust(&self, node: &str) {
-        self.state().distrusted.remove(node);
+    /// Whether, and since which occasion, this node is distrusted.
+    pub fn doubt(&self, node: &str) -> Option<Doubt> {
+        self.state().distrusted.get(node).copied()
+    }
+
+    /// The node has acknowledged all that a comparison since this occasion found.
+    pub fn trust(&self, node: &str, doubt: Doubt) {
+        let mut state = self.state();
+        if state.distrusted.get(node) == Some(&doubt) {
+            state.distrusted.remove(node);
+        }
     }
 
     /// Waits until what other replicas and earlier runs wrote was read; `false` when the API cannot have any of it.

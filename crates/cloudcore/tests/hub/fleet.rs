@@ -223,12 +223,26 @@ async fn restored_backup(hub_runs: bool) -> Result<()> {
         }
         cloud.patch(&format!("{PODS}/pod2"), &json!({"metadata": {"annotations": {"a": round.to_string()}}})).await?;
     }
+    // Of the last ones the versions are known.
+    let mut versions = Vec::new();
+    for number in 0..NODES {
+        if number == NODES - 1 {
+            // This one's stays in the future for long.
+            for step in 0..1000 {
+                cloud.patch(&format!("{MAPS}/map1"), &json!({"data": {"burn": step.to_string()}})).await?;
+            }
+        }
+        let patch = json!({"data": {"key": "lost"}});
+        versions.push(version(&cloud.patch(&format!("{MAPS}/map{number}"), &patch).await?)?);
+    }
     let later = || fleet.held(0).iter().any(|held| held.resource == "default/pod/later");
     let told = |number: usize, key: &str| fleet.held(number).iter().any(|held| held.resource == key);
     cloud
         .cluster
-        .wait("the later pod", SOON, || std::future::ready(Ok(later() && !told(1, "default/pod/pod1"))))
+        .wait("the later pod", RESTED, || std::future::ready(Ok(later() && !told(1, "default/pod/pod1"))))
         .await?;
+    let has = |number: usize| number == 1 || fleet.held(number).iter().any(|held| held.version == versions[number]);
+    cloud.cluster.wait("the last versions", RESTED, || std::future::ready(Ok((0..NODES).all(has)))).await?;
 
     if !hub_runs {
         fleet.stop().await;
@@ -244,14 +258,44 @@ async fn restored_backup(hub_runs: bool) -> Result<()> {
     for number in 0..NODES {
         cloud.patch(&format!("{PODS}/pod{number}"), &json!({"metadata": {"annotations": {"b": "c"}}})).await?;
     }
+    let (tell, mut stored) = mpsc::channel::<Stored>(1024);
+    let mut namesakes = BTreeSet::new();
     if !hub_runs {
+        // Something else has the very version that the node knows.
+        for (number, known) in versions.iter().enumerate().take(NODES - 1).skip(2) {
+            while newest(&cloud).await? + 1 < *known {
+                let burn = json!({"data": {"burn": newest(&cloud).await?.to_string()}});
+                cloud.patch(&format!("{MAPS}/map1"), &burn).await?;
+            }
+            let kept = json!({"data": {"key": "kept"}});
+            if version(&cloud.patch(&format!("{MAPS}/map{number}"), &kept).await?)? == *known {
+                namesakes.insert((number, format!("default/configmap/map{number}")));
+            }
+        }
+        ensure!(!namesakes.is_empty(), "others wrote too much meanwhile");
         cloud.start_hub("").await?;
         fleet.lead_to(cloud.addresses().websocket);
-        fleet.start(Behaviour::default(), None);
+        fleet.start(Behaviour::default(), Some(tell));
     }
     wait_same(&cloud, &fleet, 0).await?;
     fleet.until_synced(fleet.len(), RESTED).await?;
-    Ok(())
+    let sent_again = async {
+        while !namesakes.is_empty() {
+            let event = stored.recv().await.context("the fleet ended")?;
+            namesakes.remove(&(event.node, event.resource));
+        }
+        Ok(())
+    };
+    tokio::time::timeout(RESTED, sent_again).await.context("not all were sent again")?
+}
+
+fn version(object: &Value) -> Result<u64> {
+    Ok(object["metadata"]["resourceVersion"].as_str().context("no version")?.parse()?)
+}
+
+/// The version at which the API is.
+async fn newest(cloud: &Cloud) -> Result<u64> {
+    version(&cloud.get(&format!("{MAPS}?limit=1")).await?)
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
