@@ -18,6 +18,8 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) const LAGS: Duration = Duration::from_secs(30);
 /// After this time it is told on the Node again, with the figures of then.
 const AGAIN: Duration = Duration::from_secs(300);
+/// For so long it is remembered of a node that is away.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Nodes that are written to the Kubernetes API in one look: a whole fleet may lag at once, and the next look comes soon.
 const MAX_WRITES: usize = 100;
 /// Of these so many at the same time.
@@ -105,8 +107,8 @@ pub(super) async fn watch(sessions: Sessions, upstream: Upstream, feed: Feed, st
 /// One look at all sessions: what is to be told on which Node.
 fn look(sessions: &[SessionHandle], told: &mut Told, feed: &Feed) -> Vec<(String, Tell)> {
     let here: HashSet<&str> = sessions.iter().map(SessionHandle::node).collect();
-    // Of a node that is away the Ready condition tells.
-    told.at.retain(|node, _| here.contains(node.as_str()));
+    // Of a node that is away the Ready condition tells; when it is back and has everything it is told.
+    told.at.retain(|node, at| here.contains(node.as_str()) || at.elapsed() < REMEMBERED);
     let mut tells = Vec::new();
     for handle in sessions {
         let (node, lag) = (handle.node(), handle.lag());

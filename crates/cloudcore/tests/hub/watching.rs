@@ -102,6 +102,41 @@ async fn metrics_and_health_tell_what_goes_on() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lags_and_catches_up_is_told_on_its_node() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, credentials) = cloud.edge("n1").await?;
+    edge.stop().await;
+    let behaviour = Behaviour { acknowledge: false, keepalive: true };
+    let address = cloud.addresses().websocket;
+    let mute = GoEdge::connect_with(address, &credentials, "n1", behaviour, Default::default()).await?;
+    cloud.create(PODS, &pod("web", "n1")).await?;
+    told_on_node(&cloud, "Lagging", "changes wait for the node").await?;
+    let (_, text) = get(cloud.addresses().monitor.context("no monitor")?, "/metrics").await?;
+    assert_eq!(value(&text, "ferroedge_cloudhub_lagging_nodes"), Some(1), "{text}");
+    ensure!(text.contains("ferroedge_cloudhub_node_lag_seconds{node=\"n1\"}"), "{text}");
+    // It lags as long as its session does; the next one takes what it gets.
+    let rows = mute.stop().await.rows;
+    let _edge = GoEdge::connect_with(address, &credentials, "n1", Behaviour::default(), rows).await?;
+    cloud.wait_for(EVENTS, "word that it does not lag", |list| event(list, "CaughtUp").is_some()).await.map(drop)
+}
+
+const EVENTS: &str = "/api/v1/namespaces/default/events";
+
+fn event<'a>(list: &'a Value, reason: &str) -> Option<&'a Value> {
+    list["items"].as_array()?.iter().find(|event| event["reason"] == reason && event["involvedObject"]["name"] == "n1")
+}
+
+/// Waits for longer than a node may be behind before it is told.
+async fn told_on_node(cloud: &Cloud, reason: &str, text: &str) -> Result<()> {
+    let told = || async {
+        let list = cloud.get(EVENTS).await?;
+        let event = event(&list, reason);
+        Ok(event.is_some_and(|event| event["message"].as_str().is_some_and(|message| message.contains(text))))
+    };
+    cloud.cluster.wait(reason, 4 * SOON, told).await
+}
+
 /// The value of a metric without labels.
 fn value(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
