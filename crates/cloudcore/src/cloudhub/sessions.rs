@@ -1,6 +1,7 @@
 //! The message channel: accepts nodes, one session each; the newest connection of a node is the one that counts.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use link::rustls::server::Acceptor;
 use link::ws::{self, Refusal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
+use tokio_rustls::{Accept, LazyConfigAcceptor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -147,9 +148,11 @@ impl Sessions {
                 let _ = tcp.set_nodelay(true);
                 let _ = rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNACKNOWLEDGED);
                 let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
-                let admitted = stopping.run_until_cancelled(newcomers.admit(hello, HANDSHAKE, places)).await;
+                let admitted = stopping.run_until_cancelled(Box::pin(newcomers.admit(hello, HANDSHAKE, places))).await;
                 if let Some((handshake, place)) = admitted.flatten() {
-                    sessions.connection(handshake, &peer, tls, place, stopping).await;
+                    // What a handshake needs is given back when it is over: most sessions are at rest.
+                    let handshake = Box::pin(handshake.into_stream(tls));
+                    sessions.connection(handshake, &peer, place, stopping).await;
                 }
             });
         }
@@ -157,13 +160,12 @@ impl Sessions {
 
     async fn connection(
         &self,
-        handshake: StartHandshake<TcpStream>,
+        handshake: Pin<Box<Accept<TcpStream>>>,
         peer: &str,
-        tls: Arc<ServerConfig>,
         place: OwnedSemaphorePermit,
         stopping: CancellationToken,
     ) {
-        let stream = match tokio::time::timeout(HANDSHAKE, handshake.into_stream(tls)).await {
+        let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
             Ok(Ok(stream)) => stream,
             // A load balancer or `keadm join` that looks whether the port is open.
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
