@@ -12,6 +12,9 @@ use crate::deployment::Layout;
 /// The interface in the namespace.
 const INSIDE: &str = "cloud";
 
+/// What names of namespaces begin with; the process that made it follows.
+const PREFIX: &str = "ferroedge-link-";
+
 /// How much is lost: 0 is nothing, 1 is everything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Loss {
@@ -35,12 +38,13 @@ impl LossyLink {
     /// # Errors
     /// It needs root.
     pub fn create(number: u8) -> Result<Self> {
+        sweep()?;
         let id = std::process::id();
         // Beyond what the pods of that site use.
         let [cloud, edge] = [1, 2].map(|host| Ipv4Addr::new(10, 100 + number, 255, host));
         // An interface's name has at most 15 characters.
         let outside = format!("fel{id}n{number}");
-        let link = Self { namespace: format!("ferroedge-link-{id}-{number}"), cloud, lost: Cell::new(0) };
+        let link = Self { namespace: format!("{PREFIX}{id}-{number}"), cloud, lost: Cell::new(0) };
         let namespace = link.namespace.as_str();
         ip(&["netns", "add", namespace])?;
         ip(&["link", "add", &outside, "type", "veth", "peer", "name", INSIDE, "netns", namespace])?;
@@ -101,6 +105,19 @@ impl Drop for LossyLink {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// Deletes what processes left behind that were killed.
+fn sweep() -> Result<()> {
+    let output = Command::new("ip").args(["netns", "list"]).output().context("ip (iproute2)")?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let namespace = line.split_whitespace().next().unwrap_or_default();
+        let owner = namespace.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
+            ip(&["netns", "del", namespace])?;
+        }
+    }
+    Ok(())
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {

@@ -3,11 +3,15 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::terminal::step;
+
+/// How long a process may take between locking and writing down its id.
+const SIGNED: Duration = Duration::from_secs(1);
 
 /// The lock; it ends with the process at the latest.
 pub struct Lock {
@@ -42,11 +46,19 @@ impl Lock {
     /// # Errors
     /// It may not be asked by this user.
     pub fn take_over(path: &Path) -> Result<(Self, bool)> {
-        let Holder { file, pid } = match Self::attempt(path)? {
-            Ok(lock) => return Ok((lock, false)),
-            Err(holder) => holder,
+        let began = Instant::now();
+        let (file, pid) = loop {
+            match Self::attempt(path)? {
+                Ok(lock) => return Ok((lock, false)),
+                Err(Holder { file, pid: Some(pid) }) => break (file, pid),
+                // Who has just locked it has not written it down yet.
+                Err(_) if began.elapsed() < SIGNED => {
+                    #[allow(clippy::disallowed_methods, reason = "polls a lock of another process, with a deadline")]
+                    std::thread::sleep(SIGNED / 20);
+                }
+                Err(_) => bail!("{} is locked, and does not say by which process", path.display()),
+            }
         };
-        let pid = pid.ok_or_else(|| anyhow!("{} is locked, and does not say by which process", path.display()))?;
         step(format_args!("asking `up` (process {}) to stop what it started", pid.as_raw_nonzero()));
         match kill_process(pid, Signal::TERM) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}

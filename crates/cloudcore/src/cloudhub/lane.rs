@@ -40,6 +40,7 @@ pub(super) struct Lane {
     doubt: Option<Doubt>,
     /// When the node last had everything, if it does not now.
     behind: Option<Instant>,
+    has_ended: bool,
 }
 
 impl Lane {
@@ -55,6 +56,7 @@ impl Lane {
             caught_up: false,
             doubt: None,
             behind: Some(now()),
+            has_ended: false,
         }
     }
 
@@ -62,6 +64,12 @@ impl Lane {
     pub(super) fn offer(&mut self, uid: &str, version: u64, message: Message) {
         self.queue.offer(uid, version, message);
         self.note_lag();
+    }
+
+    /// The session has ended: what was not sent is not sent any more, and takes no place of what the node asks in its next session.
+    pub(super) fn end(&mut self) {
+        self.has_ended = true;
+        self.places.clear();
     }
 
     /// Queues an answer; the place of its request is free again when it is sent.
@@ -78,7 +86,7 @@ impl Lane {
         if !uid.is_empty() && self.answers.len() < MAX_ANSWERS {
             self.answers.insert(id.clone(), Acknowledged::of(uid, &message));
         }
-        if let Some(place) = place {
+        if let Some(place) = place.filter(|_| !self.has_ended) {
             self.places.insert(id.clone(), place);
         }
         self.queue.post(message)
@@ -233,6 +241,18 @@ mod tests {
         assert_eq!(places.available_permits(), 0);
         assert_eq!(sent(&mut lane), ["answer"]);
         assert_eq!(places.available_permits(), 1);
+    }
+
+    #[test]
+    fn an_ended_session_keeps_no_place() {
+        let mut lane = Lane::new(Features::default());
+        let places = Arc::new(Semaphore::new(2));
+        let place = || places.clone().try_acquire_owned().expect("free");
+        lane.answer("uid", message("answer", "response"), Some(place())).expect("room");
+        lane.end();
+        assert_eq!(places.available_permits(), 2);
+        lane.answer("uid", message("late", "response"), Some(place())).expect("room");
+        assert_eq!(places.available_permits(), 2);
     }
 
     #[test]

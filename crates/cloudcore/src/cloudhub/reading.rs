@@ -13,7 +13,7 @@ use super::session::{Services, SessionHandle};
 use super::turns::Turns;
 use crate::edgecontroller::told::NotTaken;
 use crate::edgecontroller::upstream::Outcome;
-use crate::objectsync::Acknowledged;
+use crate::objectsync::{Acknowledged, Records};
 
 /// Messages that a node may send a second, and at once. A Go edge acknowledges each object by itself; this is for much more than a node has to
 /// say.
@@ -49,14 +49,14 @@ pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: 
             }
             let Some(work) = dispatch(handle, services, message) else { continue };
             let Some(place) = turns.place().await else { return "cloudcore ends".to_owned() };
-            let (handle, upstream) = (handle.clone(), services.upstream.clone());
+            let (handle, upstream, records) = (handle.clone(), services.upstream.clone(), services.records.clone());
             let mut turn = turns.queue(work.resource());
             services.tasks.spawn(async move {
                 turn.come().await;
                 match work {
                     Work::Request(request) => {
                         let outcome = upstream.handle(handle.node(), &request).await;
-                        conclude(&handle, &request.header.msg_id, outcome, place);
+                        conclude(&handle, &records, &request.header.msg_id, outcome, place);
                     }
                     Work::NotTaken(not_taken) => upstream.tell(handle.node(), &not_taken).await,
                 }
@@ -88,13 +88,21 @@ fn messages(handle: &SessionHandle, incoming: Result<Incoming, LinkError>) -> Re
     }
 }
 
-fn conclude(handle: &SessionHandle, id: &str, outcome: Outcome, place: tokio::sync::OwnedSemaphorePermit) {
+fn conclude(
+    handle: &SessionHandle,
+    records: &Records,
+    id: &str,
+    outcome: Outcome,
+    place: tokio::sync::OwnedSemaphorePermit,
+) {
     if let Some((uid, deletion)) = outcome.orphan {
         handle.offer(&uid, u64::MAX, deletion);
     }
     match outcome.answer {
         Some(answer) => {
-            let uid = if answer.header.resource_version.is_empty() { String::new() } else { uid_of(&answer) };
+            // A node that is distrusted keeps what it has, if that looks newer than the answer, and acknowledges it nevertheless.
+            let is_noted = !answer.header.resource_version.is_empty() && records.doubt(handle.node()).is_none();
+            let uid = if is_noted { uid_of(&answer) } else { String::new() };
             handle.answer(&uid, answer, place);
         }
         // What could not be carried out now is sent again by our own edge.

@@ -131,7 +131,8 @@ impl SessionHandle {
             return false;
         }
         self.shared.wake.notify_one();
-        matches!(tokio::time::timeout(INVENTORY, told).await, Ok(Ok(())))
+        let answered = self.shared.end.run_until_cancelled(tokio::time::timeout(INVENTORY, told)).await;
+        matches!(answered, Some(Ok(Ok(()))))
     }
 
     /// Sends a request to the node; its answer. `None` when the session ends before, or too many wait already.
@@ -265,6 +266,7 @@ pub(super) async fn serve(
         reason = write(handle, &mut writer, &services) => reason,
     };
     handle.shared.end.cancel();
+    handle.lane().end();
     writer.close(&reason).await;
     // Closing with unread bytes would reset the connection, and the reason with it.
     let drain =

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use link::backoff::Backoff;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::warn;
 use wire::{Message, kind, operation};
 
-use super::downstream::Event;
+use super::downstream::{Event, RESTORED};
 use super::object::{push, read, read_pod, tombstone, with_kind};
 use super::references::{self, Reference};
 use super::view::{NamespacedName, View};
@@ -32,6 +32,8 @@ const RECORDS_WAIT: Duration = Duration::from_secs(15);
 enum CatchUpError {
     #[error("the node did not say what it has")]
     Silent,
+    #[error("the session has ended")]
+    Ended,
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
 }
@@ -42,21 +44,25 @@ pub(super) struct CatchUp {
     pub(super) view: Arc<View>,
     pub(super) records: Records,
     pub(super) session: SessionHandle,
-    /// Places for those that ask the API.
+    /// Places for those that ask the API, and its own while it does.
     pub(super) at_once: Arc<Semaphore>,
+    pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) events: mpsc::Sender<Event>,
 }
 
 impl CatchUp {
     /// Offers it all, as long as that is wanted; a failed try is repeated until the session ends.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         while let Some(is_thorough) = self.session.next_comparison() {
-            match self.try_once(is_thorough).await {
+            let tried = self.try_once(is_thorough).await;
+            self.place = None;
+            match tried {
                 Ok(doubt) => {
                     self.session.compared(doubt);
                     backoff.reset();
                 }
+                Err(_) if self.session.has_ended() => return,
                 Err(error) => {
                     warn!(node = self.session.node(), %error, "what the node lacks could not be found out; tried again");
                     self.session.want_comparison(is_thorough);
@@ -70,8 +76,9 @@ impl CatchUp {
     }
 
     /// In a thorough try everything is asked of the Kubernetes API. Otherwise what the watches have told is believed.
-    async fn try_once(&self, is_thorough: bool) -> Result<Option<Doubt>, CatchUpError> {
-        let node = self.session.node();
+    async fn try_once(&mut self, is_thorough: bool) -> Result<Option<Doubt>, CatchUpError> {
+        let session = self.session.clone();
+        let node = session.node();
         let doubt = self.records.doubt(node);
         // What is not known in time is asked for.
         let _ = tokio::time::timeout(RECORDS_WAIT, self.view.versions.all_listed()).await;
@@ -81,13 +88,11 @@ impl CatchUp {
                 "the records of what nodes have cannot be read; the node gets what it may have already, and may keep what is gone"
             );
         }
-        let peer = self.session.peer();
+        let peer = session.peer();
         let is_noted = peer.features.inventory && peer.digest == self.records.digest(node);
-        if peer.features.inventory && !is_noted && !self.session.ask_inventory().await {
+        if peer.features.inventory && !is_noted && !session.ask_inventory().await {
             return Err(CatchUpError::Silent);
         }
-        // The node is not waited for with a place.
-        let _place = self.at_once.acquire().await;
         let mut records: HashMap<String, Record> =
             self.records.of_node(node).into_iter().map(|r| (r.uid.clone(), r)).collect();
         let believes = !is_thorough && self.may_believe(records.values());
@@ -97,27 +102,42 @@ impl CatchUp {
         }
         // Deletions first: a new object may have the name of one that is gone.
         let lacking = self.pods(node, &mut records, believes).await?;
-        for record in records.into_values().filter(|record| !believes || !self.is_current(record)) {
-            self.record(&record).await?;
+        records.retain(|_, record| !believes || !self.is_current(record));
+        for record in records.values() {
+            self.record(record).await?;
         }
-        for (uid, version, message) in lacking {
-            self.offer(&uid, version, message);
+        for (name, uid, version, message) in lacking {
+            // Meanwhile it may be gone, and the node may have been told so.
+            let is_there = || self.view.read().get(&name.0, &name.1).is_some_and(|pod| pod.uid == uid);
+            if !self.view.are_listed() || is_there() {
+                self.offer(&uid, version, message);
+            }
         }
         Ok(doubt)
     }
 
+    /// Asks the API, with a place that is kept until all is found out; `None` when there is no such object.
+    async fn get(&mut self, path: &str) -> Result<Option<Bytes>, CatchUpError> {
+        if self.place.is_none() {
+            self.place = self.at_once.clone().acquire_owned().await.ok();
+        }
+        if self.session.has_ended() {
+            return Err(CatchUpError::Ended);
+        }
+        match self.kubernetes.get(path).await {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.code() == 404 => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The Node itself goes with each connection, unless the node is known to have it.
-    async fn node(&self, node: &str) -> Result<(), KubernetesError> {
-        match self.kubernetes.get(&format!("/api/v1/nodes/{node}")).await {
-            Ok(text) => {
-                if let Some(object) = read(&text) {
-                    let (uid, version) = (object.uid().to_owned(), object.version());
-                    let path = format!("null/node/{node}");
-                    self.session.offer(&uid, version, push(operation::UPDATE, &path, version, with_kind(text, "Node")));
-                }
-            }
-            Err(error) if error.code() == 404 => {}
-            Err(error) => return Err(error),
+    async fn node(&mut self, node: &str) -> Result<(), CatchUpError> {
+        let Some(text) = self.get(&format!("/api/v1/nodes/{node}")).await? else { return Ok(()) };
+        if let Some(object) = read(&text) {
+            let (uid, version) = (object.uid().to_owned(), object.version());
+            let path = format!("null/node/{node}");
+            self.session.offer(&uid, version, push(operation::UPDATE, &path, version, with_kind(text, "Node")));
         }
         Ok(())
     }
@@ -137,11 +157,11 @@ impl CatchUp {
 
     /// Pods that the node has not acknowledged in their version. Records of pods that are there are taken out of `records`.
     async fn pods(
-        &self,
+        &mut self,
         node: &str,
         records: &mut HashMap<String, Record>,
         believes: bool,
-    ) -> Result<Vec<(String, u64, Message)>, KubernetesError> {
+    ) -> Result<Vec<(NamespacedName, String, u64, Message)>, CatchUpError> {
         #[derive(Deserialize)]
         struct List {
             metadata: ListMetadata,
@@ -163,16 +183,18 @@ impl CatchUp {
                 return Ok(Vec::new());
             }
         }
-        let text = self.kubernetes.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await?;
+        let list = self.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")).await?;
+        let text = list.ok_or_else(|| KubernetesError::Request("the API knows no pods".into()))?;
         let list: List = serde_json::from_slice(&text).map_err(|e| KubernetesError::Request(e.into()))?;
         let now: u64 = list.metadata.resource_version.parse().unwrap_or(u64::MAX);
         // A version from the future: the cluster was restored from a backup. What is there now may have the number of what was.
         if records.values().any(|record| record.version > now) {
             warn!(node, "the cluster is older than what the node has: the node gets everything again");
             self.records.distrust(node);
+            self.session.close(RESTORED);
             // When the controller has ended there is nobody to tell.
             let _ = self.events.send(Event::FromTheFuture).await;
-            records.values_mut().for_each(|record| record.version = 0);
+            return Err(CatchUpError::Ended);
         }
         let mut lacking = Vec::new();
         for item in list.items {
@@ -182,14 +204,14 @@ impl CatchUp {
             if acknowledged != Some(entry.version) {
                 let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
                 let message = push(operation::UPDATE, &path, entry.version, with_kind(text, "Pod"));
-                lacking.push((entry.uid, entry.version, message));
+                lacking.push((name, entry.uid, entry.version, message));
             }
         }
         Ok(lacking)
     }
 
     /// Something that the node has: is it still there, and in this version?
-    async fn record(&self, record: &Record) -> Result<(), KubernetesError> {
+    async fn record(&mut self, record: &Record) -> Result<(), CatchUpError> {
         let (segment, plural, referred) = match record.kind.as_str() {
             "Pod" => (kind::POD, "", None),
             "ConfigMap" => (kind::CONFIG_MAP, "configmaps", Some(references::Kind::ConfigMap)),
@@ -199,27 +221,21 @@ impl CatchUp {
         let name = (record.namespace.clone(), record.name.clone());
         let path = format!("{}/{segment}/{}", name.0, name.1);
         if let Some(kind) = referred {
-            let found = self.kubernetes.get(&format!("/api/v1/namespaces/{}/{plural}/{}", name.0, name.1)).await;
-            match found {
-                Ok(text) => {
-                    let object = read(&text).map(|object| (object.uid().to_owned(), object.version()));
-                    if let Some((uid, version)) = object {
-                        let is_same = uid == record.uid;
-                        if !is_same {
-                            self.delete(&name, &path, &record.uid);
-                        }
-                        let reference = Reference { kind, name: record.name.clone() };
-                        // What no pod on the node refers to any more is none of its business.
-                        let may_have = self.view.read().refers(self.session.node(), &name.0, &reference);
-                        if may_have && !(is_same && version == record.version) {
-                            let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
-                            self.offer(&uid, version, message);
-                        }
-                        return Ok(());
-                    }
+            let found = self.get(&format!("/api/v1/namespaces/{}/{plural}/{}", name.0, name.1)).await?;
+            let object = |text: &Bytes| read(text).map(|object| (object.uid().to_owned(), object.version()));
+            if let Some((text, (uid, version))) = found.and_then(|text| object(&text).map(|object| (text, object))) {
+                let is_same = uid == record.uid;
+                if !is_same {
+                    self.delete(&name, &path, &record.uid);
                 }
-                Err(error) if error.code() == 404 => {}
-                Err(error) => return Err(error),
+                let reference = Reference { kind, name: record.name.clone() };
+                // What no pod on the node refers to any more is none of its business.
+                let may_have = self.view.read().refers(self.session.node(), &name.0, &reference);
+                if may_have && !(is_same && version == record.version) {
+                    let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
+                    self.offer(&uid, version, message);
+                }
+                return Ok(());
             }
         }
         self.delete(&name, &path, &record.uid);

@@ -27,6 +27,9 @@ const SWEEP: Duration = Duration::from_secs(3600);
 /// Nodes that are compared with the cluster at the same time: that may take requests to the API for each object.
 const COMPARISONS: usize = 64;
 
+/// What nodes are told when versions say nothing any more.
+pub(super) const RESTORED: &str = "the cluster was restored from a backup; connect again";
+
 /// What the controller reacts to.
 pub enum Event {
     /// A pod that is on a node.
@@ -150,7 +153,7 @@ impl Downstream {
                 Event::Connected(session) => self.connected(session),
                 Event::Disconnected(session) => self.disconnected(&session),
                 Event::Lacking(session) => self.catch_up(session, true),
-                Event::FromTheFuture => self.doubt_all(),
+                Event::FromTheFuture => self.doubt_once(),
             }
         }
     }
@@ -178,8 +181,15 @@ impl Downstream {
             return;
         }
         let (kubernetes, view, records) = (self.kubernetes.clone(), self.view.clone(), self.records.clone());
-        let catch_up =
-            CatchUp { kubernetes, view, records, session, at_once: self.at_once.clone(), events: self.events.clone() };
+        let catch_up = CatchUp {
+            kubernetes,
+            view,
+            records,
+            session,
+            at_once: self.at_once.clone(),
+            place: None,
+            events: self.events.clone(),
+        };
         let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -191,7 +201,10 @@ impl Downstream {
 
     fn pod(&mut self, change: Change) {
         match change {
-            Change::Restored => self.restored(),
+            Change::Restored => {
+                self.view.forget();
+                self.restored("Pod");
+            }
             Change::Begin => {
                 self.view.versions.begin("Pod");
                 self.seen_pods = Some(HashSet::new());
@@ -252,26 +265,25 @@ impl Downstream {
         }
     }
 
-    /// The cluster was restored from a backup. Versions count from an earlier number again and say nothing: all nodes connect again and
-    /// get everything.
-    fn restored(&mut self) {
-        warn!("the cluster was restored from a backup: all nodes get everything again");
-        self.records.distrust_all();
-        self.view.forget();
-        self.view.versions.forget("Pod");
-        for session in self.sessions.values() {
-            session.close("the cluster was restored from a backup; connect again");
-        }
+    /// The cluster was restored from a backup, as the list of this kind shows. Versions count from an earlier number again and say nothing:
+    /// all nodes connect again, for their sessions have seen versions that are still to come, and get everything.
+    fn restored(&mut self, kind: &'static str) {
+        warn!(kind, "the cluster was restored from a backup: all nodes get everything again");
+        self.view.versions.forget(kind);
+        self.doubt_all();
     }
 
-    /// Other nodes may have versions that mean something else now, and cannot know. They get everything again, once: a node may say what it
-    /// likes.
     fn doubt_all(&mut self) {
-        if std::mem::replace(&mut self.believes_none, true) {
-            return;
-        }
         self.records.distrust_all();
-        self.sessions.values().cloned().for_each(|session| self.catch_up(session, true));
+        self.sessions.values().for_each(|session| session.close(RESTORED));
+    }
+
+    /// Other nodes, too, may have versions that mean something else now, and cannot know. They get everything again, once: a node may say
+    /// what it likes.
+    fn doubt_once(&mut self) {
+        if !std::mem::replace(&mut self.believes_none, true) {
+            self.doubt_all();
+        }
     }
 
     /// Also a change of the status alone is sent: an edge computes its next patch of the status from what it has.
@@ -298,7 +310,7 @@ impl Downstream {
         match change {
             Change::Restored => {
                 self.nodes.clear();
-                self.view.versions.forget("Node");
+                self.restored("Node");
             }
             Change::Begin => {
                 self.view.versions.begin("Node");
@@ -359,7 +371,7 @@ impl Downstream {
             Change::Put(text) => (operation::UPDATE, text),
             Change::Gone(text) => (operation::DELETE, text),
             Change::Begin => return self.view.versions.begin(what.name()),
-            Change::Restored => return self.view.versions.forget(what.name()),
+            Change::Restored => return self.restored(what.name()),
             Change::Listed => {
                 self.view.versions.listed(what.name());
                 if !self.listed.insert(what) {

@@ -112,6 +112,8 @@ impl Reflector {
             let watched = self.watch(&mut version, changes, wrap).await;
             *newest = (*newest).max(version.parse().unwrap_or_default());
             if self.is_now_before(*newest).await {
+                // The list will say so, however far the API has come by then.
+                *newest = u64::MAX;
                 return Ok(());
             }
             match watched {

@@ -133,11 +133,36 @@ struct State {
     seen: [Option<HashSet<Key>>; 2],
     /// What went with its namespace: no list has it, and the node does still.
     orphans: HashSet<Key>,
-    /// Nodes whose own versions mean nothing any more, since the cluster was restored from a backup: what they say that they have counts
-    /// as version 0 until they have acknowledged everything.
-    distrusted: HashMap<String, Doubt>,
-    /// How often a node was distrusted.
-    doubts: u64,
+    /// The lists that are read again since the cluster was restored from a backup: the versions in them are of the time before.
+    is_stale: [bool; 2],
+    doubts: Doubts,
+}
+
+/// The versions that a node says to have, or to have had, mean nothing any more since the cluster was restored from a backup: they count
+/// as 0 until it has acknowledged everything.
+#[derive(Default)]
+struct Doubts {
+    /// How many there were, of whomever.
+    count: u64,
+    /// The last one about all nodes, also those of which nothing is known here yet.
+    of_all: u64,
+    of_node: HashMap<String, u64>,
+    /// The last one that is over, of each node.
+    over: HashMap<String, u64>,
+}
+
+impl Doubts {
+    fn of(&self, node: &str) -> Option<Doubt> {
+        let last = self.of_all.max(self.of_node.get(node).copied().unwrap_or_default());
+        (last > self.over.get(node).copied().unwrap_or_default()).then_some(Doubt(last))
+    }
+
+    fn settle(&mut self, node: &str, doubt: Doubt) {
+        if self.of(node) == Some(doubt) {
+            self.of_node.remove(node);
+            self.over.insert(node.to_owned(), doubt.0);
+        }
+    }
 }
 
 /// Reads the API's records and writes ours behind, until `stopping`.
@@ -253,8 +278,8 @@ impl Records {
             .filter(|(_, record)| record.can_be_named())
             .collect();
         let mut state = self.state();
-        let State { records, dirty, orphans, distrusted, .. } = &mut *state;
-        let is_distrusted = distrusted.contains_key(node);
+        let State { records, dirty, orphans, doubts, .. } = &mut *state;
+        let is_distrusted = doubts.of(node).is_some();
         let of_node = records.entry(node.to_owned()).or_default();
         // The Node itself is sent with each connection, and not in the list.
         for (uid, record) in of_node.extract_if(|uid, record| record.kind != "Node" && !held.contains_key(uid)) {
@@ -287,18 +312,23 @@ impl Records {
 
     /// The cluster was restored from a backup: versions that nodes have acknowledged say nothing about what is there now.
     pub fn distrust_all(&self) {
-        self.nodes().iter().for_each(|node| self.distrust(node));
+        let mut state = self.state();
+        let State { records, dirty, doubts, .. } = &mut *state;
+        doubts.count += 1;
+        doubts.of_all = doubts.count;
+        records.iter_mut().for_each(|(node, of_node)| count_as_nothing(node, of_node, dirty));
+        drop(state);
+        self.shared.changed.notify_one();
     }
 
     /// The same, as to one node.
     pub fn distrust(&self, node: &str) {
         let mut state = self.state();
-        let State { records, dirty, distrusted, doubts, .. } = &mut *state;
-        *doubts += 1;
-        distrusted.insert(node.to_owned(), Doubt(*doubts));
-        for (uid, record) in records.get_mut(node).into_iter().flatten() {
-            record.version = 0;
-            dirty.insert((node.to_owned(), uid.clone()), (record.clone(), false));
+        let State { records, dirty, doubts, .. } = &mut *state;
+        doubts.count += 1;
+        doubts.of_node.insert(node.to_owned(), doubts.count);
+        if let Some(of_node) = records.get_mut(node) {
+            count_as_nothing(node, of_node, dirty);
         }
         drop(state);
         self.shared.changed.notify_one();
@@ -306,15 +336,12 @@ impl Records {
 
     /// Whether, and since which occasion, this node is distrusted.
     pub fn doubt(&self, node: &str) -> Option<Doubt> {
-        self.state().distrusted.get(node).copied()
+        self.state().doubts.of(node)
     }
 
     /// The node has acknowledged all that a comparison since this occasion found.
     pub fn trust(&self, node: &str, doubt: Doubt) {
-        let mut state = self.state();
-        if state.distrusted.get(node) == Some(&doubt) {
-            state.distrusted.remove(node);
-        }
+        self.state().doubts.settle(node, doubt);
     }
 
     /// Waits until what other replicas and earlier runs wrote was read; `false` when the API cannot have any of it.
@@ -343,6 +370,7 @@ impl Records {
     /// The node is gone for good: so is what it had.
     pub fn forget_node(&self, node: &str) {
         self.forget(node, |_| true);
+        self.state().doubts.of_node.remove(node);
     }
 
     fn forget(&self, node: &str, which: impl Fn(&Record) -> bool) {
@@ -362,6 +390,13 @@ impl Records {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count_as_nothing(node: &str, of_node: &mut HashMap<String, Record>, dirty: &mut HashMap<Key, (Record, bool)>) {
+    for (uid, record) in of_node {
+        record.version = 0;
+        dirty.insert((node.to_owned(), uid.clone()), (record.clone(), false));
     }
 }
 

@@ -84,6 +84,7 @@ impl Records {
             Change::Gone(text) => (text, true),
             // What was noted after the backup is noted here still, and is written again.
             Change::Restored => {
+                self.state().is_stale[at] = true;
                 self.write_again(at);
                 return Vec::new();
             }
@@ -93,6 +94,7 @@ impl Records {
             }
             Change::Listed => {
                 let lost = self.missing(at);
+                self.state().is_stale[at] = false;
                 self.shared.reading.send_modify(|reading| reading.listed[at] = true);
                 return lost;
             }
@@ -114,8 +116,9 @@ impl Records {
         if state.dirty.contains_key(&key) {
             return Vec::new();
         }
+        let is_nothing = state.is_stale[at] || state.doubts.of(node).is_some();
+        let version = if is_nothing { 0 } else { sync.status.object_resource_version.parse().unwrap_or_default() };
         let of_node = state.records.entry(key.0).or_default();
-        let version = sync.status.object_resource_version.parse().unwrap_or_default();
         if of_node.get(uid).is_none_or(|old| old.version < version) {
             let record = Record {
                 uid: key.1.clone(),
@@ -180,4 +183,69 @@ impl Records {
 /// Which list a record stands in.
 fn list_of(record: &Record) -> usize {
     usize::from(record.namespace.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    fn records() -> Records {
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        stopping.cancel();
+        crate::objectsync::start(Kubernetes::at("http://127.0.0.1:1"), &tasks, &stopping)
+    }
+
+    fn noted(node: &str, version: u64) -> Change {
+        let sync = json!({
+            "metadata": {"name": format!("{node}.uid"), "namespace": "default"},
+            "spec": {"objectKind": "Pod", "objectName": "web"},
+            "status": {"objectResourceVersion": version.to_string()},
+        });
+        Change::Put(Bytes::from(sync.to_string()))
+    }
+
+    #[tokio::test]
+    async fn versions_noted_before_a_restore_count_as_nothing() {
+        let records = records();
+        // Nothing is known of this node when everyone is distrusted.
+        records.distrust_all();
+        records.read(0, &noted("n1", 40));
+        assert_eq!(records.version("n1", "uid"), Some(0));
+        let doubt = records.doubt("n1").expect("distrusted");
+        records.trust("n1", doubt);
+        assert_eq!(records.doubt("n1"), None);
+        records.read(0, &noted("n1", 41));
+        assert_eq!(records.version("n1", "uid"), Some(41));
+
+        // The list that shows the restore is read while the node is trusted again.
+        let doubt = records.doubt("n2").expect("distrusted");
+        records.trust("n2", doubt);
+        records.read(0, &Change::Restored);
+        records.read(0, &Change::Begin);
+        records.read(0, &noted("n2", 40));
+        assert_eq!(records.version("n2", "uid"), Some(0));
+        records.read(0, &noted("n2", 40));
+        records.read(0, &Change::Listed);
+        records.read(0, &noted("n2", 42));
+        assert_eq!(records.version("n2", "uid"), Some(42));
+    }
+
+    #[tokio::test]
+    async fn a_doubt_is_over_only_when_a_comparison_since_then_was_acknowledged() {
+        let records = records();
+        assert_eq!(records.doubt("n1"), None);
+        records.distrust_all();
+        let early = records.doubt("n1").expect("distrusted");
+        records.distrust("n1");
+        records.trust("n1", early);
+        let late = records.doubt("n1").expect("distrusted anew");
+        assert!(records.doubt("n2") == Some(early) && early != late);
+        records.trust("n1", late);
+        assert_eq!(records.doubt("n1"), None);
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use edgesim::{Behaviour, Fleet, Stored};
 use serde_json::{Value, json};
+use store::rusqlite::Connection;
 use tokio::sync::mpsc;
 
 use crate::cloud::{Cloud, SOON, config_map, pod};
@@ -298,12 +299,21 @@ async fn newest(cloud: &Cloud) -> Result<u64> {
     version(&cloud.get(&format!("{MAPS}?limit=1")).await?)
 }
 
+/// Databases are copied by SQLite: the last connection of what has just ended may not be closed yet.
 fn copy(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        ensure!(entry.file_type()?.is_file(), "{} is no file", entry.path().display());
-        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        ensure!(entry.file_type()?.is_file(), "{} is no file", path.display());
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("db") => {
+                let copy = copy.to_str().context("no UTF-8")?;
+                Connection::open(&path)?.execute("VACUUM INTO ?1", [copy])?;
+            }
+            Some("db-wal" | "db-shm") => {}
+            _ => drop(std::fs::copy(&path, &copy)?),
+        }
     }
     Ok(())
 }

@@ -56,7 +56,7 @@ fn is_put_off(answer: &Message) -> bool {
         Err(AnswerError::Refused(status)) => status.code,
         _ => return answer.route.operation == operation::ERROR,
     };
-    refused >= 500 || refused == 429
+    (refused >= 500 && refused != 501) || refused == 429
 }
 
 /// Which module a message is for (KubeEdge v1.23: by group, then by whether it answers something).
@@ -128,7 +128,7 @@ mod tests {
             let answer = from_cloud("resource", operation::RESPONSE, "default/node/n");
             Message { content: Content::json(&content).expect("JSON"), ..answer }
         };
-        for (code, put_off) in [(503, true), (500, true), (429, true), (403, false), (404, false)] {
+        for (code, put_off) in [(503, true), (500, true), (429, true), (501, false), (403, false), (404, false)] {
             let status = serde_json::json!({"status": "Failure", "code": code});
             assert_eq!(is_put_off(&answer(serde_json::json!({"ErrStatus": status}))), put_off, "{code}");
             let whole = serde_json::json!({"Object": null, "Err": {"ErrStatus": status}});

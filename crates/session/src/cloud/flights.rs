@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 
 use wire::{EdgeResource, Message, kind};
 
-use super::Window;
+use super::{MAX_WAITING_BYTES, Window};
 
 /// A message that the node could not take is sent again after this time, doubled with each refusal.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 
 /// Who goes first: the Node itself, then pods, then what pods refer to.
 const CLASSES: usize = 3;
+/// What was refused, or sent in vain, may stay in flight for ever and is not counted against the window, as long as there is not more of it
+/// than so many windows.
+const STUCK_WINDOWS: usize = 3;
 
 pub(super) struct Flights {
     window: Window,
@@ -68,7 +71,9 @@ impl Flights {
     }
 
     fn next_waiting(&mut self, now: Instant) -> Option<Message> {
-        if self.in_flight.len() >= self.window.objects {
+        let stuck = self.in_flight.values().filter(|flight| flight.is_stuck(&self.window)).count();
+        let counted = self.in_flight.len() - stuck.min(self.window.objects * STUCK_WINDOWS);
+        if counted >= self.window.objects {
             return None;
         }
         let (class, at) = self.order.iter().enumerate().find_map(|(class, order)| {
@@ -78,8 +83,8 @@ impl Flights {
         let uid = self.order[class].get(at)?;
         let bytes = size(self.waiting.get(uid)?);
         let is_too_much = self.flying_bytes + bytes > self.window.bytes;
-        // What is refused, or was sent in vain, may stay in flight for ever: it must not keep a large object back.
-        if is_too_much && self.in_flight.values().any(|flight| !flight.is_stuck(&self.window)) {
+        // One object of any size is allowed, and what is stuck must not keep it back.
+        if is_too_much && (stuck < self.in_flight.len() || self.flying_bytes >= MAX_WAITING_BYTES) {
             return None;
         }
         let uid = self.order[class].remove(at)?;
@@ -93,9 +98,12 @@ impl Flights {
         Some(message)
     }
 
-    /// What was not acknowledged in time; a newer version takes the place of the one that was sent in vain.
+    /// What was not acknowledged in time; a newer version takes the place of the one that was sent in vain, at once if the node has
+    /// refused that: it may be what cures it.
     fn next_again(&mut self, now: Instant) -> Option<Message> {
-        let due = self.in_flight.iter_mut().filter(|(_, flight)| flight.due <= now);
+        let Self { in_flight, waiting, .. } = self;
+        let is_due = |uid: &String, flight: &Flight| flight.due <= now || (flight.refused && waiting.contains_key(uid));
+        let due = in_flight.iter_mut().filter(|(uid, flight)| is_due(uid, flight));
         let (uid, flight) = due.min_by_key(|(_, flight)| flight.due)?;
         flight.wait = (flight.wait * 2).min(self.window.longest_wait);
         flight.due = now + flight.wait;
@@ -132,6 +140,11 @@ impl Flights {
         flight.refusals += 1;
         flight.due = flight.due.min(now + pause);
         Some((uid.as_str(), &flight.message))
+    }
+
+    /// Whether the node has, or may get, a version of this object.
+    pub(super) fn has(&self, uid: &str) -> bool {
+        self.waiting.contains_key(uid) || self.in_flight.contains_key(uid)
     }
 
     pub(super) fn pending(&self) -> usize {

@@ -71,6 +71,7 @@ pub struct NodeQueue {
     deleting: HashMap<String, usize>,
     /// What waits for the deletion of a namesake, by name.
     held: HashMap<String, (String, Message)>,
+    held_bytes: usize,
     overflowed: bool,
 }
 
@@ -90,6 +91,7 @@ impl NodeQueue {
             open: HashMap::new(),
             deleting: HashMap::new(),
             held: HashMap::new(),
+            held_bytes: 0,
             overflowed: false,
         }
     }
@@ -101,11 +103,12 @@ impl NodeQueue {
         if !is_deletion && self.offered.get(uid).is_some_and(|offered| *offered >= version) {
             return;
         }
-        let held: usize = self.held.values().map(|(_, message)| size(message)).sum();
         // One object, however large, must get through.
-        self.overflowed |=
-            self.flights.waiting_bytes() + held + size(&message) > MAX_WAITING_BYTES && self.pending() > 0;
-        if self.overflowed {
+        let bytes = self.flights.waiting_bytes() + self.held_bytes + size(&message);
+        self.overflowed |= bytes > MAX_WAITING_BYTES && self.pending() > 0;
+        // What the node is about to get, it must also be rid of: nothing says yet that it has it.
+        let is_open = || self.flights.has(uid) || self.held.get(&name).is_some_and(|(held, _)| held == uid);
+        if self.overflowed && !(is_deletion && is_open()) {
             return;
         }
         if is_deletion {
@@ -114,7 +117,7 @@ impl NodeQueue {
         }
         self.offered.insert(uid.to_owned(), version);
         if self.deleting.contains_key(&name) {
-            self.held.insert(name, (uid.to_owned(), message));
+            self.hold(name, uid.to_owned(), message);
             return;
         }
         self.open.insert(name, (uid.to_owned(), message.clone()));
@@ -127,16 +130,30 @@ impl NodeQueue {
             return;
         }
         if self.held.get(&name).is_some_and(|(held, _)| held == uid) {
-            self.held.remove(&name);
+            self.release(&name);
         }
         // A namesake that is on its way already is sent once more behind the deletion.
         if let Some((other, open)) = self.open.remove(&name)
             && other != uid
+            && !self.held.contains_key(&name)
         {
-            self.held.entry(name.clone()).or_insert((other, open));
+            self.hold(name.clone(), other, open);
         }
         *self.deleting.entry(name).or_default() += 1;
         self.flights.offer(uid.to_owned(), message);
+    }
+
+    fn hold(&mut self, name: String, uid: String, message: Message) {
+        self.held_bytes += size(&message);
+        if let Some((_, old)) = self.held.insert(name, (uid, message)) {
+            self.held_bytes -= size(&old);
+        }
+    }
+
+    fn release(&mut self, name: &str) -> Option<(String, Message)> {
+        let released = self.held.remove(name)?;
+        self.held_bytes -= size(&released.1);
+        Some(released)
     }
 
     /// Queues a message that nobody acknowledges.
@@ -198,7 +215,7 @@ impl NodeQueue {
             return;
         }
         self.deleting.remove(name);
-        if let Some((uid, message)) = self.held.remove(name) {
+        if let Some((uid, message)) = self.release(name) {
             self.open.insert(name.to_owned(), (uid.clone(), message.clone()));
             self.flights.offer(uid, message);
         }
@@ -214,9 +231,10 @@ impl NodeQueue {
         self.overflowed
     }
 
-    /// Whether something was left out for want of room; `true` once, when nothing else waits. What is in flight may be refused again and
-    /// again, and is not waited for.
+    /// Whether something was left out for want of room; `true` once, when nothing else waits and there is room. What is in flight may be
+    /// refused again and again, and is not waited for.
     pub fn take_overflow(&mut self) -> bool {
-        !self.flights.has_waiting() && self.held.is_empty() && std::mem::take(&mut self.overflowed)
+        let has_room = self.held_bytes <= MAX_WAITING_BYTES / 2;
+        !self.flights.has_waiting() && has_room && std::mem::take(&mut self.overflowed)
     }
 }

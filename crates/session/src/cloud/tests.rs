@@ -167,6 +167,91 @@ fn an_overflow_is_told_though_objects_change_all_the_time_and_one_is_refused_for
 }
 
 #[test]
+fn an_overflow_leaves_out_no_deletion_of_what_is_on_its_way() {
+    let (mut queue, now) = queue();
+    let large = Content::text(&"x".repeat(1 << 20));
+    for n in 0..100 {
+        queue.offer(&n.to_string(), 1, Message { content: large.clone(), ..pod(n, 1) });
+    }
+    assert_eq!(sent(&mut queue, now), ["0-1"]);
+    for n in [0, 1] {
+        queue.offer(&n.to_string(), 2, message(&format!("bye-{n}"), "delete", &format!("default/pod/{n}")));
+    }
+    let mut all = vec!["0-1".to_owned()];
+    for at in 0.. {
+        let Some(id) = all.get(at) else { break };
+        queue.acknowledge(id);
+        all.extend(sent(&mut queue, now));
+    }
+    assert!(all.contains(&"bye-0".to_owned()) && all.contains(&"bye-1".to_owned()), "{all:?}");
+    assert!(!all.contains(&"1-1".to_owned()), "{all:?}");
+}
+
+#[test]
+fn what_waits_for_a_stuck_deletion_holds_no_overflow_back() {
+    let (mut queue, now) = queue();
+    let path = "default/pod/web";
+    queue.offer("old", 1, message("bye", "delete", path));
+    assert_eq!(sent(&mut queue, now), ["bye"]);
+    queue.offer("new", 2, message("new", "insert", path));
+    let large = Content::text(&"x".repeat(MAX_WAITING_BYTES));
+    queue.offer("1", 1, Message { content: large.clone(), ..pod(1, 1) });
+    assert!(queue.refused("bye", now).is_some());
+    assert!(queue.take_overflow());
+    queue.acknowledge("bye");
+    assert_eq!(sent(&mut queue, now), ["new"]);
+}
+
+#[test]
+fn a_window_of_stuck_objects_lets_others_pass_but_not_without_bound() {
+    let (mut queue, now) = queue();
+    (0..1000).for_each(|n| offer(&mut queue, n, 1));
+    let mut stuck = Vec::new();
+    loop {
+        let ids = sent(&mut queue, now);
+        if ids.is_empty() {
+            break;
+        }
+        assert!(ids.len() <= Window::UPSTREAM.objects);
+        ids.iter().for_each(|id| assert!(queue.refused(id, now).is_some()));
+        stuck.extend(ids);
+    }
+    assert_eq!(stuck.len(), 4 * Window::UPSTREAM.objects);
+    queue.acknowledge(&stuck[0]);
+    assert_eq!(sent(&mut queue, now).len(), 1);
+}
+
+#[test]
+fn bytes_of_stuck_objects_are_bounded() {
+    let (mut queue, now) = queue();
+    let large = Content::text(&"x".repeat(1 << 20));
+    let mut flying = 0;
+    for n in 0..20 {
+        queue.offer(&n.to_string(), 1, Message { content: large.clone(), ..pod(n, 1) });
+        for id in sent(&mut queue, now) {
+            flying += 1;
+            assert!(queue.refused(&id, now).is_some());
+        }
+    }
+    assert_eq!(flying, MAX_WAITING_BYTES >> 20);
+}
+
+#[test]
+fn a_newer_version_of_what_was_refused_goes_at_once() {
+    let (mut queue, now) = queue();
+    offer(&mut queue, 1, 1);
+    assert_eq!(sent(&mut queue, now), ["1-1"]);
+    assert!(queue.refused("1-1", now).is_some());
+    assert!(sent(&mut queue, now).is_empty());
+    offer(&mut queue, 1, 2);
+    assert_eq!(sent(&mut queue, now), ["1-2"]);
+    offer(&mut queue, 1, 3);
+    assert!(sent(&mut queue, now).is_empty(), "nobody has refused the second");
+    assert!(queue.acknowledge("1-2").is_some());
+    assert_eq!(sent(&mut queue, now), ["1-3"]);
+}
+
+#[test]
 fn a_namesake_waits_for_the_deletion() {
     let (mut queue, now) = queue();
     let path = "default/pod/web";
