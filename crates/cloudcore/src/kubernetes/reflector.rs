@@ -228,7 +228,8 @@ mod tests {
 
     use super::*;
 
-    /// An API server that is restored from a backup after the first watch; unlike the embedded one it refuses no version of the future.
+    /// An API server that is restored from a backup after the first watch, and soon has newer versions than before; unlike the embedded one
+    /// it refuses no version of the future.
     #[tokio::test]
     async fn a_watch_that_ends_shows_that_the_cluster_was_restored() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
@@ -245,6 +246,8 @@ mod tests {
                 if line.contains("watch=true") {
                     now = 50;
                     body.clear();
+                } else if line.contains("limit=1&") {
+                    now = 150;
                 }
                 asked.lock().expect("lock").push(line);
                 let answer = format!(
