@@ -1,0 +1,198 @@
+//! Who may connect, and what he may read and write.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use ring::{hmac, pbkdf2};
+
+use crate::topic::{covers, is_filter};
+
+/// Rounds of a password's hash at most: each try to log in costs that much.
+const MAX_ROUNDS: u32 = 1_000_000;
+
+/// Somebody who may connect.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// The name.
+    pub name: String,
+    /// The password.
+    pub password: Password,
+    /// What he may do: what no rule allows is refused.
+    pub rules: Vec<Rule>,
+}
+
+/// A password as it is configured.
+#[derive(Clone)]
+pub enum Password {
+    /// The password itself.
+    Plain(String),
+    /// As `mosquitto_passwd` writes it: `$7$ROUNDS$SALT$HASH`, PBKDF2 with SHA-512, in base64.
+    Hashed(String),
+}
+
+/// Allows something.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// What.
+    pub access: Access,
+    /// On which topics.
+    pub filter: String,
+}
+
+/// What is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To subscribe.
+    Read,
+    /// To publish.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+/// Users that cannot be used as they are configured.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// A hash is none.
+    #[error("the password of MQTT user {0:?} is not of the form $7$ROUNDS$SALT$HASH that mosquitto_passwd writes")]
+    Hash(String),
+    /// A filter is none.
+    #[error("MQTT user {user:?} has a rule for {filter:?}, which is no topic filter")]
+    Filter {
+        /// Whose.
+        user: String,
+        /// Which.
+        filter: String,
+    },
+    /// Two of one name.
+    #[error("there are two MQTT users {0:?}")]
+    Twice(String),
+}
+
+/// Never shows the password.
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Self::Plain(_)) { "Plain" } else { "Hashed" })
+    }
+}
+
+/// All users. Without any, everybody may do everything.
+pub(crate) struct Users(Vec<(Arc<User>, Secret)>);
+
+enum Secret {
+    Plain(String),
+    Hashed { rounds: NonZeroU32, salt: Vec<u8>, hash: Vec<u8> },
+}
+
+/// What the peer of one connection may do.
+#[derive(Clone)]
+pub(crate) struct Rights(Option<Arc<User>>);
+
+impl Users {
+    pub(crate) fn new(users: Vec<User>) -> Result<Self, AccessError> {
+        let mut all: Vec<(Arc<User>, Secret)> = Vec::new();
+        for user in users {
+            if all.iter().any(|(other, _)| other.name == user.name) {
+                return Err(AccessError::Twice(user.name));
+            }
+            if let Some(rule) = user.rules.iter().find(|rule| !is_filter(&rule.filter)) {
+                return Err(AccessError::Filter { filter: rule.filter.clone(), user: user.name });
+            }
+            let secret = match &user.password {
+                Password::Plain(password) => Secret::Plain(password.clone()),
+                Password::Hashed(hash) => parse(hash).ok_or_else(|| AccessError::Hash(user.name.clone()))?,
+            };
+            all.push((Arc::new(user), secret));
+        }
+        Ok(Self(all))
+    }
+
+    /// The rights of who says this; `None` when he may not come in.
+    pub(crate) fn admit(&self, user: Option<&str>, password: Option<&[u8]>) -> Option<Rights> {
+        if self.0.is_empty() {
+            return Some(Rights(None));
+        }
+        let (user, password) = (user?, password?);
+        let (user, secret) = self.0.iter().find(|(known, _)| known.name == user)?;
+        secret.is(password).then(|| Rights(Some(user.clone())))
+    }
+}
+
+impl Rights {
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.0.as_ref().map(|user| user.name.as_str())
+    }
+
+    pub(crate) fn may_write(&self, topic: &str) -> bool {
+        self.has(topic, Access::Read)
+    }
+
+    pub(crate) fn may_read(&self, filter: &str) -> bool {
+        self.has(filter, Access::Write)
+    }
+
+    fn has(&self, filter: &str, not_enough: Access) -> bool {
+        let allows = |rule: &Rule| rule.access != not_enough && covers(&rule.filter, filter);
+        self.0.as_ref().is_none_or(|user| user.rules.iter().any(allows))
+    }
+}
+
+impl Secret {
+    /// In a time that does not tell where they differ.
+    fn is(&self, password: &[u8]) -> bool {
+        match self {
+            Self::Plain(expected) => {
+                let key = hmac::Key::new(hmac::HMAC_SHA256, b"mqtt password");
+                hmac::verify(&key, password, hmac::sign(&key, expected.as_bytes()).as_ref()).is_ok()
+            }
+            Self::Hashed { rounds, salt, hash } => {
+                pbkdf2::verify(pbkdf2::PBKDF2_HMAC_SHA512, *rounds, salt, password, hash).is_ok()
+            }
+        }
+    }
+}
+
+fn parse(hash: &str) -> Option<Secret> {
+    use base64::Engine;
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let mut parts = hash.strip_prefix("$7$")?.split('$');
+    let rounds: NonZeroU32 = parts.next()?.parse().ok()?;
+    let (salt, hash) = (base64.decode(parts.next()?).ok()?, base64.decode(parts.next()?).ok()?);
+    (parts.next().is_none() && rounds.get() <= MAX_ROUNDS && hash.len() == 64).then_some(Secret::Hashed {
+        rounds,
+        salt,
+        hash,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_have_passwords_and_rights() {
+        let rule = |access, filter: &str| Rule { access, filter: filter.to_owned() };
+        let rules = vec![rule(Access::Read, "in/#"), rule(Access::Write, "out/+"), rule(Access::ReadWrite, "both")];
+        let user = |name: &str, password| User { name: name.to_owned(), password, rules: rules.clone() };
+        // `mosquitto_passwd -b` with the password `secret`, made with another program.
+        let mut hash = [0; 64];
+        let rounds = NonZeroU32::new(101).unwrap();
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA512, rounds, b"salt", b"secret", &mut hash);
+        let hash = {
+            use base64::Engine;
+            let base64 = base64::engine::general_purpose::STANDARD;
+            format!("$7$101${}${}", base64.encode(b"salt"), base64.encode(hash))
+        };
+        let users = vec![user("a", Password::Plain("secret".to_owned())), user("b", Password::Hashed(hash))];
+        let users = Users::new(users).unwrap();
+        for name in ["a", "b"] {
+            let rights = users.admit(Some(name), Some(b"secret")).unwrap();
+            assert!(rights.may_read("in/+/x") && !rights.may_read("#") && !rights.may_read("out/x"));
+            assert!(rights.may_write("out/x") && !rights.may_write("in/x") && rights.may_write("both"));
+            assert!(users.admit(Some(name), Some(b"Secret")).is_none() && users.admit(Some(name), None).is_none());
+        }
+        assert!(users.admit(Some("c"), Some(b"secret")).is_none() && users.admit(None, None).is_none());
+        assert!(Users::new(vec![user("a", Password::Hashed("$6$x".to_owned()))]).is_err());
+        assert!(!format!("{:?}", user("a", Password::Plain("secret".to_owned()))).contains("secret"));
+    }
+}

@@ -1,0 +1,137 @@
+//! The client, against the broker.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mqtt::{Bus, Client, ClientConfig, Publish, Qos};
+use rumqttc::QoS;
+use tokio::net::TcpListener;
+
+use crate::support::{Peer, broker, config, soon};
+
+fn to(address: SocketAddr) -> ClientConfig {
+    ClientConfig {
+        host: address.ip().to_string(),
+        port: address.port(),
+        client_id: "edgecore".to_owned(),
+        user: None,
+        keep_alive: Duration::from_secs(30),
+        connect_timeout: Duration::from_secs(5),
+    }
+}
+
+fn message(topic: &str, payload: &str) -> Publish {
+    Publish { topic: topic.to_owned(), payload: payload.to_owned().into(), qos: Qos::AtLeastOnce, retain: false }
+}
+
+async fn connected(client: &Client) {
+    soon(async {
+        while !client.is_connected() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn both_ways_and_over_an_outage() {
+    // A port that is free, and nobody there.
+    let address = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let (client, mut received) = Client::start(to(address), &["up/#"]).unwrap();
+    client.publish(message("down/early", "kept")).unwrap();
+    let at = || {
+        let mut config = config();
+        config.listen[0].address = address;
+        config
+    };
+    let (first, _) = broker(at()).await;
+    let mut device = Peer::persistent(address, "device").await;
+    device.subscribe("down/#", QoS::AtLeastOnce).await;
+    connected(&client).await;
+    client.publish(message("down/1", "a")).unwrap();
+    soon(async {
+        // The early one may have come before the device has subscribed.
+        while device.next().await.topic != "down/1" {}
+    })
+    .await;
+    device.publish_surely("up/1", false, "b").await;
+    let one = soon(received.recv()).await.unwrap();
+    assert_eq!((one.publish.topic.as_str(), &one.publish.payload[..]), ("up/1", &b"b"[..]));
+    one.taken.complete();
+
+    first.stop().await;
+    soon(async {
+        while client.is_connected() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    client.publish(message("down/2", "while away")).unwrap();
+    client.subscribe("more").unwrap();
+    let (_second, _) = broker(at()).await;
+    let mut device = Peer::connect(address, "device").await;
+    device.subscribe("down/#", QoS::AtLeastOnce).await;
+    device.publish("none", QoS::AtMostOnce, false, "").await;
+    connected(&client).await;
+    client.publish(message("down/3", "c")).unwrap();
+    soon(async { while device.next().await.topic != "down/3" {} }).await;
+    // Subscribed again, also to what was added meanwhile.
+    soon(async {
+        loop {
+            device.publish("more", QoS::AtLeastOnce, false, "d").await;
+            if let Ok(Some(more)) = tokio::time::timeout(Duration::from_millis(100), received.recv()).await {
+                break assert_eq!(more.publish.topic, "more");
+            }
+        }
+    })
+    .await;
+    client.stop().await;
+}
+
+#[tokio::test]
+async fn the_broker_is_answered_when_the_message_is_taken() {
+    let (_broker, address) = broker(config()).await;
+    let (bus, mut received) = Bus::client(to(address), &["t"]).unwrap();
+    let Bus::Client(client) = &bus else { panic!("it is a client") };
+    connected(client).await;
+    let mut publisher = Peer::connect(address, "publisher").await;
+    // The subscription may be on its way.
+    publisher.publish_surely("t", true, "first").await;
+    let mut held = vec![soon(received.recv()).await.unwrap()];
+    for number in 1..40 {
+        publisher.publish_surely("t", false, &number.to_string()).await;
+    }
+    // The broker has 20 on their way at most: the others come when those are answered.
+    while held.len() < 20 {
+        held.push(soon(received.recv()).await.unwrap());
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(100), received.recv()).await.is_err());
+    let mut seen: Vec<_> = held.drain(..).map(|one| one.publish.payload).collect();
+    while seen.len() < 40 {
+        seen.push(soon(received.recv()).await.unwrap().publish.payload);
+    }
+    assert_eq!(seen.last().unwrap(), "39");
+    bus.publish(message("u", "x")).await.unwrap();
+    bus.stop().await;
+}
+
+#[tokio::test]
+async fn what_waits_for_a_broker_is_bounded() {
+    let address = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let (client, _received) = Client::start(to(address), &[]).unwrap();
+    for number in 0..1500 {
+        client.publish(message("t", &number.to_string())).unwrap();
+    }
+    assert!(client.publish(message("t", &"x".repeat(2 << 20))).is_err());
+    let mut config = config();
+    config.listen[0].address = address;
+    let folder = tempfile::tempdir().unwrap();
+    config.database = Some(folder.path().join("mqtt.db"));
+    let (broker, mut received) = crate::support::broker_with(config, &["t"]).await;
+    for number in 500..1500 {
+        let one = soon(received.recv()).await.unwrap();
+        assert_eq!(one.publish.payload, number.to_string(), "the oldest are dropped");
+    }
+    client.stop().await;
+    broker.stop().await;
+}
