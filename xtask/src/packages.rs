@@ -24,8 +24,11 @@ const NEEDED: &[Package] = &[
     Package { name: "iproute2", present: || has_program("ip") },
 ];
 
-/// What the tests need besides: a client that users have.
-const FOR_TESTS: &[Package] = &[Package { name: "kubernetes-client", present: || has_program("kubectl") }];
+/// What the tests need besides: clients that users have.
+const FOR_TESTS: &[Package] = &[
+    Package { name: "kubernetes-client", present: || has_program("kubectl") },
+    Package { name: "mosquitto-clients", present: || has_program("mosquitto_pub") },
+];
 
 /// Installs what containers need and is missing, after saying so. Without root, or when the installation fails, the error
 /// names the exact command to run.
@@ -33,7 +36,7 @@ pub fn ensure() -> Result<()> {
     install(NEEDED.iter().collect())
 }
 
-/// The same for the tests, which also drive the API with kubectl.
+/// The same for the tests, which also drive the API with kubectl and the MQTT broker with mosquitto's clients.
 pub fn ensure_for_tests() -> Result<()> {
     install(NEEDED.iter().chain(FOR_TESTS).collect())
 }
