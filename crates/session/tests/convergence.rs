@@ -20,6 +20,8 @@ enum Step {
     /// An object is made or changed in the cluster; with the name of a deleted one it is another object.
     Change(usize),
     Delete(usize),
+    /// An object stays in the cluster, but is not the node's any more, until it changes again.
+    Leave(usize),
     /// The cloud sends one message.
     Send,
     /// The node's queue drops one message, as a Go edge's does.
@@ -57,6 +59,8 @@ struct World {
     own_ends: bool,
     revision: u64,
     cluster: BTreeMap<String, Version>,
+    /// What was the node's and exists still.
+    away: BTreeMap<String, String>,
     queue: Option<NodeQueue>,
     notes: HashMap<String, (String, u64)>,
     written: HashMap<String, (String, u64)>,
@@ -79,6 +83,7 @@ impl World {
             own_ends,
             revision: 0,
             cluster: BTreeMap::new(),
+            away: BTreeMap::new(),
             queue: None,
             notes: HashMap::new(),
             written: HashMap::new(),
@@ -93,6 +98,17 @@ impl World {
             heard_reports: BTreeMap::new(),
             heard_events: BTreeSet::new(),
         }
+    }
+
+    /// The object exists still and may come back.
+    fn withdraw(&mut self, uid: &str, path: &str) {
+        // It may be deleted, and not yet be said to be so.
+        self.notes.entry(uid.to_owned()).and_modify(|(_, version)| *version = 0);
+        let Some(queue) = &mut self.queue else { return };
+        self.said += 1;
+        let content = Content::json(&(uid, self.revision)).expect("json");
+        let route = Route::new("devicecontroller", "resource", "delete", path);
+        queue.withdraw(uid, self.revision, Message::new(format!("c{}", self.said), 0, route, content));
     }
 
     fn push(&mut self, uid: &str, version: u64, verb: &str, path: &str) {
@@ -111,13 +127,27 @@ impl World {
     fn change(&mut self, object: usize) {
         self.revision += 1;
         let path = format!("default/pod/{object}");
-        let uid = self.cluster.get(&path).map_or_else(|| format!("u{}", self.revision), |(uid, _)| uid.clone());
+        let back = self.away.remove(&path);
+        let known = self.cluster.get(&path).map(|(uid, _)| uid.clone()).or(back);
+        let uid = known.unwrap_or_else(|| format!("u{}", self.revision));
         self.cluster.insert(path.clone(), (uid.clone(), self.revision));
         self.push(&uid, self.revision, "update", &path);
     }
 
+    fn leave(&mut self, object: usize) {
+        let path = format!("default/pod/{object}");
+        if let Some((uid, _)) = self.cluster.remove(&path) {
+            self.revision += 1;
+            self.withdraw(&uid, &path);
+            self.away.insert(path, uid);
+        }
+    }
+
     fn delete(&mut self, object: usize) {
         let path = format!("default/pod/{object}");
+        if let Some(uid) = self.away.remove(&path) {
+            self.push(&uid, u64::MAX, "delete", &path);
+        }
         if let Some((uid, _)) = self.cluster.remove(&path) {
             self.push(&uid, u64::MAX, "delete", &path);
         }
@@ -137,8 +167,10 @@ impl World {
         }
         self.queue = Some(NodeQueue::new(if self.own_ends { Window::WIDE } else { Window::UPSTREAM }));
         for (uid, (path, _)) in self.notes.clone() {
-            if self.cluster.get(&path).is_none_or(|(now, _)| *now != uid) {
-                self.push(&uid, u64::MAX, "delete", &path);
+            match self.cluster.get(&path) {
+                Some((now, _)) if *now == uid => {}
+                _ if self.away.get(&path) == Some(&uid) => self.withdraw(&uid, &path),
+                _ => self.push(&uid, u64::MAX, "delete", &path),
             }
         }
         for (path, (uid, version)) in self.cluster.clone() {
@@ -227,6 +259,7 @@ impl World {
         match step {
             Step::Change(object) => self.change(object),
             Step::Delete(object) => self.delete(object),
+            Step::Leave(object) => self.leave(object),
             Step::Send => self.down.extend(self.queue.as_mut().and_then(|queue| queue.next(self.now))),
             // Between own ends nothing is dropped but with the link.
             Step::Lose if self.own_ends => {}
@@ -294,6 +327,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (0..OBJECTS).prop_map(Step::Change),
         2 => (0..OBJECTS).prop_map(Step::Delete),
+        2 => (0..OBJECTS).prop_map(Step::Leave),
         8 => Just(Step::Send),
         1 => Just(Step::Lose),
         1 => Just(Step::Repeat),

@@ -3,15 +3,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use wire::{EdgeResource, Message, kind};
+use wire::{EdgeResource, Message, kind, operation};
 
 use super::{MAX_WAITING_BYTES, Window};
 
 /// A message that the node could not take is sent again after this time, doubled with each refusal.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 
-/// Who goes first: the Node itself, then pods, then what pods refer to.
-const CLASSES: usize = 3;
+/// Who goes first: the Node itself, then pods, then what pods and devices refer to, then devices.
+const CLASSES: usize = 4;
 /// What was refused, or sent in vain, may stay in flight for ever and is not counted against the window, as long as there is not more of it
 /// than so many windows.
 const STUCK_WINDOWS: usize = 3;
@@ -147,6 +147,11 @@ impl Flights {
         self.waiting.contains_key(uid) || self.in_flight.contains_key(uid)
     }
 
+    /// Whether the newest that waits of this object is its deletion.
+    pub(super) fn has_waiting_deletion(&self, uid: &str) -> bool {
+        self.waiting.get(uid).is_some_and(|message| message.route.operation == operation::DELETE)
+    }
+
     pub(super) fn pending(&self) -> usize {
         self.waiting.len() + self.in_flight.len()
     }
@@ -176,6 +181,7 @@ fn class(message: &Message) -> usize {
     match EdgeResource::parse(&message.route.resource).map(|resource| resource.kind).as_deref() {
         Ok(kind::NODE) => 0,
         Ok(kind::POD) => 1,
+        Ok(kind::DEVICE) => 3,
         _ => 2,
     }
 }

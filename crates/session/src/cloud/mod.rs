@@ -11,7 +11,7 @@ mod flights;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use wire::{Message, operation};
@@ -63,12 +63,12 @@ pub struct NodeQueue {
     plain: VecDeque<Message>,
     /// The newest version of each object that was offered, by uid: none older follows it.
     offered: HashMap<String, u64>,
-    /// Uids of acknowledged deletions, oldest first.
-    deleted: VecDeque<String>,
+    /// Uids of acknowledged deletions and the version that each left in `offered`, oldest first.
+    deleted: VecDeque<(String, u64)>,
     /// Objects that are offered and not acknowledged, by name.
     open: HashMap<String, (String, Message)>,
-    /// Deletions that are not acknowledged, by name.
-    deleting: HashMap<String, usize>,
+    /// Uids of deletions that are not acknowledged, by name.
+    deleting: HashMap<String, HashSet<String>>,
     /// What waits for the deletion of a namesake, by name.
     held: HashMap<String, (String, Message)>,
     held_bytes: usize,
@@ -112,7 +112,10 @@ impl NodeQueue {
             return;
         }
         if is_deletion {
-            self.delete(uid, name, message);
+            // The uid does not come again.
+            if self.offered.insert(uid.to_owned(), u64::MAX) != Some(u64::MAX) {
+                self.delete(uid, name, message);
+            }
             return;
         }
         self.offered.insert(uid.to_owned(), version);
@@ -124,11 +127,19 @@ impl NodeQueue {
         self.flights.offer(uid.to_owned(), message);
     }
 
-    fn delete(&mut self, uid: &str, name: String, message: Message) {
-        // The uid does not come again.
-        if self.offered.insert(uid.to_owned(), u64::MAX) == Some(u64::MAX) {
+    /// Offers the deletion of an object that still exists and, in this version, is not the node's any more. What is offered from this version on
+    /// counts again: it may come back. A node that was offered a newer one keeps it.
+    pub fn withdraw(&mut self, uid: &str, version: u64, message: Message) {
+        let is_open = || self.flights.has(uid) || self.held.values().any(|(held, _)| held == uid);
+        if self.offered.get(uid).is_some_and(|offered| *offered > version) || (self.overflowed && !is_open()) {
             return;
         }
+        self.offered.insert(uid.to_owned(), version.saturating_sub(1));
+        let name = message.route.resource.clone();
+        self.delete(uid, name, message);
+    }
+
+    fn delete(&mut self, uid: &str, name: String, message: Message) {
         if self.held.get(&name).is_some_and(|(held, _)| held == uid) {
             self.release(&name);
         }
@@ -139,7 +150,7 @@ impl NodeQueue {
         {
             self.hold(name.clone(), other, open);
         }
-        *self.deleting.entry(name).or_default() += 1;
+        self.deleting.entry(name).or_default().insert(uid.to_owned());
         self.flights.offer(uid.to_owned(), message);
     }
 
@@ -203,16 +214,24 @@ impl NodeQueue {
     }
 
     fn deletion_is_done(&mut self, uid: &str, name: &str) {
-        self.deleted.push_back(uid.to_owned());
+        // One more deletion of it waits: it came back and left again meanwhile.
+        if self.flights.has_waiting_deletion(uid) {
+            return;
+        }
+        if let Some(left) = self.offered.get(uid) {
+            self.deleted.push_back((uid.to_owned(), *left));
+        }
         if self.deleted.len() > MAX_DELETED
-            && let Some(oldest) = self.deleted.pop_front()
+            && let Some((oldest, left)) = self.deleted.pop_front()
+            && self.offered.get(&oldest) == Some(&left)
         {
             self.offered.remove(&oldest);
         }
-        let left = self.deleting.get(name).map_or(0, |count| count.saturating_sub(1));
-        if left > 0 {
-            self.deleting.insert(name.to_owned(), left);
-            return;
+        if let Some(deleting) = self.deleting.get_mut(name) {
+            deleting.remove(uid);
+            if !deleting.is_empty() {
+                return;
+            }
         }
         self.deleting.remove(name);
         if let Some((uid, message)) = self.release(name) {

@@ -296,3 +296,49 @@ fn what_was_deleted_does_not_come_back() {
     }
     assert_eq!((queue.offered.len(), queue.deleting.len(), queue.open.len()), (MAX_DELETED, 0, 0));
 }
+
+#[test]
+fn what_left_the_node_may_come_back_and_leave_again() {
+    let (mut queue, now) = queue();
+    let withdraw = |queue: &mut NodeQueue, version: u64, id: &str| {
+        queue.withdraw("1", version, message(id, "delete", "default/pod/1"));
+    };
+    offer(&mut queue, 1, 1);
+    assert_eq!(sent(&mut queue, now), ["1-1"]);
+    queue.acknowledge("1-1");
+    withdraw(&mut queue, 2, "gone-2");
+    assert_eq!(sent(&mut queue, now), ["gone-2"]);
+    offer(&mut queue, 1, 1);
+    offer(&mut queue, 1, 3);
+    assert!(sent(&mut queue, now).is_empty(), "the deletion is in flight");
+    withdraw(&mut queue, 2, "late");
+    withdraw(&mut queue, 4, "gone-4");
+    assert!(sent(&mut queue, now).is_empty() && queue.pending() == 2);
+    queue.acknowledge("gone-2");
+    assert_eq!(sent(&mut queue, now), ["gone-4"]);
+    offer(&mut queue, 1, 5);
+    queue.acknowledge("gone-4");
+    assert_eq!(sent(&mut queue, now), ["1-5"]);
+    queue.acknowledge("1-5");
+    // What the node does not use any more goes, and comes back in the same version.
+    withdraw(&mut queue, 5, "unused");
+    assert_eq!(sent(&mut queue, now), ["unused"]);
+    queue.acknowledge("unused");
+    offer(&mut queue, 1, 5);
+    assert_eq!(sent(&mut queue, now), ["1-5"]);
+    queue.acknowledge("1-5");
+    queue.offer("1", u64::MAX, message("end", "delete", "default/pod/1"));
+    withdraw(&mut queue, 9, "later");
+    assert_eq!(sent(&mut queue, now), ["end"], "deleted for good");
+    queue.acknowledge("end");
+    assert_eq!(queue.pending(), 0);
+}
+
+#[test]
+fn a_model_goes_before_its_device_though_the_device_waited_longer() {
+    let (mut queue, now) = queue();
+    queue.offer("d", 1, message("device", "insert", "default/device/d"));
+    queue.offer("m", 2, message("model", "insert", "default/devicemodel/m"));
+    queue.offer("d", 3, message("device again", "update", "default/device/d"));
+    assert_eq!(sent(&mut queue, now), ["model", "device again"]);
+}
