@@ -1,5 +1,5 @@
 //! What a new cluster begins with: keys ([`pki`]), namespaces, roles ([`rbac`]), the `kubernetes` Service, KubeEdge's
-//! definitions of delivery records. Every start checks all of it, so that an older state is brought up to date.
+//! definitions. Every start checks all of it, so that an older state is brought up to date.
 
 pub mod pki;
 pub mod rbac;
@@ -94,30 +94,20 @@ fn is_public(ip: IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_loopback()
 }
 
-/// ObjectSync and ClusterObjectSync of KubeEdge v1.23: what edge nodes have acknowledged.
+/// What cloudcore needs to be defined: the documents that a real cluster is given.
 fn definitions() -> Vec<Value> {
-    [("objectsync", "ObjectSync", "Namespaced"), ("clusterobjectsync", "ClusterObjectSync", "Cluster")]
-        .into_iter()
-        .map(|(singular, kind, scope)| {
-            let text = json!({"type": "string"});
-            let schema = json!({
-                "type": "object",
-                "properties": {
-                    "apiVersion": text, "kind": text, "metadata": {"type": "object"},
-                    "spec": {"type": "object", "properties": {"objectAPIVersion": text, "objectKind": text, "objectName": text}},
-                    "status": {"type": "object", "properties": {"objectResourceVersion": text}},
-                },
-            });
-            json!({
-                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-                "metadata": {"name": format!("{singular}s.reliablesyncs.kubeedge.io")},
-                "spec": {
-                    "group": "reliablesyncs.kubeedge.io", "scope": scope,
-                    "names": {"kind": kind, "listKind": format!("{kind}List"), "plural": format!("{singular}s"), "singular": singular},
-                    "versions": [{"name": "v1alpha1", "served": true, "storage": true,
-                        "schema": {"openAPIV3Schema": schema}, "subresources": {"status": {}}}],
-                },
-            })
-        })
-        .collect()
+    let documents = include_str!("../../../../deploy/crds.yaml").split("\n---\n");
+    documents.map(|text| serde_saphyr::from_str(text).expect("a test reads them")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_definition_can_be_read() {
+        let names: Vec<Value> =
+            definitions().into_iter().map(|definition| definition["spec"]["names"]["kind"].clone()).collect();
+        assert_eq!(names, ["ObjectSync", "ClusterObjectSync", "Device", "DeviceModel", "DeviceStatus"]);
+    }
 }
