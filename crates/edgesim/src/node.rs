@@ -352,7 +352,7 @@ fn ticks(period: Duration) -> tokio::time::Interval {
 /// What the cloud keeps note of.
 fn is_noted(resource: &str) -> bool {
     let kind = EdgeResource::parse(resource).map(|resource| resource.kind).unwrap_or_default();
-    [kind::POD, kind::CONFIG_MAP, kind::SECRET].contains(&kind.as_str())
+    inventory::KINDS.contains(&kind.as_str())
 }
 
 fn now() -> String {

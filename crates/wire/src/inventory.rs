@@ -7,8 +7,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kind;
+
 /// The resource of the question and its answer.
 pub const RESOURCE: &str = "inventory";
+/// Types of the objects that stand in it: what the cloud pushes and deletes in its own time. The Node itself does not.
+pub const KINDS: [&str; 5] = [kind::POD, kind::CONFIG_MAP, kind::SECRET, kind::DEVICE, kind::DEVICE_MODEL];
 /// The operation of the message that ends catching up.
 pub const SYNCED: &str = "synced";
 /// Objects of one node at most; what a peer lists beyond them is cut.

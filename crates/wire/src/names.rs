@@ -159,8 +159,18 @@ pub mod kind {
     pub const VOLUME_ATTACHMENT: &str = "volumeattachment";
     /// A Rule's counters.
     pub const RULE_STATUS: &str = "rulestatus";
+    /// A Device.
+    pub const DEVICE: &str = "device";
+    /// A DeviceModel.
+    pub const DEVICE_MODEL: &str = "devicemodel";
     /// The whole resource path of the request for the API server's CA.
     pub const CA_CERT: &str = "k8s/ca.crt";
+    /// The whole resource path of the devices that come to a node or leave it.
+    pub const MEMBERSHIP: &str = "membership";
+    /// The whole resource path of all devices of a node: the question, and the list without a parent.
+    pub const MEMBERSHIP_DETAIL: &str = "membership/detail";
+    /// The whole resource path of the word that a report of a device has been taken.
+    pub const TWIN: &str = "twin";
     /// The whole resource path of the in-process news of the connection.
     pub const NODE_CONNECTION: &str = "node/connection";
 }

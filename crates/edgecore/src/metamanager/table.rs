@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::rusqlite::{OptionalExtension, params};
 use store::{Database, Schema, StoreError};
-use wire::inventory::Held;
+use wire::inventory::{self, Held};
 use wire::{Content, EdgeResource, kind};
 
 /// The schema of the node's database.
@@ -152,12 +152,12 @@ impl Table {
         })
     }
 
-    /// What the cloud keeps note of: objects that it pushes and that are deleted in its own time.
+    /// What the cloud keeps note of.
     pub(super) fn inventory(&self) -> Result<Vec<Held>, StoreError> {
         self.database.read(|c| {
-            let sql = "SELECT uid, key, revision FROM meta WHERE kind IN (?1, ?2, ?3) AND uid <> ''";
+            let sql = "SELECT uid, key, revision FROM meta WHERE kind IN (?1, ?2, ?3, ?4, ?5) AND uid <> ''";
             let mut statement = c.prepare_cached(sql)?;
-            let rows = statement.query_map([kind::POD, kind::CONFIG_MAP, kind::SECRET], |row| {
+            let rows = statement.query_map(inventory::KINDS, |row| {
                 let revision: i64 = row.get(2)?;
                 Ok(Held(row.get(0)?, row.get(1)?, u64::try_from(revision).unwrap_or_default()))
             })?;
