@@ -1,11 +1,12 @@
 //! `cloudcore`: the hub between a Kubernetes API and the edge nodes.
 //!
 //! [`cloudhub`] issues certificates and holds a session per node, [`edgecontroller`] decides what each node must have and
-//! carries out what nodes ask for, [`kubernetes`] is the way to the API, [`objectsync`] remembers in it what each node has. Nothing
+//! carries out what nodes ask for, [`devicecontroller`] does so for devices, [`kubernetes`] is the way to the API, [`objectsync`] remembers in it what each node has. Nothing
 //! else is kept: a restart loses nothing. Flow of a change: `kubernetes::reflector` → `edgecontroller::downstream` → session's queue →
 //! node → acknowledgement → `objectsync`. Flow of a request: session → `edgecontroller::upstream` → API → answer.
 
 pub mod cloudhub;
+pub mod devicecontroller;
 pub mod edgecontroller;
 pub mod kubernetes;
 pub mod objectsync;
@@ -21,6 +22,8 @@ use tracing::{info, warn};
 
 use cloudhub::monitor::Monitor;
 use cloudhub::{CloudHub, Controllers, HubError};
+use devicecontroller::DeviceController;
+use devicecontroller::downstream::{DEVICE, MODEL};
 use edgecontroller::downstream::{self, Event};
 use edgecontroller::upstream::Upstream;
 use kubernetes::{Kubernetes, KubernetesError};
@@ -84,8 +87,13 @@ pub async fn run(
     let records = objectsync::start(kubernetes.clone(), &tasks, &stopping);
     let view = Arc::new(edgecontroller::view::View::default());
     downstream::start(&kubernetes, &view, records.clone(), events.clone(), incoming, &tasks, &stopping);
-    let upstream = Upstream::new(kubernetes.clone(), view);
-    let controllers = Controllers { events, upstream, records };
+    match config.has_device_controller() {
+        true => edgecontroller::devices::follow(&kubernetes, &view, &events, &tasks, &stopping),
+        false => [DEVICE, MODEL].into_iter().for_each(|kind| view.versions.set_absent(kind, true)),
+    }
+    let upstream = Upstream::new(kubernetes.clone(), view.clone());
+    let devices = DeviceController::start(kubernetes.clone(), view, &tasks, &stopping);
+    let controllers = Controllers { events, upstream, devices, records };
     let (websocket, https) = CloudHub::start(settings, kubernetes, controllers, &monitor, &tasks, &stopping).await?;
     info!(%websocket, %https, "cloudcore serves");
     // A caller that does not wait is no fault.

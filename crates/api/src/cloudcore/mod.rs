@@ -145,6 +145,11 @@ impl Config {
         }
     }
 
+    /// Whether devices are delivered to nodes (`modules.deviceController.enable`).
+    pub fn has_device_controller(&self) -> bool {
+        self.document.flag("modules.deviceController.enable")
+    }
+
     /// Modules that the file switches on and this program does not have.
     pub fn missing_modules(&self) -> Vec<&'static str> {
         let names = ["taskManager", "dynamicController", "cloudStream", "router"];

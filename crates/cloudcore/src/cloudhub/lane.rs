@@ -66,6 +66,12 @@ impl Lane {
         self.note_lag();
     }
 
+    /// Offers the deletion of an object that is not the node's any more, as of this version; it may come back.
+    pub(super) fn withdraw(&mut self, uid: &str, version: u64, message: Message) {
+        self.queue.withdraw(uid, version, message);
+        self.note_lag();
+    }
+
     /// The session has ended: what was not sent is not sent any more, and takes no place of what the node asks in its next session.
     pub(super) fn end(&mut self) {
         self.has_ended = true;

@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::devicecontroller::DeviceController;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
 use crate::kubernetes::{Kubernetes, KubernetesError};
@@ -71,6 +72,8 @@ pub struct Controllers {
     pub events: mpsc::Sender<Event>,
     /// Answers requests of nodes.
     pub upstream: Upstream,
+    /// Takes what nodes say of devices.
+    pub devices: DeviceController,
     /// Notes what nodes have.
     pub records: Records,
 }

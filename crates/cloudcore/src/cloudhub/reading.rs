@@ -50,6 +50,7 @@ pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: 
             let Some(work) = dispatch(handle, services, message) else { continue };
             let Some(place) = turns.place().await else { return "cloudcore ends".to_owned() };
             let (handle, upstream, records) = (handle.clone(), services.upstream.clone(), services.records.clone());
+            let devices = services.devices.clone();
             let mut turn = turns.queue(work.resource());
             services.tasks.spawn(async move {
                 turn.come().await;
@@ -57,6 +58,11 @@ pub(super) async fn read(handle: &SessionHandle, reader: &mut Reader, services: 
                     Work::Request(request) => {
                         let outcome = upstream.handle(handle.node(), &request).await;
                         conclude(&handle, &records, &request.header.msg_id, outcome, place);
+                    }
+                    Work::Device(said) => {
+                        if let Some(answer) = devices.handle(&handle, &said).await {
+                            handle.answer("", answer, place);
+                        }
                     }
                     Work::NotTaken(not_taken) => upstream.tell(handle.node(), &not_taken).await,
                 }
@@ -114,13 +120,15 @@ fn conclude(
 /// What a message of the node is cause for and takes a while.
 enum Work {
     Request(Message),
+    /// What DeviceTwin says.
+    Device(Message),
     NotTaken(NotTaken),
 }
 
 impl Work {
     fn resource(&self) -> &str {
         match self {
-            Self::Request(request) => &request.route.resource,
+            Self::Request(request) | Self::Device(request) => &request.route.resource,
             Self::NotTaken(not_taken) => &not_taken.resource,
         }
     }
@@ -171,6 +179,9 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
         source::EDGE_CONTROLLER,
         source::SYNC_CONTROLLER,
     ];
+    if route.source == source::TWIN && route.group == group::RESOURCE {
+        return Some(Work::Device(message));
+    }
     let not_here = matches!(route.group.as_str(), group::USER | group::TWIN)
         || matches!(route.source.as_str(), source::TWIN | source::META_SERVER)
         || matches!(

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use beehive::compose;
 use link::ws::{Incoming, LinkError, Reader, Writer};
+use session::cloud::Full;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +19,7 @@ use super::lane::Lane;
 use super::monitor::{Counters, count};
 use super::reading::read;
 use super::turns::Turns;
+use crate::devicecontroller::DeviceController;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
 use crate::objectsync::{Acknowledged, Doubt, Records};
@@ -97,6 +99,22 @@ impl SessionHandle {
     pub fn offer(&self, uid: &str, version: u64, message: Message) {
         self.lane().offer(uid, version, message);
         self.shared.wake.notify_one();
+    }
+
+    /// Offers the deletion of an object that exists, but in this version is not the node's any more; it may come back.
+    pub fn withdraw(&self, uid: &str, version: u64, message: Message) {
+        self.lane().withdraw(uid, version, message);
+        self.shared.wake.notify_one();
+    }
+
+    /// Sends a message that nobody acknowledges.
+    ///
+    /// # Errors
+    /// Too many wait: the node does not read.
+    pub fn post(&self, message: Message) -> Result<(), Full> {
+        let posted = self.lane().post(message);
+        self.shared.wake.notify_one();
+        posted
     }
 
     /// A comparison of the node with the cluster is wanted. Whether the caller has to run it, for nobody does yet.
@@ -192,7 +210,7 @@ impl SessionHandle {
     }
 
     /// A message of the node was dealt with and has no answer.
-    pub(super) fn done(&self, id: &str) {
+    pub(crate) fn done(&self, id: &str) {
         self.lane().done(id);
         self.shared.wake.notify_one();
     }
@@ -243,6 +261,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Clone)]
 pub(super) struct Services {
     pub(super) upstream: Upstream,
+    pub(super) devices: DeviceController,
     pub(super) records: Records,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) feed: Feed,

@@ -75,9 +75,10 @@ enum Purpose {
 
 impl Sessions {
     pub(super) fn new(settings: Settings, controllers: Controllers, tasks: &TaskTracker) -> Self {
-        let Controllers { events, upstream, records } = controllers;
+        let Controllers { events, upstream, devices, records } = controllers;
         let services = Services {
             upstream,
+            devices,
             records,
             events: events.clone(),
             feed: Feed::default(),
@@ -356,6 +357,7 @@ pub(super) fn agree(headers: &HeaderMap) -> Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devicecontroller::DeviceController;
     use crate::edgecontroller::upstream::Upstream;
     use crate::kubernetes::Kubernetes;
     use std::path::Path;
@@ -368,9 +370,10 @@ mod tests {
         let settings = api::cloudcore::Config::parse(text, Path::new("cloudcore.yaml")).expect("settings").cloud_hub();
         let kubernetes = Kubernetes::at("http://127.0.0.1:1");
         let records = crate::objectsync::start(kubernetes.clone(), &tasks, &stopping);
-        let upstream = Upstream::new(kubernetes, Arc::default());
+        let upstream = Upstream::new(kubernetes.clone(), Arc::default());
+        let devices = DeviceController::start(kubernetes, Arc::default(), &tasks, &stopping);
         let (events, _incoming) = mpsc::channel(1);
-        let sessions = Sessions::new(settings, Controllers { events, upstream, records }, &tasks);
+        let sessions = Sessions::new(settings, Controllers { events, upstream, devices, records }, &tasks);
         let [first, second, again] = ["n1", "n2", "n1"].map(|node| SessionHandle::new(node, Peer::default()));
         sessions.enter(&first).expect("room");
         assert!(sessions.enter(&second).expect_err("none left").contains("nodeLimit"));

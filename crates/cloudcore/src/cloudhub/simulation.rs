@@ -25,6 +25,7 @@ use wire::{Content, FEATURES, Message, group, operation, source};
 use super::Controllers;
 use super::session::{Peer, SessionHandle};
 use super::sessions::{Sessions, agree};
+use crate::devicecontroller::DeviceController;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
 use crate::kubernetes::Kubernetes;
@@ -128,8 +129,9 @@ async fn cloud(cluster: Arc<Cluster>) -> turmoil::Result {
     let kubernetes = Kubernetes::at("http://127.0.0.1:1");
     let records = crate::objectsync::start(kubernetes.clone(), &tasks, &ended);
     let (events, mut incoming) = mpsc::channel(64);
-    let controllers =
-        Controllers { events, upstream: Upstream::new(kubernetes, Arc::default()), records: records.clone() };
+    let upstream = Upstream::new(kubernetes.clone(), Arc::default());
+    let devices = DeviceController::start(kubernetes, Arc::default(), &tasks, &ended);
+    let controllers = Controllers { events, upstream, devices, records: records.clone() };
     let sessions = Sessions::new(settings, controllers, &tasks);
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
     let mut running = JoinSet::new();
@@ -180,11 +182,9 @@ async fn a_node_that_talks_too_much_waits() {
     let kubernetes = Kubernetes::at("http://127.0.0.1:1");
     let records = crate::objectsync::start(kubernetes.clone(), &tasks, &ended);
     let (events, _incoming) = mpsc::channel(4);
-    let sessions = Sessions::new(
-        settings,
-        Controllers { events, upstream: Upstream::new(kubernetes, Arc::default()), records },
-        &tasks,
-    );
+    let upstream = Upstream::new(kubernetes.clone(), Arc::default());
+    let devices = DeviceController::start(kubernetes, Arc::default(), &tasks, &ended);
+    let sessions = Sessions::new(settings, Controllers { events, upstream, devices, records }, &tasks);
     let mut running = JoinSet::new();
     running.spawn(async move {
         let accepted = ws::accept(cloud, CONNECT, CONNECT, |_: &Request<()>| Ok(HeaderMap::new())).await;

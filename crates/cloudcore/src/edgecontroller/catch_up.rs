@@ -12,11 +12,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::warn;
 use wire::{Message, kind, operation};
 
+use super::devices::withdraw;
 use super::downstream::{Event, RESTORED};
 use super::object::{push, read, read_pod, tombstone, with_kind};
 use super::references::{self, Reference};
 use super::view::{NamespacedName, View};
 use crate::cloudhub::session::SessionHandle;
+use crate::devicecontroller::devices::Wanted;
+use crate::devicecontroller::downstream::{DEVICE, MODEL, Object};
+use crate::devicecontroller::membership;
 use crate::kubernetes::{Kubernetes, KubernetesError};
 use crate::objectsync::{Doubt, Record, Records};
 
@@ -102,6 +106,7 @@ impl CatchUp {
         }
         // Deletions first: a new object may have the name of one that is gone.
         let lacking = self.pods(node, &mut records, believes).await?;
+        let devices = self.devices(node, &mut records, believes).await?;
         records.retain(|_, record| !believes || !self.is_current(record));
         for record in records.values() {
             self.record(record).await?;
@@ -112,6 +117,19 @@ impl CatchUp {
             if !self.view.are_listed() || is_there() {
                 self.offer(&uid, version, message);
             }
+        }
+        for (wanted, version, message) in devices {
+            // Looked at and offered at once: what the node loses meanwhile it loses after this.
+            let known = self.view.devices.read();
+            if known.wants(node, &wanted) {
+                self.offer(&wanted.uid, version, message);
+            }
+        }
+        // Once after a connection, and never without knowing: a Go edge forgets all others.
+        let all = membership::all(&self.view.devices.read(), node);
+        if let Some(all) = all.filter(|_| !is_thorough && !session.peer().features.inventory) {
+            // A node that does not read asks again.
+            let _ = session.post(all);
         }
         Ok(doubt)
     }
@@ -205,6 +223,50 @@ impl CatchUp {
                 let path = format!("{}/{}/{}", name.0, kind::POD, name.1);
                 let message = push(operation::UPDATE, &path, entry.version, with_kind(text, "Pod"));
                 lacking.push((name, entry.uid, entry.version, message));
+            }
+        }
+        Ok(lacking)
+    }
+
+    /// Devices and models that the node has not acknowledged in their version; those that it has too much it is rid of. Which ones are the node's only
+    /// the watches tell: the API cannot be asked for that. Their records are taken out of `records`.
+    async fn devices(
+        &mut self,
+        node: &str,
+        records: &mut HashMap<String, Record>,
+        believes: bool,
+    ) -> Result<Vec<(Wanted, u64, Message)>, CatchUpError> {
+        let mut noted: HashMap<String, Record> =
+            records.extract_if(|_, record| matches!(record.kind.as_str(), DEVICE | MODEL)).collect();
+        // They are listed yet, or not known at all: then the node keeps what it has. It is compared again when they are.
+        let Some(wanted) = self.view.devices.wanted(node) else { return Ok(Vec::new()) };
+        let mut lacking = Vec::new();
+        for wanted in wanted {
+            let acknowledged = noted.get(&wanted.uid).map(|record| record.version);
+            if believes && acknowledged == Some(wanted.version) {
+                noted.remove(&wanted.uid);
+                continue;
+            }
+            let found = self.get(&wanted.kind.object(&wanted.name.0, &wanted.name.1)).await?;
+            let version = found.as_ref().and_then(read).filter(|now| now.uid() == wanted.uid).map(|now| now.version());
+            // It is gone, and the watch will tell.
+            let (Some(text), Some(version)) = (found, version) else { continue };
+            noted.remove(&wanted.uid);
+            if acknowledged != Some(version) {
+                let path = format!("{}/{}/{}", wanted.name.0, wanted.kind.segment, wanted.name.1);
+                let message = push(operation::UPDATE, &path, version, with_kind(text, wanted.kind.name));
+                lacking.push((wanted, version, message));
+            }
+        }
+        for record in noted.into_values() {
+            let kind = if record.kind == DEVICE { DEVICE } else { MODEL };
+            let name = (record.namespace, record.name);
+            let known = self.view.devices.read();
+            let version = known.version(kind, &name, &record.uid);
+            let object = Object { kind, name, uid: record.uid, version: version.unwrap_or(u64::MAX) };
+            match version {
+                Some(_) => withdraw(&self.records, &self.session, &object),
+                None => self.delete(&object.name, &object.path(), &object.uid),
             }
         }
         Ok(lacking)

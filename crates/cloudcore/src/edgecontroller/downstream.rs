@@ -1,4 +1,4 @@
-//! From the cluster to the nodes: one task follows pods, nodes, ConfigMaps and Secrets, and offers each node what is its own.
+//! From the cluster to the nodes: one task follows pods, nodes, ConfigMaps, Secrets and devices, and offers each node what is its own.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use super::object::{push, read, read_pod, tombstone, with_kind};
 use super::references::{self, Reference};
 use super::view::{NamespacedName, PodEntry, View};
 use crate::cloudhub::session::SessionHandle;
+use crate::devicecontroller::downstream::{DEVICE, Follower, MODEL};
 use crate::kubernetes::{Change, Kubernetes, Reflector};
 use crate::objectsync::Records;
 
@@ -40,6 +41,10 @@ pub enum Event {
     ConfigMap(Change),
     /// A Secret.
     Secret(Change),
+    /// A Device.
+    Device(Change),
+    /// A DeviceModel.
+    DeviceModel(Change),
     /// A node has a new session.
     Connected(SessionHandle),
     /// A session has ended.
@@ -50,7 +55,7 @@ pub enum Event {
     FromTheFuture,
 }
 
-/// Starts the task and what feeds it.
+/// Starts the task and what feeds it, but for devices.
 pub fn start(
     kubernetes: &Kubernetes,
     view: &Arc<View>,
@@ -84,15 +89,16 @@ pub fn start(
     });
 }
 
-struct Downstream {
+pub(super) struct Downstream {
     kubernetes: Kubernetes,
-    view: Arc<View>,
-    records: Records,
-    sessions: HashMap<String, SessionHandle>,
+    pub(super) view: Arc<View>,
+    pub(super) records: Records,
+    pub(super) sessions: HashMap<String, SessionHandle>,
     /// What the nodes last heard of themselves: a digest.
     nodes: HashMap<String, u64>,
     seen_pods: Option<HashSet<NamespacedName>>,
     seen_nodes: Option<HashSet<String>>,
+    pub(super) devices: Follower,
     /// What was listed once.
     listed: HashSet<references::Kind>,
     /// Nodes without a Node object, and since when that is known.
@@ -123,6 +129,7 @@ impl Downstream {
             nodes: HashMap::new(),
             seen_pods: None,
             seen_nodes: None,
+            devices: Follower::new(view.clone()),
             listed: HashSet::new(),
             departed: HashMap::new(),
             at_once: Arc::new(Semaphore::new(COMPARISONS)),
@@ -150,6 +157,8 @@ impl Downstream {
                 Event::Node(change) => self.node(change),
                 Event::ConfigMap(change) => self.referenced(references::Kind::ConfigMap, change),
                 Event::Secret(change) => self.referenced(references::Kind::Secret, change),
+                Event::Device(change) => self.device(DEVICE, change),
+                Event::DeviceModel(change) => self.device(MODEL, change),
                 Event::Connected(session) => self.connected(session),
                 Event::Disconnected(session) => self.disconnected(&session),
                 Event::Lacking(session) => self.catch_up(session, true),
@@ -176,7 +185,7 @@ impl Downstream {
     }
 
     /// Finds in the background what the node lacks; what changes meanwhile is newer and wins.
-    fn catch_up(&self, session: SessionHandle, is_thorough: bool) {
+    pub(super) fn catch_up(&self, session: SessionHandle, is_thorough: bool) {
         if !session.want_comparison(is_thorough) {
             return;
         }
@@ -267,7 +276,7 @@ impl Downstream {
 
     /// The cluster was restored from a backup, as the list of this kind shows. Versions count from an earlier number again and say nothing:
     /// all nodes connect again, for their sessions have seen versions that are still to come, and get everything.
-    fn restored(&mut self, kind: &'static str) {
+    pub(super) fn restored(&mut self, kind: &'static str) {
         warn!(kind, "the cluster was restored from a backup: all nodes get everything again");
         self.view.versions.forget(kind);
         self.doubt_all();
@@ -431,7 +440,7 @@ impl Downstream {
         });
     }
 
-    fn offer(&self, node: &str, uid: &str, version: u64, verb: &str, path: &str, content: Content) {
+    pub(super) fn offer(&self, node: &str, uid: &str, version: u64, verb: &str, path: &str, content: Content) {
         let Some(session) = self.sessions.get(node) else { return };
         if verb != operation::DELETE {
             if !session.peer().features.inventory {

@@ -12,22 +12,24 @@ use wire::{Content, Message, group, source};
 
 use super::references;
 use super::view::{NamespacedName, PodEntry};
+use crate::kubernetes::kinds::Kind;
 
 /// An object of the API, as far as this task reads it.
 #[derive(Deserialize)]
-pub(super) struct Object<'a> {
+pub(crate) struct Object<'a> {
     #[serde(default, borrow)]
     kind: Option<&'a str>,
-    pub(super) metadata: Map<String, Value>,
+    pub(crate) metadata: Map<String, Value>,
     #[serde(default, borrow)]
-    spec: Option<&'a RawValue>,
+    pub(crate) spec: Option<&'a RawValue>,
     #[serde(default, borrow)]
     status: Option<&'a RawValue>,
 }
 
 /// A message that the node must acknowledge. A deletion without a version has none in its header.
-pub(super) fn push(verb: &str, path: &str, version: u64, content: Content) -> Message {
-    let mut message = compose::message(source::EDGE_CONTROLLER, group::RESOURCE, verb, path, content);
+pub(crate) fn push(verb: &str, path: &str, version: u64, content: Content) -> Message {
+    let from = Kind::of_path(path).map_or(source::EDGE_CONTROLLER, |kind| kind.source);
+    let mut message = compose::message(from, group::RESOURCE, verb, path, content);
     if version != u64::MAX {
         message.header.resource_version = version.to_string();
     }
@@ -35,18 +37,19 @@ pub(super) fn push(verb: &str, path: &str, version: u64, content: Content) -> Me
 }
 
 /// What is left of an object whose last state nobody knows.
-pub(super) fn tombstone((namespace, name): &NamespacedName, uid: &str) -> Content {
+pub(crate) fn tombstone((namespace, name): &NamespacedName, uid: &str) -> Content {
     let object = serde_json::json!({"metadata": {"name": name, "namespace": namespace, "uid": uid}});
     Content::json(&object).unwrap_or_else(|_| Content::null())
 }
 
 /// Objects in lists have no kind; an edge needs it.
-pub(super) fn with_kind(text: Bytes, kind: &str) -> Content {
+pub(crate) fn with_kind(text: Bytes, kind: &str) -> Content {
     let has_kind = serde_json::from_slice::<Object<'_>>(&text)
         .is_ok_and(|object| object.kind.is_some_and(|kind| !kind.is_empty()));
     let text = match text.strip_prefix(b"{") {
         Some(rest) if !has_kind => {
-            let mut full = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"v1\",").into_bytes();
+            let version = Kind::named(kind).map_or("v1", |kind| kind.api_version);
+            let mut full = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",").into_bytes();
             full.extend_from_slice(rest);
             full.into()
         }
@@ -56,7 +59,7 @@ pub(super) fn with_kind(text: Bytes, kind: &str) -> Content {
 }
 
 /// Reads an object of the API.
-pub(super) fn read(text: &Bytes) -> Option<Object<'_>> {
+pub(crate) fn read(text: &Bytes) -> Option<Object<'_>> {
     serde_json::from_slice(text).inspect_err(|error| warn!(%error, "an object of the API cannot be read")).ok()
 }
 
@@ -81,19 +84,19 @@ impl Object<'_> {
         self.metadata.get(field).and_then(Value::as_str).unwrap_or_default()
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.text("name")
     }
 
-    pub(super) fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         self.text("namespace")
     }
 
-    pub(super) fn uid(&self) -> &str {
+    pub(crate) fn uid(&self) -> &str {
         self.text("uid")
     }
 
-    pub(super) fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         self.text("resourceVersion").parse().unwrap_or_default()
     }
 

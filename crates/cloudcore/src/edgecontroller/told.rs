@@ -9,6 +9,7 @@ use wire::{EdgeResource, kind};
 
 use super::upstream::Upstream;
 use crate::kubernetes::KubernetesError;
+use crate::kubernetes::kinds::Kind;
 
 /// The reason of such events.
 const REASON: &str = "NotStored";
@@ -29,7 +30,7 @@ pub struct NotTaken {
 }
 
 impl Upstream {
-    /// Tells it on the pod; of other objects on the Node, for nobody describes a Secret.
+    /// Tells it on the pod, device or model; of other objects on the Node, for nobody describes a Secret.
     pub async fn tell(&self, node: &str, not_taken: &NotTaken) {
         let Ok(resource) = EdgeResource::parse(&not_taken.resource) else { return };
         let event = event(node, &resource, not_taken, Timestamp::now());
@@ -66,13 +67,18 @@ impl Upstream {
 
 /// The same failure of the same object has the same name.
 fn event(node: &str, resource: &EdgeResource, not_taken: &NotTaken, now: Timestamp) -> Value {
-    let (namespace, about) = match resource.kind.as_str() {
-        kind::POD => {
+    let told_of_itself = [kind::POD, kind::DEVICE, kind::DEVICE_MODEL];
+    let own = Kind::of_segment(&resource.kind).filter(|kind| told_of_itself.contains(&kind.segment));
+    let (namespace, about) = match own {
+        Some(Kind { name: kind, api_version, .. }) => {
             let (namespace, name) = (resource.namespace.as_str(), resource.name());
             let uid = &not_taken.uid;
-            (namespace, json!({"kind": "Pod", "apiVersion": "v1", "namespace": namespace, "name": name, "uid": uid}))
+            (
+                namespace,
+                json!({"kind": kind, "apiVersion": api_version, "namespace": namespace, "name": name, "uid": uid}),
+            )
         }
-        _ => ("default", of_node(node)),
+        None => ("default", of_node(node)),
     };
     let mut hasher = DefaultHasher::new();
     (node, &not_taken.uid, &not_taken.why).hash(&mut hasher);
@@ -134,6 +140,11 @@ mod tests {
             (&json!("web"), &json!("Pod"), &json!("u"))
         );
         assert_eq!((&pod["type"], &pod["message"]), (&json!("Warning"), &json!("node n1: the disk is full")));
+        let device = told("web/device/d", "the disk is full");
+        assert_eq!(
+            (&device["involvedObject"]["kind"], &device["involvedObject"]["apiVersion"]),
+            (&json!("Device"), &json!("devices.kubeedge.io/v1beta1"))
+        );
         let secret = told("web/secret/s", "web/secret/s could not be stored");
         assert_eq!(
             (&secret["metadata"]["namespace"], &secret["involvedObject"]["name"], &secret["involvedObject"]["uid"]),

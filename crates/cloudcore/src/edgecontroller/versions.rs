@@ -7,15 +7,14 @@ use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
 use tokio::sync::watch;
 
-/// Nodes, pods, ConfigMaps, Secrets.
-const KINDS: usize = 4;
+use crate::kubernetes::kinds;
 
 /// Versions by kind. A uid is kept as its hash: there may be very many.
 #[derive(Default)]
 pub struct Versions {
     kinds: RwLock<HashMap<&'static str, Known>>,
-    /// Kinds of which a list was read.
-    listed: watch::Sender<usize>,
+    /// Kinds that need not be waited for: of which a list was read, or which the API does not have.
+    settled: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -27,6 +26,8 @@ struct Known {
     list: Option<HashMap<u64, u64>>,
     /// A list was read to its end.
     is_listed: bool,
+    /// The API does not know the kind.
+    is_absent: bool,
 }
 
 impl Versions {
@@ -43,14 +44,27 @@ impl Versions {
         kinds.values().map(|known| known.newest).max().unwrap_or_default()
     }
 
-    /// Waits until each kind was listed once.
+    /// Waits until each kind that there is was listed once.
     pub async fn all_listed(&self) {
         // The sender lives in `self`.
-        let _ = self.listed.subscribe().wait_for(|listed| *listed >= KINDS).await;
+        let _ = self.settled.subscribe().wait_for(|settled| *settled >= kinds::ALL.len()).await;
+    }
+
+    /// Whether the API does not know this kind: nothing of it is waited for.
+    pub fn is_absent(&self, kind: &str) -> bool {
+        let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        kinds.get(kind).is_some_and(|known| known.is_absent)
+    }
+
+    /// The API does not know this kind, or knows it again.
+    pub(crate) fn set_absent(&self, kind: &'static str, is_absent: bool) {
+        let mut kinds = self.write();
+        kinds.entry(kind).or_default().is_absent = is_absent;
+        self.count_settled(&kinds);
     }
 
     /// The object is there in this version.
-    pub(super) fn put(&self, kind: &'static str, uid: &str, version: u64) {
+    pub(crate) fn put(&self, kind: &'static str, uid: &str, version: u64) {
         let mut kinds = self.write();
         let known = kinds.entry(kind).or_default();
         known.newest = known.newest.max(version);
@@ -61,29 +75,33 @@ impl Versions {
     }
 
     /// The object is gone.
-    pub(super) fn remove(&self, kind: &'static str, uid: &str) {
+    pub(crate) fn remove(&self, kind: &'static str, uid: &str) {
         self.write().entry(kind).or_default().now.remove(&hash(uid));
     }
 
     /// A list begins.
-    pub(super) fn begin(&self, kind: &'static str) {
+    pub(crate) fn begin(&self, kind: &'static str) {
         self.write().entry(kind).or_default().list = Some(HashMap::new());
     }
 
     /// The list is complete: what is not in it is gone.
-    pub(super) fn listed(&self, kind: &'static str) {
+    pub(crate) fn listed(&self, kind: &'static str) {
         let mut kinds = self.write();
         let known = kinds.entry(kind).or_default();
         if let Some(list) = known.list.take() {
             known.now = list;
         }
         known.is_listed = true;
-        self.listed.send_replace(kinds.values().filter(|known| known.is_listed).count());
+        self.count_settled(&kinds);
     }
 
     /// Versions of this kind mean something else from now on.
-    pub(super) fn forget(&self, kind: &'static str) {
+    pub(crate) fn forget(&self, kind: &'static str) {
         self.write().remove(kind);
+    }
+
+    fn count_settled(&self, kinds: &HashMap<&'static str, Known>) {
+        self.settled.send_replace(kinds.values().filter(|known| known.is_listed || known.is_absent).count());
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, HashMap<&'static str, Known>> {
@@ -100,6 +118,22 @@ fn hash(uid: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_api_does_not_know_is_not_waited_for() {
+        let versions = Versions::default();
+        let waits =
+            async || tokio::time::timeout(std::time::Duration::from_secs(1), versions.all_listed()).await.is_err();
+        for kind in kinds::ALL.iter().filter(|kind| kind.api_version == "v1") {
+            versions.listed(kind.name);
+        }
+        assert!(waits().await);
+        versions.set_absent("Device", true);
+        versions.set_absent("DeviceModel", true);
+        assert!(!waits().await && versions.is_absent("Device") && !versions.is_absent("Pod"));
+        versions.set_absent("Device", false);
+        assert!(waits().await);
+    }
 
     #[test]
     fn a_version_is_current_until_another_comes_or_a_list_is_without_it() {

@@ -1,4 +1,4 @@
-//! What is known of the cluster: which pod is on which node and what it refers to. Written by `downstream` alone, read by the
+//! What is known of the cluster: which pod, and which device, is on which node and what it refers to. Written by `downstream` alone, read by the
 //! authorization of requests.
 
 use std::collections::{BTreeSet, HashMap};
@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::references::Reference;
 use super::versions::Versions;
+use crate::devicecontroller::devices::KnownDevices;
 
 /// Namespace and name.
 pub type NamespacedName = (String, String);
@@ -34,6 +35,8 @@ pub struct View {
     listed: watch::Sender<bool>,
     /// In which version the cluster has each object that nodes may have.
     pub versions: Versions,
+    /// The devices.
+    pub devices: KnownDevices,
 }
 
 /// The pods of the cluster that are on nodes.

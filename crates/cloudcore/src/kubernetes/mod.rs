@@ -1,5 +1,7 @@
 //! The way to the Kubernetes API, whichever it is: requests whose objects stay JSON text.
 
+pub mod definitions;
+pub mod kinds;
 mod reflector;
 
 use std::path::Path;

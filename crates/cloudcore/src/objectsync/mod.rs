@@ -17,8 +17,10 @@ use tokio_util::task::TaskTracker;
 use wire::inventory::{Digest, Held};
 use wire::{EdgeResource, Message, operation};
 
+use crate::kubernetes::kinds::Kind;
 use crate::kubernetes::{Kubernetes, Reflector};
 
+const API_VERSION: &str = "reliablesyncs.kubeedge.io/v1alpha1";
 const GROUP: &str = "/apis/reliablesyncs.kubeedge.io/v1alpha1";
 /// Changes are gathered for so long before they are written.
 const GATHER: Duration = Duration::from_millis(500);
@@ -65,7 +67,7 @@ impl Record {
     /// Of an object with this path; `None` when no record is kept of such.
     fn of(uid: &str, resource: &str, version: u64) -> Option<Self> {
         let resource = EdgeResource::parse(resource).ok()?;
-        let kind = kind_of(&resource.kind)?;
+        let kind = Kind::of_segment(&resource.kind)?.name;
         let namespace = if resource.namespace == "null" { String::new() } else { resource.namespace.clone() };
         Some(Self { uid: uid.to_owned(), kind: kind.to_owned(), namespace, name: resource.name().to_owned(), version })
     }
@@ -270,6 +272,17 @@ impl Records {
         self.shared.changed.notify_one();
     }
 
+    /// An object that exists still is about to be taken from a node: until the node says so nobody knows whether it has it.
+    pub fn withdraw(&self, node: &str, uid: &str) {
+        let mut state = self.state();
+        let Some(record) = state.records.get_mut(node).and_then(|of_node| of_node.get_mut(uid)) else { return };
+        record.version = 0;
+        let record = record.clone();
+        state.dirty.insert((node.to_owned(), uid.to_owned()), (record, false));
+        drop(state);
+        self.shared.changed.notify_one();
+    }
+
     /// A node said what it has: that is what counts.
     pub fn replace(&self, node: &str, held: Vec<Held>) {
         let held: HashMap<String, Record> = held
@@ -398,16 +411,6 @@ fn count_as_nothing(node: &str, of_node: &mut HashMap<String, Record>, dirty: &m
         record.version = 0;
         dirty.insert((node.to_owned(), uid.clone()), (record.clone(), false));
     }
-}
-
-fn kind_of(segment: &str) -> Option<&'static str> {
-    Some(match segment {
-        "pod" => "Pod",
-        "configmap" => "ConfigMap",
-        "secret" => "Secret",
-        "node" => "Node",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

@@ -3,11 +3,9 @@
 use std::collections::HashSet;
 
 use serde::Deserialize;
-use serde_json::Value;
-use tracing::{error, info, warn};
 
-use super::{GROUP, Key, RETRY, Record, Records, State};
-use crate::kubernetes::{Change, Kubernetes};
+use super::{API_VERSION, Key, Record, Records, State};
+use crate::kubernetes::{Change, Kubernetes, definitions};
 
 /// An `ObjectSync` as the API has it.
 #[derive(Deserialize)]
@@ -48,33 +46,12 @@ pub(super) struct Lost {
 impl Records {
     /// Waits until the API knows the kind, and says at once if it does not.
     pub(super) async fn defined(&self, kubernetes: &Kubernetes, plural: &str) {
-        let mut told = false;
-        loop {
-            let found = kubernetes.get_value(GROUP).await;
-            let knows =
-                |list: &Value| list["resources"].as_array().is_some_and(|all| all.iter().any(|r| r["name"] == plural));
-            match found {
-                Ok(list) if knows(&list) => break,
-                Err(error) if error.code() != 404 => {
-                    warn!(plural, %error, "the kinds that the API knows cannot be read; tried again");
-                }
-                _ if !std::mem::replace(&mut told, true) => {
-                    error!(
-                        kind = format!("{plural}.reliablesyncs.kubeedge.io"),
-                        "a CustomResourceDefinition that cloudcore needs is not installed: kubectl apply -f deploy/crds.yaml. \
-                         Until then what nodes have is forgotten when cloudcore ends: they get everything again, and keep what was deleted meanwhile"
-                    );
-                    self.shared.reading.send_modify(|reading| reading.missing = true);
-                }
-                _ => {}
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-        if told {
-            info!(plural, "the CustomResourceDefinition is there now");
-            self.shared.reading.send_modify(|reading| reading.missing = false);
+        let consequence = "until then what nodes have is forgotten when cloudcore ends: they get everything again, and keep what was deleted meanwhile";
+        let missing = |missing: bool| {
+            self.shared.reading.send_modify(|reading| reading.missing = missing);
             self.shared.changed.notify_one();
-        }
+        };
+        definitions::defined(kubernetes, API_VERSION, plural, consequence, missing).await;
     }
 
     /// Takes in a change; what is missing from the API without our doing comes back.

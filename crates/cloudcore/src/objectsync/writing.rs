@@ -5,7 +5,8 @@ use futures_util::stream;
 use serde_json::json;
 use tracing::{debug, warn};
 
-use super::{GROUP, Key, RETRY, Record, Records};
+use super::{API_VERSION, GROUP, Key, RETRY, Record, Records};
+use crate::kubernetes::kinds::Kind;
 use crate::kubernetes::{Kubernetes, KubernetesError};
 
 /// Records that are written at the same time.
@@ -57,11 +58,12 @@ async fn write(kubernetes: &Kubernetes, node: &str, record: &Record) -> Result<(
         Err(error) if error.code() == 404 => {}
         result => return result.map(drop),
     }
+    let api_version = Kind::named(&record.kind).map_or("v1", |kind| kind.api_version);
     let object = json!({
-        "apiVersion": "reliablesyncs.kubeedge.io/v1alpha1",
+        "apiVersion": API_VERSION,
         "kind": kind,
         "metadata": {"name": name},
-        "spec": {"objectAPIVersion": "v1", "objectKind": record.kind, "objectName": record.name},
+        "spec": {"objectAPIVersion": api_version, "objectKind": record.kind, "objectName": record.name},
     });
     match kubernetes.create(&list, object.to_string()).await {
         Ok(_) => patch().await.map(drop),

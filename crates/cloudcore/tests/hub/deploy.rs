@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use testkit::go_edge::request;
 
 use crate::cloud::{Cloud, SOON, config_map, logged, pod, wait_logged};
+use crate::device_reports::report;
+use crate::devices::{DEVICES, MODELS, device, model};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const SYNCS: &str = "/apis/reliablesyncs.kubeedge.io/v1alpha1/namespaces/default/objectsyncs";
@@ -88,6 +90,13 @@ async fn the_rights_in_deploy_are_enough() -> Result<()> {
     for (verb, content) in [("insert", event.clone()), ("patch", json!({"event": event, "patchData": "{\"count\":2}"}))]
     {
         edge.send(&request(verb, "default/event/e", content)).await?;
+    }
+    cloud.create(MODELS, &model("thermometer")).await?;
+    cloud.create(DEVICES, &device("thermo", "n1", "thermometer")).await?;
+    edge.wait("the device", SOON, |seen| seen.rows.get("default/device/thermo").cloned()).await?;
+    for value in ["1", "2"] {
+        let answer = edge.request(report("thermo", "temperature", value)).await?;
+        ensure!(answer["content"] == "OK", "{answer}");
     }
     let events = "/api/v1/namespaces/default/events/e";
     cloud.wait_for(events, "the event's second count", |event| event["count"] == 2).await?;

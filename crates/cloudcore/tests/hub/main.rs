@@ -4,6 +4,8 @@ mod bad_input;
 mod cloud;
 mod delivery;
 mod deploy;
+mod device_reports;
+mod devices;
 mod fleet;
 mod golden;
 mod registration;
