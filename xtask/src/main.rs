@@ -7,6 +7,7 @@ mod packages;
 mod stop_signals;
 mod terminal;
 mod test;
+mod thermometer;
 mod tidy;
 mod up;
 mod workspace;
@@ -44,6 +45,8 @@ enum Command {
         /// Passed on to the test runner, for example a test's name
         filter: Vec<String>,
     },
+    /// Play a thermometer that speaks MQTT; `up` starts one
+    Thermometer(thermometer::ThermometerOptions),
     /// Check formatting, lints, file lengths and dependencies
     Tidy,
 }
@@ -64,6 +67,7 @@ fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Up(options) => runtime.block_on(up::up(options)),
         Command::Down(options) => runtime.block_on(up::down(options)),
+        Command::Thermometer(options) => runtime.block_on(thermometer::run(options)),
         Command::Bench(options) => runtime.block_on(bench::run(options)),
         Command::Test { filter } => test::all(&filter),
         Command::E2e { slow, filter } => test::end_to_end(slow, &filter),

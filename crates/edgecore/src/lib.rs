@@ -1,10 +1,12 @@
 //! `edgecore`: the agent of an edge node.
 //!
-//! Three modules on one bus: [`edgehub`] holds the link to the cloud, [`metamanager`] keeps what the node needs in SQLite, and
-//! `edged` runs the pods. A message from the cloud goes EdgeHub → MetaManager (durable, then acknowledged) → edged; a request of
+//! Modules on one bus: [`edgehub`] holds the link to the cloud, [`metamanager`] keeps what the node needs in SQLite, `edged` runs
+//! the pods, [`eventbus`] speaks MQTT with devices and [`devicetwin`] knows what they are and shall be. A message from the cloud goes EdgeHub → MetaManager (durable, then acknowledged) → edged; a request of
 //! edged goes the other way. Read `metamanager` first.
 
+pub mod devicetwin;
 pub mod edgehub;
+pub mod eventbus;
 pub mod instance;
 pub mod metamanager;
 pub mod settings;
@@ -44,9 +46,22 @@ pub async fn run(config: &Config, stopping: CancellationToken) -> Result<(), Sta
     // Two agents in one folder would each remove the other's pods.
     let _folder = has_agent.then(|| instance::Instance::claim(&agent.root_dir.join("edgecore"))).transpose()?;
     let mut modules = ModuleManager::new();
-    modules.register(metamanager::MetaManager::new(database, config.remote_query_timeout()));
+    modules.register(metamanager::MetaManager::new(database.clone(), config.remote_query_timeout()));
     if config.edge_hub().enable {
         modules.register(edgehub::EdgeHub::new(config));
+    }
+    match config.event_bus() {
+        Some(settings) => {
+            let (event_bus, bus, arrived) = eventbus::EventBus::new(settings, &config.database());
+            modules.register(event_bus);
+            if config.has_device_twin() {
+                modules.register(devicetwin::DeviceTwin::new(&config.node_name(), database, arrived, bus));
+            }
+        }
+        None if config.has_device_twin() => {
+            warn!("modules.deviceTwin hears devices by modules.eventBus, which is switched off")
+        }
+        None => {}
     }
     if has_agent {
         modules.register(edged::Edged::new(agent));

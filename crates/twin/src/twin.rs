@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::check::{self, DELETED, Refusal, STRING};
 use crate::payload::{Entries, Entry, TypeMetadata, Value, ValueMetadata, Version};
 
 /// One of the two values of a property.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Side {
     /// Empty when there is none.
     pub value: String,
@@ -23,7 +23,7 @@ pub struct Side {
 }
 
 /// One property.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Property {
     /// What the device shall be.
     pub expected: Side,
@@ -102,7 +102,7 @@ impl Property {
     }
 
     /// The same with the versions of these sides, for the cloud.
-    fn report(&self, expected: bool, actual: bool) -> Entry {
+    pub fn report(&self, expected: bool, actual: bool) -> Entry {
         Entry {
             expected_version: expected.then_some(self.expected.version),
             actual_version: actual.then_some(self.actual.version),

@@ -36,6 +36,8 @@ pub mod source {
     pub const META_SERVER: &str = "metaserver";
     /// DeviceTwin.
     pub const TWIN: &str = "twin";
+    /// EventBus.
+    pub const EVENT_BUS: &str = "bus";
     /// CloudHub.
     pub const CLOUD_HUB: &str = "cloudhub";
     /// EdgeController, and SyncController in its name.

@@ -45,4 +45,9 @@ pub fn show_files(layout: &Layout, cluster: &Cluster, has_nodes: bool) {
     say("  kubectl scale deployment hello --replicas=4");
     say("  kubectl rollout status deployment hello");
     say("  kubectl get events");
+    say("  kubectl get devices,devicestatuses");
+    say(
+        "  kubectl patch device thermometer --type=json -p '[{\"op\":\"replace\",\"path\":\"/spec/properties/1/desired/value\",\"value\":\"25\"}]'",
+    );
+    say("  kubectl get devicestatus thermometer -o yaml      # it gets warmer");
 }

@@ -4,6 +4,7 @@
 //! edgecore → node Ready → example Deployment → what the user can do next. The programs' side of it is in
 //! `testkit::deployment`; `example` shows the two web servers.
 
+mod device;
 mod example;
 mod lock;
 
@@ -163,6 +164,9 @@ async fn start(options: &UpOptions, deployment: &mut Deployment) -> Result<Resul
     let example = example::deploy(deployment, &cluster, options.nodes).await;
     if let Err(error) = &example {
         complain(format_args!("warning: the example does not answer: {error:#}\nAll the rest goes on."));
+    }
+    if let Err(error) = device::show(deployment, &cluster).await {
+        complain(format_args!("warning: the thermometer is not seen: {error:#}\nAll the rest goes on."));
     }
     example::show_files(&deployment.layout, &cluster, true);
     Ok(example)

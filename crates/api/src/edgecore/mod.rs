@@ -1,5 +1,6 @@
 //! `edgecore.yaml` (KubeEdge v1.23, `edgecore.config.kubeedge.io/v1alpha2`).
 
+mod event_bus;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+pub use self::event_bus::{EventBus, ExternalBroker};
 use crate::document::{ConfigError, Document, Shape};
 
 /// Where the file lies unless a flag says otherwise.
@@ -189,7 +191,7 @@ impl Config {
 
     /// Modules that the file switches on and this program does not have.
     pub fn missing_modules(&self) -> Vec<&'static str> {
-        let names = ["eventBus", "deviceTwin", "serviceBus", "edgeStream", "taskManager", "dbTest"];
+        let names = ["serviceBus", "edgeStream", "taskManager", "dbTest"];
         names.into_iter().filter(|name| self.document.flag(&format!("modules.{name}.enable"))).collect()
     }
 

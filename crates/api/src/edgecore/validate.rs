@@ -20,9 +20,7 @@ pub(super) fn validate(document: &mut Document) {
     edged(document);
     kubelet(document);
     edge_hub(document);
-    if document.flag("modules.eventBus.enable") && !(0..=2).contains(&document.number("modules.eventBus.mqttMode")) {
-        document.mistake("modules.eventBus.mqttMode", "must be 0 (internal), 1 (both) or 2 (external)");
-    }
+    super::event_bus::validate(document);
     let gates: Vec<String> =
         document.get("featureGates").as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect();
     for gate in gates.iter().filter(|gate| !FEATURE_GATES.contains(&gate.as_str())) {

@@ -170,7 +170,7 @@ fn refuse(context: &Context, request: &Message, why: &str) {
 /// Tells the other modules that the link stands or does not.
 async fn tell_connection(context: &Context, connected: bool) {
     let text = if connected { "cloud_connected" } else { "cloud_disconnected" };
-    for module in [module::META_MANAGER, module::EDGED] {
+    for module in [module::META_MANAGER, module::EDGED, module::TWIN] {
         if !context.has_module(module) {
             continue;
         }

@@ -291,10 +291,12 @@ impl Pulse {
     }
 }
 
-/// A late lease or node status makes a living node look dead; a late acknowledgement makes the cloud send again.
+/// A late lease or node status makes a living node look dead; a late acknowledgement makes the cloud send again. Of devices few reports are
+/// under way at a time, and the cloud says when it can take more.
 fn is_urgent(message: &Message) -> bool {
     let kind = message.route.resource.split('/').nth(1).unwrap_or_default();
     message.route.operation == operation::RESPONSE
+        || message.route.source == source::TWIN
         || matches!(kind, kind::LEASE | kind::NODE | kind::NODE_PATCH | kind::NODE_STATUS)
 }
 

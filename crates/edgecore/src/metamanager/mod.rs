@@ -27,15 +27,22 @@ use remote::Remote;
 use table::{Row, Table};
 
 pub use table::SCHEMA;
+pub(crate) use table::uid;
 
-/// Messages that wait for edged. MetaManager itself must go on meanwhile, for edged's requests come to it.
-const FOR_EDGED: usize = 1024;
+/// Messages that wait for edged, or for DeviceTwin. MetaManager itself must go on meanwhile, for edged's requests come to it.
+const FOR_ANOTHER: usize = 1024;
 /// Requests to the cloud at any time; more wait.
 const MAX_REMOTE: usize = 256;
 /// How long a volume operation of the cloud may take (KubeEdge v1.23).
 const VOLUME_TIMEOUT: Duration = Duration::from_secs(60);
 /// Objects that are being stored at any time: as many as one commit takes.
 const MAX_STORING: usize = 128;
+
+/// To whom messages are passed on.
+struct Others {
+    edged: mpsc::Sender<Message>,
+    twin: mpsc::Sender<Message>,
+}
 
 /// The module.
 pub struct MetaManager {
@@ -50,23 +57,27 @@ impl MetaManager {
     }
 
     async fn serve(&self, context: Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
-        let (to_edged, waiting) = mpsc::channel(FOR_EDGED);
         let mut tasks = JoinSet::new();
-        tasks.spawn(pass_on(context.clone(), waiting));
+        let [to_edged, to_twin] = [module::EDGED, module::TWIN].map(|module| {
+            let (sender, waiting) = mpsc::channel(FOR_ANOTHER);
+            tasks.spawn(pass_on(context.clone(), module, waiting));
+            sender
+        });
+        let others = Others { edged: to_edged, twin: to_twin };
         let mut requests = JoinSet::new();
         let mut storing = FuturesOrdered::new();
         let (mut connected, mut own_cloud) = (false, false);
         let fresh = Fresh::new(self.table.clone());
         if fresh.is_partial() {
             // They are run; what else runs is left alone until the cloud has sent everything.
-            self.hand_over_pods(&to_edged).await;
+            self.hand_over_pods(&others.edged).await;
         }
         loop {
             let has_room = requests.len() < MAX_REMOTE && storing.len() < MAX_STORING;
             let message = tokio::select! {
                 () = context.stopping() => break,
                 Some((message, stored)) = storing.next() => {
-                    self.finish(&context, &to_edged, &fresh, message, stored).await;
+                    self.finish(&context, &others, &fresh, message, stored).await;
                     continue;
                 }
                 Some(_) = requests.join_next() => continue,
@@ -101,7 +112,7 @@ impl MetaManager {
         }
         // What is being stored is acknowledged still.
         while let Some((message, stored)) = storing.next().await {
-            self.finish(&context, &to_edged, &fresh, message, stored).await;
+            self.finish(&context, &others, &fresh, message, stored).await;
         }
         Ok(())
     }
@@ -119,7 +130,7 @@ impl MetaManager {
     async fn finish(
         &self,
         context: &Context,
-        to_edged: &mpsc::Sender<Message>,
+        others: &Others,
         fresh: &Fresh,
         message: Message,
         stored: Result<(), StoreError>,
@@ -135,7 +146,9 @@ impl MetaManager {
             Ok(()) => {
                 forward(context, compose::response(&message, Content::ok())).await;
                 if concerns_edged(&message) {
-                    hand_over(to_edged, message).await;
+                    hand_over(&others.edged, message).await;
+                } else if concerns_twin(&message) {
+                    hand_over(&others.twin, message).await;
                 }
             }
             Err(error) => forward(context, not_stored(&message, &error)).await,
@@ -316,6 +329,12 @@ fn concerns_edged(message: &Message) -> bool {
     !from_controller && !answers && matches!(kind.as_str(), kind::POD | kind::CONFIG_MAP | kind::SECRET)
 }
 
+/// Whoever sent it: what SyncController catches up with counts like a change that was seen.
+fn concerns_twin(message: &Message) -> bool {
+    let kind = EdgeResource::parse(&message.route.resource).map(|resource| resource.kind).unwrap_or_default();
+    message.route.operation != operation::RESPONSE && matches!(kind.as_str(), kind::DEVICE | kind::DEVICE_MODEL)
+}
+
 /// A volume operation: the cloud waits for what edged says.
 async fn volume(context: Context, request: Message) {
     let asked = context.send_sync(module::EDGED, request.clone(), VOLUME_TIMEOUT).await;
@@ -330,19 +349,19 @@ async fn volume(context: Context, request: Message) {
     forward(&context, answer).await;
 }
 
-async fn hand_over(to_edged: &mpsc::Sender<Message>, message: Message) {
-    if to_edged.send(message).await.is_err() {
-        debug!("edged has ended");
+async fn hand_over(to: &mpsc::Sender<Message>, message: Message) {
+    if to.send(message).await.is_err() {
+        debug!("nobody passes it on any more");
     }
 }
 
-async fn pass_on(context: Context, mut waiting: mpsc::Receiver<Message>) {
+async fn pass_on(context: Context, module: &'static str, mut waiting: mpsc::Receiver<Message>) {
     while let Some(message) = waiting.recv().await {
-        if !context.has_module(module::EDGED) {
+        if !context.has_module(module) {
             continue;
         }
-        if let Err(error) = context.send(module::EDGED, message).await {
-            warn!(%error, "a message could not be handed to edged");
+        if let Err(error) = context.send(module, message).await {
+            warn!(module, %error, "a message could not be handed over");
         }
     }
 }

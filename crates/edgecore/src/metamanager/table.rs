@@ -24,6 +24,7 @@ pub const SCHEMA: Schema = Schema {
     CREATE INDEX meta_kind ON meta (kind)",
         "CREATE TABLE settled (told INTEGER PRIMARY KEY);
     INSERT INTO settled SELECT 1 WHERE EXISTS (SELECT 1 FROM meta WHERE kind = 'pod')",
+        crate::devicetwin::TABLES,
     ],
     if_damaged: "move it away to start with an empty one (the cloud sends its content again)",
 };
@@ -226,7 +227,7 @@ impl Table {
 }
 
 /// The uid of an object; empty when it has none.
-pub(super) fn uid(content: &Content) -> String {
+pub(crate) fn uid(content: &Content) -> String {
     content.parse::<Head>().map(|head| head.metadata.uid).unwrap_or_default()
 }
 

@@ -189,6 +189,7 @@ fn configure(dir: &std::path::Path, cloud: &GoCloud, runtime: &FakeCri) -> Confi
                     "imageGCHighThresholdPercent": 100,
                 },
             },
+            "eventBus": {"mqttServerInternal": "tcp://127.0.0.1:0"},
             "edgeHub": {
                 "heartbeat": 1, "httpServer": cloud.http_server(), "token": cloud.token(),
                 "tlsCaFile": at("ca.crt"), "tlsCertFile": at("node.crt"), "tlsPrivateKeyFile": at("node.key"),

@@ -80,8 +80,18 @@ fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &
     share_machine(
         &config_file(layout, index),
         &containerd_options(layout, index).cgroup_root(),
-        layout.node_port(index)?,
+        [layout.node_port(index)?, layout.broker_port(index)?],
     )
+}
+
+/// The MQTT broker inside edgecore of a node that has joined.
+///
+/// # Errors
+/// Its configuration cannot be read.
+pub fn broker(layout: &Layout, index: u8) -> Result<SocketAddr> {
+    let document = read(&config_file(layout, index))?;
+    let url = document["modules"]["eventBus"]["mqttServerInternal"].as_str().unwrap_or_default();
+    url.trim_start_matches("tcp://").parse().with_context(|| format!("mqttServerInternal {url:?}"))
 }
 
 /// Leads edgecore to another address of the cloud.
@@ -93,7 +103,7 @@ pub fn lead(layout: &Layout, index: u8, websocket: SocketAddr) -> Result<()> {
 
 /// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full, and
 /// leaves room for others beside it: each has cgroups and a port of its own.
-fn share_machine(config: &Path, cgroup_root: &str, port: u16) -> Result<()> {
+fn share_machine(config: &Path, cgroup_root: &str, [api, broker]: [u16; 2]) -> Result<()> {
     change(config, |document| {
         let kubelet = &mut document["modules"]["edged"]["tailoredKubeletConfig"];
         for signal in ["nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"] {
@@ -101,16 +111,21 @@ fn share_machine(config: &Path, cgroup_root: &str, port: u16) -> Result<()> {
         }
         kubelet["imageGCHighThresholdPercent"] = 100.into();
         kubelet["cgroupRoot"] = cgroup_root.into();
-        kubelet["readOnlyPort"] = port.into();
+        kubelet["readOnlyPort"] = api.into();
+        document["modules"]["eventBus"]["mqttServerInternal"] = format!("tcp://127.0.0.1:{broker}").into();
     })
 }
 
 fn change(config: &Path, how: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
-    let text = std::fs::read_to_string(config).with_context(|| config.display().to_string())?;
-    let mut document: serde_json::Value = serde_saphyr::from_str(&text).context("reading edgecore.yaml")?;
+    let mut document = read(config)?;
     how(&mut document);
     std::fs::write(config, serde_saphyr::to_string(&document)?)?;
     Ok(())
+}
+
+fn read(config: &Path) -> Result<serde_json::Value> {
+    let text = std::fs::read_to_string(config).with_context(|| config.display().to_string())?;
+    serde_saphyr::from_str(&text).context("reading edgecore.yaml")
 }
 
 /// Stops every edge node of this deployment: edgecore first, then all its containers, then containerd.
@@ -156,7 +171,8 @@ mod tests {
             let port = layout.node_port(index).expect("a free port");
             // Its agent listens there.
             let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("free");
-            share_machine(&config, &containerd_options(&layout, index).cgroup_root(), port).expect("changed");
+            let broker = layout.broker_port(index).expect("a free port");
+            share_machine(&config, &containerd_options(&layout, index).cgroup_root(), [port, broker]).expect("changed");
             let text = std::fs::read_to_string(&config).expect("there");
             let document: serde_json::Value = serde_saphyr::from_str(&text).expect("YAML");
             let kubelet = &document["modules"]["edged"]["tailoredKubeletConfig"];

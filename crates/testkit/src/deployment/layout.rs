@@ -47,6 +47,8 @@ pub struct Ports {
 
 /// The API of a node (`readOnlyPort`).
 const USUAL_NODE_API: u16 = 10350;
+/// The MQTT broker of a node (`mqttServerInternal`).
+const USUAL_BROKER: u16 = 1883;
 const USUAL: Ports = Ports { kubernetes: 6443, websocket: 10000, https: 10002, monitor: 9091 };
 
 impl Layout {
@@ -227,7 +229,19 @@ impl Layout {
     /// # Errors
     /// Loopback has no free port.
     pub fn node_port(&self, index: u8) -> Result<u16> {
-        let usual = USUAL_NODE_API + u16::from(index.saturating_sub(1));
+        self.port_of_node(USUAL_NODE_API, index)
+    }
+
+    /// A port for the MQTT broker of the node with this number: 1883, 1884, … where they are free, or any other.
+    ///
+    /// # Errors
+    /// Loopback has no free port.
+    pub fn broker_port(&self, index: u8) -> Result<u16> {
+        self.port_of_node(USUAL_BROKER, index)
+    }
+
+    fn port_of_node(&self, first: u16, index: u8) -> Result<u16> {
+        let usual = first + u16::from(index.saturating_sub(1));
         let listener = self.free_port(usual).context("no free port on loopback")?;
         Ok(listener.local_addr()?.port())
     }

@@ -2,11 +2,12 @@
 //! end-to-end tests start for themselves.
 //!
 //! `layout` says where its files lie, `children` what runs, `cloud` and `edge` start the two sides, `cluster` is a small
-//! client of its Kubernetes API, `network` chooses the pods' addresses, `example` is what a user sees first.
+//! client of its Kubernetes API, `network` chooses the pods' addresses, `example` is what a user sees first, `device` what of devices.
 
 mod children;
 mod cloud;
 mod cluster;
+pub mod device;
 mod edge;
 pub mod example;
 mod layout;
@@ -141,6 +142,14 @@ impl Deployment {
         containerd.keep_running();
         self.children.stop(&format!("{}-containerd", edge::node_name(index)))?;
         cut
+    }
+
+    /// Where the MQTT broker of a node listens.
+    ///
+    /// # Errors
+    /// The node has not joined.
+    pub fn broker(&self, index: u8) -> Result<SocketAddr> {
+        edge::broker(&self.layout, index)
     }
 
     /// The socket of a node's containerd.

@@ -1,0 +1,233 @@
+//! DeviceTwin: what the devices of this node are and shall be, property by property.
+//!
+//! A request of a device comes from EventBus; it changes the twin in memory (`requests`, by the rules of crate `twin`), the change
+//! is written down with all others that came at the same time, and only then answered and told to the cloud (`reports`). Device
+//! objects come from MetaManager (`objects`). `device` has the state, whose only owner is this module; `rows` the database.
+
+mod device;
+mod objects;
+mod reports;
+mod requests;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
+use store::{Database, StoreError};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{error, warn};
+use twin::topic::DeviceId;
+use wire::{AnswerError, EdgeResource, Message, group, kind, module, operation};
+
+use crate::eventbus::{Arrived, Bus};
+use device::Devices;
+use reports::Reports;
+use requests::{Answer, Told};
+
+pub(crate) use rows::TABLES;
+
+/// Requests that are written down together.
+const MAX_TOGETHER: usize = 512;
+
+/// The module.
+pub struct DeviceTwin {
+    node: String,
+    rows: rows::Rows,
+    /// What devices say.
+    arrived: mpsc::Receiver<Arrived>,
+    bus: Bus,
+}
+
+/// What is to be done next.
+enum Event {
+    Stopping,
+    Message(Box<Message>),
+    Arrived(Arrived),
+    Late,
+}
+
+/// What has been carried out in memory and is not written down yet.
+#[derive(Default)]
+struct Batch {
+    answers: Vec<Answer>,
+    /// They hear that their messages have been taken when these are dropped.
+    arrived: Vec<Arrived>,
+}
+
+impl DeviceTwin {
+    /// On the node's database, for the devices that EventBus hears.
+    pub fn new(node: &str, database: Database, arrived: mpsc::Receiver<Arrived>, bus: Bus) -> Self {
+        Self { node: node.to_owned(), rows: rows::Rows::new(database), arrived, bus }
+    }
+
+    async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
+        let mut devices = Devices::new(self.rows.devices().map_err(|error| Box::new(error) as ModuleError)?);
+        let mut reports = Reports::default();
+        let mut batch = Batch { answers: self.compare(&mut devices), ..Batch::default() };
+        loop {
+            self.finish(context, &mut devices, &mut reports, std::mem::take(&mut batch)).await;
+            let due = reports.next_due();
+            let mut next = tokio::select! {
+                () = context.stopping() => Event::Stopping,
+                Some(message) = inbox.recv() => Event::Message(Box::new(message)),
+                Some(arrived) = self.arrived.recv() => Event::Arrived(arrived),
+                () = until(due) => Event::Late,
+            };
+            loop {
+                match next {
+                    Event::Stopping => return Ok(()),
+                    Event::Message(message) => self.take(&mut devices, &mut reports, &message, &mut batch),
+                    Event::Arrived(arrived) => self.carry_out(&mut devices, arrived, &mut batch),
+                    Event::Late => reports.repeat(Instant::now()),
+                }
+                if batch.arrived.len() >= MAX_TOGETHER {
+                    break;
+                }
+                next = match (inbox.try_recv(), self.arrived.try_recv()) {
+                    (Some(message), arrived) => {
+                        if let Ok(arrived) = arrived {
+                            self.carry_out(&mut devices, arrived, &mut batch);
+                        }
+                        Event::Message(Box::new(message))
+                    }
+                    (None, Ok(arrived)) => Event::Arrived(arrived),
+                    (None, Err(_)) => break,
+                };
+            }
+        }
+    }
+
+    /// Objects that MetaManager has stored or removed while this module did not run.
+    fn compare(&self, devices: &mut Devices) -> Vec<Answer> {
+        let objects = match self.rows.objects() {
+            Ok(objects) => objects,
+            Err(error) => {
+                error!(%error, "the node's Devices cannot be read from its database");
+                return Vec::new();
+            }
+        };
+        let mut answers = Vec::new();
+        let mut there = std::collections::HashSet::new();
+        for (_, object) in &objects {
+            let put = objects::put(devices, &self.node, object, |path| self.rows.model(path));
+            answers.extend(put.map(|(id, answer)| {
+                there.insert(id);
+                answer
+            }));
+        }
+        let gone: Vec<DeviceId> = devices
+            .all()
+            .into_iter()
+            .filter(|(id, device)| !device.about.uid.is_empty() && !there.contains(id))
+            .map(|(id, _)| id.clone())
+            .collect();
+        answers.extend(gone.iter().map(|id| objects::remove(devices, &self.node, id, "")));
+        answers
+    }
+
+    fn carry_out(&self, devices: &mut Devices, arrived: Arrived, batch: &mut Batch) {
+        match requests::carry_out(devices, &self.node, &arrived.topic, &arrived.payload) {
+            Some(answer) => batch.answers.push(answer),
+            None => tracing::debug!(topic = arrived.topic, "no request to DeviceTwin"),
+        }
+        batch.arrived.push(arrived);
+    }
+
+    /// A message of the cloud, of MetaManager or of EdgeHub.
+    fn take(&self, devices: &mut Devices, reports: &mut Reports, message: &Message, batch: &mut Batch) {
+        let route = &message.route;
+        if route.resource == kind::NODE_CONNECTION {
+            let connected = message.content.payload().as_ref() == b"cloud_connected";
+            return reports.link(connected, devices);
+        }
+        if !message.header.parent_msg_id.is_empty() {
+            // One that says that it could not be done is no confirmation: the latest goes again later.
+            let is_refusal = matches!(message.content.object(), Err(AnswerError::Refused(_)));
+            if route.operation != operation::ERROR && !is_refusal {
+                reports.confirmed(&message.header.parent_msg_id, devices);
+            }
+            return;
+        }
+        if route.resource.contains("membership") {
+            batch.answers.extend(objects::member(devices, &self.node, &message.content.payload()));
+            return;
+        }
+        let Some(resource) = EdgeResource::parse(&route.resource).ok().filter(|r| r.kind == kind::DEVICE) else {
+            return;
+        };
+        match route.operation.as_str() {
+            operation::DELETE => {
+                let Some(id) = DeviceId::parse(&format!("{}/{}", resource.namespace, resource.name())) else { return };
+                let uid = crate::metamanager::uid(&message.content);
+                batch.answers.push(objects::remove(devices, &self.node, &id, &uid));
+            }
+            _ => {
+                let put = objects::put(devices, &self.node, &message.content.payload(), |path| self.rows.model(path));
+                batch.answers.extend(put.map(|(_, answer)| answer));
+            }
+        }
+    }
+
+    /// Writes down what has changed, then answers, then tells the cloud.
+    async fn finish(&self, context: &Context, devices: &mut Devices, reports: &mut Reports, batch: Batch) {
+        let writes = devices.take_writes();
+        let stored = if writes.is_empty() { Ok(()) } else { self.rows.write(writes).await };
+        let told: Vec<Told> = match stored {
+            Ok(()) => {
+                batch.answers.iter().filter_map(|answer| answer.device.as_ref()).for_each(|id| reports.want(id));
+                drop(batch.arrived);
+                batch.answers.into_iter().flat_map(|answer| answer.told).collect()
+            }
+            Err(error) => {
+                self.forget(devices, &error);
+                let reason = format!("nothing was stored: {error}");
+                batch.arrived.into_iter().for_each(Arrived::fail);
+                batch.answers.into_iter().flat_map(|answer| answer.not_stored(&reason)).collect()
+            }
+        };
+        for told in told {
+            self.bus.publish(told.topic, told.payload).await;
+        }
+        while let Some(report) = reports.next(devices) {
+            if let Err(error) = context.send(module::EDGE_HUB, report).await {
+                warn!(%error, "a report of a device could not be sent to the cloud");
+                break;
+            }
+        }
+    }
+
+    /// What is in memory only did not happen.
+    fn forget(&self, devices: &mut Devices, error: &StoreError) {
+        error!(%error, "changes of devices could not be stored");
+        match self.rows.devices() {
+            Ok(all) => {
+                *devices = Devices::new(all);
+                // The objects are there; their changes are written with the next.
+                self.compare(devices);
+            }
+            Err(error) => error!(%error, "the node's devices cannot be read from its database"),
+        }
+    }
+}
+
+impl Module for DeviceTwin {
+    fn name(&self) -> &'static str {
+        module::TWIN
+    }
+
+    fn group(&self) -> &'static str {
+        group::TWIN
+    }
+
+    fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+        Box::pin(async move { self.serve(&context, inbox).await })
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

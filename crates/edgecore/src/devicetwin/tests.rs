@@ -1,0 +1,304 @@
+//! DeviceTwin with its database, between a bus and a cloud that the tests play.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use beehive::{Context, Inbox, compose};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use store::Durability;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use wire::{Content, source};
+
+use super::*;
+use crate::eventbus::Published;
+use crate::metamanager::SCHEMA;
+
+const NODE: &str = "go-edge";
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What DeviceTwin stands between.
+struct World {
+    dir: tempfile::TempDir,
+    running: Option<Running>,
+}
+
+struct Running {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+    context: Context,
+    hub: Inbox,
+    say: mpsc::Sender<Arrived>,
+    heard: mpsc::Receiver<Published>,
+}
+
+impl World {
+    fn start() -> Self {
+        let mut world = Self { dir: tempfile::tempdir().expect("folder"), running: None };
+        world.run();
+        world
+    }
+
+    fn database(&self) -> Database {
+        Database::open(&self.dir.path().join("edge.db"), SCHEMA, Durability::Full).expect("database")
+    }
+
+    fn run(&mut self) {
+        let database = self.database();
+        let stop = CancellationToken::new();
+        let modules = [(module::EDGE_HUB, group::HUB), (module::TWIN, group::TWIN)];
+        let (context, mut inboxes) = Context::new(&modules, stop.clone());
+        let (mut inbox, hub) = (inboxes.remove(1), inboxes.remove(0));
+        let (say, arrived) = mpsc::channel(16);
+        let (bus, heard) = Bus::of_test(4096);
+        let mut twin = DeviceTwin::new(NODE, database, arrived, bus);
+        let on = context.clone();
+        #[allow(clippy::disallowed_methods, reason = "the test ends it")]
+        let task = tokio::spawn(async move { twin.run(on, &mut inbox).await.expect("runs") });
+        self.running = Some(Running { task, stop, context, hub, say, heard });
+    }
+
+    /// Ends as by SIGKILL, and starts again.
+    async fn kill(&mut self) {
+        let running = self.running.take().expect("runs");
+        running.task.abort();
+        let _ = running.task.await;
+        running.stop.cancel();
+        self.run();
+    }
+
+    fn running(&mut self) -> &mut Running {
+        self.running.as_mut().expect("runs")
+    }
+
+    async fn from(&mut self, message: Message) {
+        self.running().context.send(module::TWIN, message).await.expect("taken");
+    }
+
+    /// MetaManager has stored a Device, or removed it.
+    async fn object(&mut self, verb: &str, name: &str, uid: &str, desired: &[(&str, &str)]) {
+        let properties: Vec<Value> = desired
+            .iter()
+            .map(|(name, value)| json!({"name": name, "desired": {"value": value, "metadata": {"type": "int"}}}))
+            .collect();
+        let object =
+            json!({"metadata": {"name": name, "namespace": "default", "uid": uid}, "spec": {"properties": properties}});
+        let path = format!("default/device/{name}");
+        let (key, text, is_there) = (path.clone(), object.to_string(), verb != operation::DELETE);
+        let database = self.database();
+        let stored = database.write(move |c| {
+            c.execute("DELETE FROM meta WHERE key = ?1", [&key])?;
+            let sql = "INSERT INTO meta SELECT ?1, 'device', '', 1, ?2 WHERE ?3";
+            c.execute(sql, store::rusqlite::params![key, text.into_bytes(), is_there]).map(drop)
+        });
+        stored.await.expect("stored");
+        let content = Content::json(&object).expect("JSON");
+        self.from(compose::message(source::EDGE_CONTROLLER, group::RESOURCE, verb, &path, content)).await;
+    }
+
+    async fn say(&mut self, topic: &str, payload: &str) {
+        let arrived = Arrived::of_test(topic, Bytes::copy_from_slice(payload.as_bytes()));
+        self.running().say.send(arrived).await.expect("taken");
+    }
+
+    /// The next that subscribers hear: the end of its topic and what it says.
+    async fn hear(&mut self) -> (String, Value) {
+        let told = tokio::time::timeout(DEADLINE, self.running().heard.recv()).await.expect("in time").expect("told");
+        (told.topic, serde_json::from_slice(&told.payload).expect("JSON"))
+    }
+
+    /// The next that the cloud hears.
+    async fn report(&mut self) -> Message {
+        tokio::time::timeout(DEADLINE, self.running().hub.recv()).await.expect("in time").expect("told")
+    }
+
+    async fn link(&mut self, stands: bool) {
+        let text = if stands { "cloud_connected" } else { "cloud_disconnected" };
+        let content = Content::text(text);
+        self.from(compose::message(
+            source::EDGE_HUB_EVENTS,
+            group::META,
+            operation::CONNECT,
+            kind::NODE_CONNECTION,
+            content,
+        ))
+        .await;
+    }
+
+    async fn confirm(&mut self, report: &Message) {
+        let mut answer = compose::response(report, Content::ok());
+        answer.route.group = group::TWIN.to_owned();
+        self.from(answer).await;
+    }
+}
+
+fn update(value: &str) -> String {
+    json!({"event_id": "e1", "twin": {"t": {"actual": {"value": value}, "metadata": {"type": "int"}}}}).to_string()
+}
+
+const UPDATE: &str = "$hw/events/device/default/t1/twin/update";
+
+#[tokio::test]
+async fn a_device_comes_with_its_object_and_goes_with_it() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    let (topic, told) = world.hear().await;
+    assert_eq!(topic, "$hw/events/node/go-edge/membership/updated");
+    assert_eq!(told["added_devices"], json!([{"id": "default/t1", "name": "t1"}]));
+    assert_eq!(told["removed_devices"], Value::Null);
+    world.object(operation::DELETE, "t1", "u1", &[]).await;
+    let (_, told) = world.hear().await;
+    assert_eq!(told["removed_devices"], json!([{"id": "default/t1", "name": "t1"}]));
+    world.say(UPDATE, &update("1")).await;
+    let (topic, told) = world.hear().await;
+    assert_eq!((topic.as_str(), &told["code"]), ("$hw/events/device/default/t1/twin/update/result", &json!(404)));
+}
+
+#[tokio::test]
+async fn what_happened_to_objects_while_it_did_not_run_is_found_at_the_start() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    world.hear().await;
+    let object = json!({"metadata": {"name": "t2", "namespace": "default", "uid": "u2"}}).to_string().into_bytes();
+    let job = move |c: &store::rusqlite::Connection| {
+        c.execute("DELETE FROM meta", [])?;
+        c.execute("INSERT INTO meta VALUES ('default/device/t2', 'device', 'u2', 1, ?1)", [object]).map(drop)
+    };
+    world.database().write(job).await.expect("stored");
+    world.kill().await;
+    let told = [world.hear().await.1, world.hear().await.1];
+    let names: BTreeSet<String> = told.iter().map(|told| told["added_devices"][0]["name"].to_string()).collect();
+    assert_eq!(names, BTreeSet::from(["\"t2\"".to_owned(), "null".to_owned()]), "{told:?}");
+    world.say("$hw/events/node/any/membership/get", r#"{"event_id":"m1"}"#).await;
+    let (topic, told) = world.hear().await;
+    assert_eq!(topic, "$hw/events/node/go-edge/membership/get/result");
+    assert_eq!((&told["event_id"], &told["devices"]), (&json!("m1"), &json!([{"id": "default/t2", "name": "t2"}])));
+}
+
+#[tokio::test]
+async fn an_answered_update_survives_a_kill_and_is_told_to_the_cloud() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    world.hear().await;
+    world.say(UPDATE, &update("21")).await;
+    let (topic, told) = world.hear().await;
+    assert_eq!((topic.as_str(), &told["event_id"]), ("$hw/events/device/default/t1/twin/update/result", &json!("e1")));
+    world.kill().await;
+    world.link(true).await;
+    let report = world.report().await;
+    assert_eq!(report.route.resource, "device/default/t1/twin/edge_updated");
+    let content: Value = report.content.parse().expect("JSON");
+    assert_eq!(content["twin"]["t"]["actual"]["value"], "21");
+    assert_eq!(content["twin"]["t"]["actual_version"], json!({"cloud": 0, "edge": 1}));
+    world.confirm(&report).await;
+    // What was confirmed is not told again; the state is, which comes later.
+    world.say("$hw/events/device/t1/state/update", r#"{"event_id":"s","State":"online"}"#).await;
+    let report = world.report().await;
+    assert_eq!(report.route.resource, "device/default/t1/state/update");
+    assert!(report.content.raw().starts_with(b"\"{"), "a text that holds JSON");
+    let state: Value = report.content.parse().expect("JSON");
+    assert_eq!((&state["device"]["name"], &state["device"]["state"]), (&json!("t1"), &json!("online")));
+    assert!(state["device"]["lastOnlineTime"].as_str().is_some_and(|time| time.ends_with('Z') && time.len() == 20));
+}
+
+#[tokio::test]
+async fn a_wish_of_the_cloud_reaches_the_device_once() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[("t", "20")]).await;
+    world.hear().await;
+    let (topic, told) = world.hear().await;
+    assert_eq!(topic, "$hw/events/device/default/t1/twin/update/document");
+    assert_eq!(told["twin"]["t"]["current"]["expected"]["value"], "20");
+    let (topic, told) = world.hear().await;
+    assert_eq!(topic, "$hw/events/device/default/t1/twin/update/delta");
+    assert_eq!(told["delta"], json!({"t": "20"}));
+    // Nothing new in it; the next is.
+    world.object(operation::UPDATE, "t1", "u1", &[("t", "20")]).await;
+    world.object(operation::UPDATE, "t1", "u1", &[("t", "25")]).await;
+    assert_eq!(world.hear().await.1["twin"]["t"]["last"]["expected"]["value"], "20");
+    assert_eq!(world.hear().await.1["delta"], json!({"t": "25"}));
+    world.link(true).await;
+    let content: Value = world.report().await.content.parse().expect("JSON");
+    assert_eq!(content["twin"]["t"]["expected"]["value"], "25");
+    assert_eq!(content["twin"]["t"]["expected_version"], json!({"cloud": 2, "edge": 0}));
+}
+
+#[tokio::test]
+async fn another_device_of_the_same_name_begins_anew() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    world.hear().await;
+    world.say(UPDATE, &update("1")).await;
+    world.hear().await;
+    world.hear().await;
+    world.object(operation::UPDATE, "t1", "u2", &[]).await;
+    assert!(world.hear().await.1["removed_devices"].is_array());
+    assert!(world.hear().await.1["added_devices"].is_array());
+    world.kill().await;
+    world.say("$hw/events/device/t1/twin/get", r#"{"event_id":"g"}"#).await;
+    assert_eq!(world.hear().await.1["twin"], json!({}));
+}
+
+#[tokio::test]
+async fn bad_requests_are_answered_and_disturb_nobody() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    world.hear().await;
+    let of = |what: &str| format!("$hw/events/device/default/t1/{what}");
+    for (topic, payload, result, code) in [
+        (of("twin/update"), "no JSON", of("twin/update/result"), 400),
+        (of("twin/update"), "{}", of("twin/update/result"), 400),
+        (
+            of("twin/update"),
+            r#"{"twin":{"t":{"actual":{"value":"warm"},"metadata":{"type":"int"}}}}"#,
+            of("twin/update/result"),
+            400,
+        ),
+        (of("twin/get"), "[", of("twin/get/result"), 400),
+        (of("state/update"), r#"{"state":"weird"}"#, of("state/update/result"), 400),
+        (of("state/update"), "{}", of("state/update/result"), 400),
+        (
+            "$hw/events/device/nobody/state/update".to_owned(),
+            r#"{"state":"ok"}"#,
+            "$hw/events/device/default/nobody/state/update/result".to_owned(),
+            404,
+        ),
+        (
+            "$hw/events/node/go-edge/membership/get".to_owned(),
+            "bad",
+            "$hw/events/node/go-edge/membership/get/result".to_owned(),
+            400,
+        ),
+    ] {
+        world.say(&topic, payload).await;
+        let (told_on, told) = world.hear().await;
+        assert_eq!((told_on, &told["code"]), (result, &json!(code)), "{topic} {payload}");
+        assert!(told["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{told}");
+    }
+    world.say("$hw/events/device/a/b/c/twin/update", "x").await;
+    world.say(UPDATE, &update("1")).await;
+    assert_eq!(world.hear().await.1["twin"]["t"]["actual"]["value"], "1");
+}
+
+#[tokio::test]
+async fn a_go_clouds_membership_counts_until_the_object_comes() {
+    let mut world = World::start();
+    let member = |verb: &str| {
+        let content = json!({verb: [{"id": "default/t1", "name": "t1"}]});
+        let content = Content::json(&content).expect("JSON");
+        compose::message(source::DEVICE_CONTROLLER, group::TWIN, operation::UPDATE, "membership", content)
+    };
+    world.from(member("added_devices")).await;
+    assert!(world.hear().await.1["added_devices"].is_array());
+    world.say(UPDATE, &update("1")).await;
+    world.hear().await;
+    world.hear().await;
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    // It is there already, and goes with its object.
+    world.from(member("removed_devices")).await;
+    world.say("$hw/events/device/t1/twin/get", "{}").await;
+    assert_eq!(world.hear().await.1["twin"]["t"]["actual"]["value"], "1");
+    world.object(operation::DELETE, "t1", "u1", &[]).await;
+    assert!(world.hear().await.1["removed_devices"].is_array());
+}

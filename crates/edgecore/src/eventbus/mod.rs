@@ -1,0 +1,223 @@
+//! EventBus: MQTT on this node, between devices, DeviceTwin and the cloud.
+//!
+//! A broker inside edgecore, one beside it, or both ([`mqtt`]). What devices say about themselves goes to DeviceTwin, everything else that is
+//! subscribed to goes to the cloud. A message has been taken when DeviceTwin has written it down, and only then its sender hears so
+//! (QoS 1 and 2).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use api::edgecore::EventBus as Settings;
+use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
+use bytes::Bytes;
+use mqtt::{BrokerConfig, ClientConfig, Publish, Qos, Received, Taken};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+use wire::{Content, group, module, operation, source};
+
+/// What edgecore hears (KubeEdge v1.23), and the same for devices whose topic does not name their namespace, `default`.
+const FILTERS: [&str; 8] = [
+    "$hw/events/upload/#",
+    "$hw/events/device/+/+/state/update",
+    "$hw/events/device/+/+/twin/+",
+    "$hw/events/device/+/state/update",
+    "$hw/events/device/+/twin/+",
+    "$hw/events/node/+/membership/get",
+    "SYS/dis/upload_records",
+    "+/user/#",
+];
+/// Messages that wait for DeviceTwin, or that DeviceTwin has said and that wait to be published.
+const WAITING: usize = 1024;
+/// How often a broker beside edgecore hears of us, and how long a connection may take (KubeEdge v1.23).
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Bytes of retained messages: a node has little memory.
+const RETAINED: usize = 4 << 20;
+/// The wait after the broker could not be started.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A message of a device on its way to DeviceTwin. Dropping it says that it has been taken.
+pub struct Arrived {
+    /// Its topic.
+    pub topic: String,
+    /// What it says.
+    pub payload: Bytes,
+    taken: Option<Taken>,
+}
+
+/// Where messages are published. Cloning is cheap.
+#[derive(Clone)]
+pub struct Bus {
+    publishes: mpsc::Sender<Published>,
+}
+
+/// A message for subscribers.
+pub struct Published {
+    /// Its topic.
+    pub topic: String,
+    /// What it says.
+    pub payload: Bytes,
+}
+
+/// The module.
+pub struct EventBus {
+    settings: Settings,
+    /// What the broker inside edgecore has to keep.
+    database: PathBuf,
+    to_twin: mpsc::Sender<Arrived>,
+    publishes: mpsc::Receiver<Published>,
+}
+
+impl EventBus {
+    /// With these settings; what the broker inside edgecore keeps lies beside the node's `database`. Also what DeviceTwin needs of it.
+    pub fn new(settings: Settings, database: &std::path::Path) -> (Self, Bus, mpsc::Receiver<Arrived>) {
+        let (to_twin, arrived) = mpsc::channel(WAITING);
+        let (publish, publishes) = mpsc::channel(WAITING);
+        let database = database.with_file_name("mqtt.db");
+        (Self { settings, database, to_twin, publishes }, Bus { publishes: publish }, arrived)
+    }
+
+    async fn serve(&mut self, context: &Context) -> Result<(), ModuleError> {
+        let mut sides = Vec::new();
+        sides.extend(self.inside(context).await);
+        sides.extend(self.beside()?);
+        let (buses, incoming): (Vec<mqtt::Bus>, Vec<mpsc::Receiver<Received>>) = sides.into_iter().unzip();
+        let hearing = incoming.into_iter().map(|incoming| hear(context, &self.to_twin, incoming));
+        let publishes = &mut self.publishes;
+        let (qos, retain) = (Qos::from_number(self.settings.qos).unwrap_or(Qos::AtMostOnce), self.settings.retain);
+        let publishing = async {
+            while let Some(Published { topic, payload }) = publishes.recv().await {
+                for bus in &buses {
+                    let publish = Publish { topic: topic.clone(), payload: payload.clone(), qos, retain };
+                    if let Err(error) = bus.publish(publish).await {
+                        warn!(%error, topic, "a message could not be published");
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = context.stopping() => {}
+            // Whoever hears must not wait for whoever speaks: DeviceTwin does both.
+            _ = async { tokio::join!(futures_util::future::join_all(hearing), publishing) } => {}
+        }
+        for bus in buses {
+            bus.stop().await;
+        }
+        Ok(())
+    }
+
+    /// The broker inside edgecore; it is tried again until it can listen.
+    async fn inside(&self, context: &Context) -> Option<(mqtt::Bus, mpsc::Receiver<Received>)> {
+        let address = self.settings.internal?;
+        loop {
+            let config = BrokerConfig {
+                database: Some(self.database.clone()),
+                max_queued: self.settings.queue,
+                max_retained_bytes: RETAINED,
+                ..BrokerConfig::at(address)
+            };
+            match mqtt::Bus::broker(config, &FILTERS).await {
+                Ok(started) => {
+                    info!(address = %address, "the MQTT broker listens");
+                    return Some(started);
+                }
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                    error!(%error, cause, "the MQTT broker cannot be started: set modules.eventBus.mqttServerInternal to a free port, or mqttMode to 2 for a broker beside edgecore; tried again");
+                }
+            }
+            tokio::select! {
+                () = context.stopping() => return None,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    fn beside(&self) -> Result<Option<(mqtt::Bus, mpsc::Receiver<Received>)>, ModuleError> {
+        let Some(broker) = &self.settings.external else { return Ok(None) };
+        let config = ClientConfig {
+            host: broker.host.clone(),
+            port: broker.port,
+            client_id: if broker.client_id.is_empty() {
+                format!("edgecore-{}", compose::id())
+            } else {
+                broker.client_id.clone()
+            },
+            user: (!broker.username.is_empty()).then(|| (broker.username.clone(), broker.password.clone())),
+            keep_alive: KEEP_ALIVE,
+            connect_timeout: KEEP_ALIVE,
+        };
+        Ok(Some(mqtt::Bus::client(config, &FILTERS)?))
+    }
+}
+
+/// Hands on what arrives until the broker ends.
+async fn hear(context: &Context, to_twin: &mpsc::Sender<Arrived>, mut incoming: mpsc::Receiver<Received>) {
+    while let Some(Received { publish: Publish { topic, payload, .. }, taken }) = incoming.recv().await {
+        let is_of_devices = topic.starts_with("$hw/events/device/") || topic.starts_with("$hw/events/node/");
+        if is_of_devices && context.has_module(module::TWIN) {
+            if to_twin.send(Arrived { topic, payload, taken: Some(taken) }).await.is_err() {
+                debug!("DeviceTwin has ended");
+            }
+        } else if !is_of_devices {
+            upload(context, &topic, &payload).await;
+        }
+    }
+}
+
+/// What rules may have a use for.
+async fn upload(context: &Context, topic: &str, payload: &[u8]) {
+    let content = Content::text(&String::from_utf8_lossy(payload));
+    let message = compose::message(source::EVENT_BUS, group::USER, operation::UPLOAD, topic, content);
+    if let Err(error) = context.send(module::EDGE_HUB, message).await {
+        warn!(%error, topic, "a message could not be sent to the cloud");
+    }
+}
+
+impl Bus {
+    /// Publishes; waits while too much waits already. Without EventBus nobody hears.
+    pub(crate) async fn publish(&self, topic: String, payload: Vec<u8>) {
+        // EventBus ends with the process.
+        let _ = self.publishes.send(Published { topic, payload: payload.into() }).await;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_test(room: usize) -> (Self, mpsc::Receiver<Published>) {
+        let (publishes, heard) = mpsc::channel(room);
+        (Self { publishes }, heard)
+    }
+}
+
+impl Arrived {
+    /// It could not be taken; whoever published it with QoS 1 or 2 publishes it again.
+    pub(crate) fn fail(self) {
+        if let Some(taken) = self.taken {
+            taken.fail();
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_test(topic: &str, payload: Bytes) -> Self {
+        Self { topic: topic.to_owned(), payload, taken: None }
+    }
+}
+
+impl Module for EventBus {
+    fn name(&self) -> &'static str {
+        module::EVENT_BUS
+    }
+
+    fn group(&self) -> &'static str {
+        group::BUS
+    }
+
+    fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+        Box::pin(async move {
+            // Rules of the cloud would come here; this version has none.
+            let ignoring = async { while inbox.recv().await.is_some() {} };
+            tokio::select! {
+                ended = self.serve(&context) => ended,
+                () = ignoring => Ok(()),
+            }
+        })
+    }
+}
