@@ -162,7 +162,9 @@ impl Lane {
 
     /// The doubt about the node that is over, for it was just told that it has everything.
     pub(super) fn take_settled(&mut self) -> Option<Doubt> {
-        if self.progress.is_complete() && !self.caught_up { self.doubt.take() } else { None }
+        let is_told = self.progress.is_complete() && !self.caught_up;
+        let has_all = is_told && self.queue.pending() == 0 && !self.queue.has_overflowed();
+        if has_all { self.doubt.take() } else { None }
     }
 
     /// When there is something again without further events.

@@ -106,9 +106,12 @@ fn conclude(
     }
     match outcome.answer {
         Some(answer) => {
+            let mut uid = if answer.header.resource_version.is_empty() { String::new() } else { uid_of(&answer) };
             // A node that is distrusted keeps what it has, if that looks newer than the answer, and acknowledges it nevertheless.
-            let is_noted = !answer.header.resource_version.is_empty() && records.doubt(handle.node()).is_none();
-            let uid = if is_noted { uid_of(&answer) } else { String::new() };
+            if !uid.is_empty() && records.doubt(handle.node()).is_some() {
+                records.expect(handle.node(), &uid, &answer.route.resource);
+                uid.clear();
+            }
             handle.answer(&uid, answer, place);
         }
         // What could not be carried out now is sent again by our own edge.

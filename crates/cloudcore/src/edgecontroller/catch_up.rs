@@ -293,6 +293,12 @@ impl CatchUp {
                 let reference = Reference { kind, name: record.name.clone() };
                 // What no pod on the node refers to any more is none of its business.
                 let may_have = self.view.read().refers(self.session.node(), &name.0, &reference);
+                // But what it has of a time that the cluster does not know must not stay.
+                if !may_have && is_same && self.records.doubt(self.session.node()).is_some() {
+                    let tombstone = tombstone(&name, &record.uid);
+                    let message = push(operation::DELETE, &path, u64::MAX, tombstone);
+                    self.session.withdraw(&record.uid, version, message);
+                }
                 if may_have && !(is_same && version == record.version) {
                     let message = push(operation::UPDATE, &path, version, with_kind(text, &record.kind));
                     self.offer(&uid, version, message);

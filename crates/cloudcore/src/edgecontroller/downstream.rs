@@ -186,7 +186,8 @@ impl Downstream {
 
     /// Finds in the background what the node lacks; what changes meanwhile is newer and wins.
     pub(super) fn catch_up(&self, session: SessionHandle, is_thorough: bool) {
-        if !session.want_comparison(is_thorough) {
+        // Without the pods nobody can tell what the node has to have; all are compared when they are listed.
+        if !self.view.are_listed() || !session.want_comparison(is_thorough) {
             return;
         }
         let (kubernetes, view, records) = (self.kubernetes.clone(), self.view.clone(), self.records.clone());
@@ -283,14 +284,16 @@ impl Downstream {
     }
 
     fn doubt_all(&mut self) {
-        self.records.distrust_all();
+        self.believes_none = true;
+        // First: what an ended session acknowledges does not count.
         self.sessions.values().for_each(|session| session.close(RESTORED));
+        self.records.distrust_all();
     }
 
     /// Other nodes, too, may have versions that mean something else now, and cannot know. They get everything again, once: a node may say
     /// what it likes.
     fn doubt_once(&mut self) {
-        if !std::mem::replace(&mut self.believes_none, true) {
+        if !self.believes_none {
             self.doubt_all();
         }
     }

@@ -97,7 +97,9 @@ impl Versions {
 
     /// Versions of this kind mean something else from now on.
     pub(crate) fn forget(&self, kind: &'static str) {
-        self.write().remove(kind);
+        let mut kinds = self.write();
+        kinds.remove(kind);
+        self.count_settled(&kinds);
     }
 
     fn count_settled(&self, kinds: &HashMap<&'static str, Known>) {

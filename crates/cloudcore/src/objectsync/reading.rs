@@ -59,7 +59,7 @@ impl Records {
         let (text, gone) = match change {
             Change::Put(text) => (text, false),
             Change::Gone(text) => (text, true),
-            // What was noted after the backup is noted here still, and is written again.
+            // What was noted after the backup is noted here still, and is written again; in which version says nothing.
             Change::Restored => {
                 self.state().is_stale[at] = true;
                 self.write_again(at);
@@ -114,8 +114,9 @@ impl Records {
         let mut state = self.state();
         let State { records, dirty, .. } = &mut *state;
         for (node, of_node) in records {
-            for (uid, record) in of_node.iter().filter(|(_, record)| list_of(record) == at) {
-                dirty.entry((node.clone(), uid.clone())).or_insert_with(|| (record.clone(), false));
+            for (uid, record) in of_node.iter_mut().filter(|(_, record)| list_of(record) == at) {
+                record.version = 0;
+                dirty.insert((node.clone(), uid.clone()), (record.clone(), false));
             }
         }
         drop(state);

@@ -12,8 +12,7 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 
 /// Who goes first: the Node itself, then pods, then what pods and devices refer to, then devices.
 const CLASSES: usize = 4;
-/// What was refused, or sent in vain, may stay in flight for ever and is not counted against the window, as long as there is not more of it
-/// than so many windows.
+/// What was refused may stay in flight for ever and is not counted against the window, as long as there is not more of it than so many windows.
 const STUCK_WINDOWS: usize = 3;
 
 pub(super) struct Flights {
@@ -71,8 +70,9 @@ impl Flights {
     }
 
     fn next_waiting(&mut self, now: Instant) -> Option<Message> {
-        let stuck = self.in_flight.values().filter(|flight| flight.is_stuck(&self.window)).count();
-        let counted = self.in_flight.len() - stuck.min(self.window.objects * STUCK_WINDOWS);
+        // What was only sent in vain may lie in a Go edge's queue still.
+        let refused = self.in_flight.values().filter(|flight| flight.refusals > 0).count();
+        let counted = self.in_flight.len() - refused.min(self.window.objects * STUCK_WINDOWS);
         if counted >= self.window.objects {
             return None;
         }
@@ -82,9 +82,11 @@ impl Flights {
         })?;
         let uid = self.order[class].get(at)?;
         let bytes = size(self.waiting.get(uid)?);
-        let is_too_much = self.flying_bytes + bytes > self.window.bytes;
         // One object of any size is allowed, and what is stuck must not keep it back.
-        if is_too_much && (stuck < self.in_flight.len() || self.flying_bytes >= MAX_WAITING_BYTES) {
+        let stuck = self.in_flight.values().filter(|flight| flight.is_stuck(&self.window));
+        let stuck: usize = stuck.map(|flight| size(&flight.message)).sum();
+        let flying = self.flying_bytes - stuck.min(MAX_WAITING_BYTES);
+        if flying > 0 && flying + bytes > self.window.bytes {
             return None;
         }
         let uid = self.order[class].remove(at)?;
