@@ -291,10 +291,9 @@ impl CatchUp {
                     self.delete(&name, &path, &record.uid);
                 }
                 let reference = Reference { kind, name: record.name.clone() };
-                // What no pod on the node refers to any more is none of its business.
+                // What no pod on the node refers to any more is none of its business, and must not stay there.
                 let may_have = self.view.read().refers(self.session.node(), &name.0, &reference);
-                // But what it has of a time that the cluster does not know must not stay.
-                if !may_have && is_same && self.records.doubt(self.session.node()).is_some() {
+                if !may_have && is_same {
                     let tombstone = tombstone(&name, &record.uid);
                     let message = push(operation::DELETE, &path, u64::MAX, tombstone);
                     self.session.withdraw(&record.uid, version, message);

@@ -304,8 +304,9 @@ fn row(resource: &EdgeResource, message: &Message) -> Option<Row> {
 /// Tells the cloud that an object is not durable here, and the log.
 fn not_stored(message: &Message, error: &StoreError) -> Message {
     let resource = message.route.resource.as_str();
-    error!(resource, %error, "an object could not be stored; the cloud sends it again");
-    let mut answer = compose::error(message, &format!("{resource} could not be stored: {error}"));
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    error!(resource, %error, cause, "an object could not be stored; the cloud sends it again");
+    let mut answer = compose::error(message, &format!("{resource} could not be stored: {error}{cause}"));
     answer.route.source = source::META_MANAGER.to_owned();
     answer.route.group.clone_from(&message.route.group);
     answer
