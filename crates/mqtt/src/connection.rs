@@ -7,29 +7,34 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 use uuid::Uuid;
 
 use crate::access::Rights;
 use crate::encode::{self, Ack, Limits, PING_RESPONSE, Version, accepted, ack, reason};
+use crate::farewell::Farewell;
 use crate::journal::{Change, Op};
 use crate::listen::Shared;
+use crate::local::publish_of;
 use crate::message::{Message, Qos, unix_now};
 use crate::outbox::{Incoming, Outbox};
 use crate::packet::{self, ALIASES, Aliases, Frame, Hello, Options, Packet, Refusal, Will};
 use crate::replies::{End, MAX_WAITING, Replies, Token};
 use crate::router::{Event, Join, Welcome};
 use crate::topic;
-use crate::{Publish, Received, Taken};
 
 /// What is read at once. An idle client holds that much.
 const READ: usize = 1 << 10;
 /// A larger read buffer is given back when it is empty.
 const READ_KEPT: usize = 64 << 10;
+/// The longest CONNECT: there may be many who are not known yet. A will and a password fit.
+const MAX_CONNECT: usize = 96 << 10;
+/// Filters of one SUBSCRIBE at most.
+const MAX_FILTERS: usize = 1000;
 /// The longest id of a client; it is kept in memory, on disk and in the log.
 const MAX_ID: usize = 1024;
 /// How long a last word may take.
@@ -64,7 +69,7 @@ pub(crate) async fn first_word(mut stream: Stream, longest: usize) -> io::Result
         if !packet::may_be_connect(&read) {
             return Err(io::Error::other("no CONNECT"));
         }
-        match packet::frame(&mut read, longest) {
+        match packet::frame(&mut read, longest.min(MAX_CONNECT)) {
             Ok(Some(frame)) => return Ok(Newcomer { stream, read, hello: packet::hello(&frame) }),
             Ok(None) => more(&mut stream, &mut read).await?,
             Err(_) => return Err(io::Error::other("CONNECT is too long or malformed")),
@@ -116,15 +121,6 @@ pub(crate) async fn serve(newcomer: Newcomer, shared: &Arc<Shared>, stop: &Cance
         }
     };
     Some(client.run(stream, read, welcome, kicked, is_back, stop).await)
-}
-
-/// What is left to do for a client that has gone.
-pub(crate) struct Farewell {
-    shared: Arc<Shared>,
-    will: Option<(Will, u64)>,
-    rights: Rights,
-    session: u64,
-    is_back: CancellationToken,
 }
 
 /// A connected client, as its reader sees it.
@@ -299,8 +295,11 @@ impl Client {
             Packet::Publish { message, packet_id } => self.publish(message, packet_id).await,
             Packet::Ack { ack, packet_id, failed } => self.acknowledged(ack, packet_id, failed).await,
             Packet::Subscribe { packet_id, filters } => {
-                let filters =
-                    filters.into_iter().map(|(filter, options)| self.may_subscribe(filter, options)).collect();
+                let one = |(index, (filter, options))| match index {
+                    0..MAX_FILTERS => self.may_subscribe(filter, options),
+                    _ => Err(reason::QUOTA),
+                };
+                let filters = filters.into_iter().enumerate().map(one).collect();
                 let (replies, version) = (self.replies.clone(), self.version);
                 self.shared.tell(Event::Subscribe { from: self.session, packet_id, filters, replies, version }).await;
             }
@@ -379,78 +378,6 @@ impl Client {
             let token = answer.map(|answer| Token::new(End::Answered(self.replies.clone(), answer)));
             let ops = vec![op(self.id.clone(), packet_id)];
             self.shared.journal.write(Change { ops, token, ..Change::default() }).await;
-        }
-    }
-}
-
-impl Farewell {
-    /// Whether this will take a while.
-    pub(crate) fn is_long(&self) -> bool {
-        self.will.as_ref().is_some_and(|(will, _)| will.delay > 0)
-    }
-
-    /// Publishes the client's will, when it is due.
-    pub(crate) async fn say(self, at_once: bool, stop: &CancellationToken) {
-        let Some((Will { mut message, delay }, came)) = self.will else { return };
-        if !at_once && delay > 0 {
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(u64::from(delay))) => {}
-                () = self.is_back.cancelled() => return,
-                () = stop.cancelled() => return,
-            }
-        }
-        if !self.rights.may_write(&message.topic) {
-            return;
-        }
-        message.expires = message.expires.map(|at| at + unix_now().saturating_sub(came));
-        let local = self.shared.local.wants(&message.topic).then(|| publish_of(&message));
-        self.shared.tell(Event::Publish { from: Some(self.session), message, incoming: None, token: None }).await;
-        if let Some(publish) = local {
-            self.shared.local.hand_over(publish, None).await;
-        }
-    }
-}
-
-fn publish_of(message: &Message) -> Publish {
-    Publish {
-        topic: message.topic.clone(),
-        payload: Bytes::clone(&message.payload),
-        qos: message.qos,
-        retain: message.retain,
-    }
-}
-
-/// The local end, as connections see it.
-pub(crate) struct LocalEnd {
-    filters: std::sync::RwLock<topic::Tree<(), ()>>,
-    sender: mpsc::Sender<Received>,
-}
-
-impl LocalEnd {
-    pub(crate) fn new(sender: mpsc::Sender<Received>) -> Self {
-        Self { filters: std::sync::RwLock::default(), sender }
-    }
-
-    pub(crate) fn subscribe(&self, filter: &str) {
-        self.filters.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(filter, (), ());
-    }
-
-    pub(crate) fn unsubscribe(&self, filter: &str) {
-        self.filters.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(filter, &());
-    }
-
-    fn wants(&self, topic: &str) -> bool {
-        let mut wants = false;
-        let filters = self.filters.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        filters.matches(topic, &mut |(), ()| wants = true);
-        wants
-    }
-
-    /// Waits while the channel is full.
-    async fn hand_over(&self, publish: Publish, token: Option<Arc<Token>>) {
-        if let Err(refused) = self.sender.send(Received { publish, taken: Taken(token) }).await {
-            // Nobody takes it any more: it must not look as if somebody had.
-            refused.0.taken.fail();
         }
     }
 }

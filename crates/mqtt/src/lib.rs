@@ -8,10 +8,13 @@
 
 mod access;
 mod client;
+mod client_session;
 mod connection;
 mod encode;
+mod farewell;
 mod journal;
 mod listen;
+mod local;
 mod message;
 mod outbox;
 mod packet;

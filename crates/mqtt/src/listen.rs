@@ -16,8 +16,9 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::access::{AccessError, User, Users};
-use crate::connection::{self, LocalEnd, Stream};
+use crate::connection::{self, Stream};
 use crate::journal::{self, Journal, SCHEMA};
+use crate::local::LocalEnd;
 use crate::message::{Message, Qos};
 use crate::outbox::Bounds;
 use crate::replies::{End, Token};
@@ -180,6 +181,8 @@ impl Broker {
             in_flight: config.max_in_flight.clamp(1, 1000),
             queued: config.max_queued.clamp(1, 30_000),
             queued_bytes: config.max_queued_bytes.max(config.max_packet),
+            retained: config.max_retained,
+            retained_bytes: config.max_retained_bytes,
         };
         let longest_keep = u32::try_from(config.max_session_age.as_secs()).unwrap_or(u32::MAX);
         let limits = Limits { client, sessions: config.max_sessions.max(config.max_connections), longest_keep };
@@ -295,9 +298,9 @@ impl Door {
             };
             connection::first_word(stream, longest).await
         };
-        let admitted = self.newcomers.admit(first_word, CONNECT, self.places.clone());
+        // Boxed, for a connection's task is as large as its largest part, and has it until the client goes.
+        let admitted = Box::pin(self.newcomers.admit(first_word, CONNECT, self.places.clone()));
         let Some(Some((newcomer, place))) = self.stop.run_until_cancelled(admitted).await else { return };
-        // Large futures would be part of every connection's task, also of one that says nothing.
         let served = Box::pin(connection::serve(newcomer, &self.shared, &self.stop)).await;
         drop(place);
         let Some(farewell) = served else { return };

@@ -22,6 +22,9 @@ pub(crate) struct Bounds {
     pub(crate) in_flight: usize,
     pub(crate) queued: usize,
     pub(crate) queued_bytes: usize,
+    /// As many more may wait when the client subscribes to what is retained.
+    pub(crate) retained: usize,
+    pub(crate) retained_bytes: usize,
 }
 
 /// What waits for one client.
@@ -117,11 +120,17 @@ impl Outbox {
         inner.unsure = 0;
     }
 
-    /// Queues a message and gives its packet id, or `None` when there is no room.
-    pub(crate) fn put(&self, mut waiting: Waiting) -> Option<u16> {
+    /// Queues a message and gives its packet id, or `None` when there is no room. `greeting` is for what the client subscribes to
+    /// and is there already: all of that may wait besides.
+    pub(crate) fn put(&self, mut waiting: Waiting, greeting: bool) -> Option<u16> {
         let mut inner = self.lock();
         let size = waiting.message.size();
-        while inner.queue.len() >= self.bounds.queued || inner.bytes + size > self.bounds.queued_bytes {
+        let (mut most, mut most_bytes) = (self.bounds.queued, self.bounds.queued_bytes);
+        if greeting {
+            most += self.bounds.retained;
+            most_bytes += self.bounds.retained_bytes;
+        }
+        while inner.queue.len() >= most || inner.bytes + size > most_bytes {
             if inner.unsure == 0 {
                 return None;
             }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::access::Rights;
+use crate::client_session::Session;
 use crate::encode::{Version, reason, subscription_ack};
 use crate::journal::{Change, Journal, Kept, Op};
 use crate::message::{Message, Qos, Storing, unix_now};
@@ -88,22 +89,6 @@ pub(crate) struct Limits {
     pub(crate) client: Bounds,
     pub(crate) sessions: usize,
     pub(crate) longest_keep: u32,
-}
-
-struct Session {
-    client: Arc<str>,
-    user: Option<String>,
-    outbox: Arc<Outbox>,
-    epoch: u64,
-    connected: Option<oneshot::Sender<Refusal>>,
-    is_back: CancellationToken,
-    filters: HashSet<String>,
-    filter_bytes: usize,
-    keep: u32,
-    ended: u64,
-    /// It has rows in the journal.
-    stored: bool,
-    told_of_loss: bool,
 }
 
 /// The task's state.
@@ -343,7 +328,7 @@ impl Router {
                 packet_id: 0,
                 identifiers: wanted().filter_map(|options| options.identifier).collect(),
             };
-            if session.put(waiting, &mut ops) && message.storing() == Storing::Pending {
+            if session.put(waiting, false, &mut ops) && message.storing() == Storing::Pending {
                 wake.push(session.outbox.clone());
             }
         }
@@ -382,7 +367,8 @@ impl Router {
             for message in self.retained.matching(&filter, unix_now()) {
                 let qos = options.qos.min(message.qos);
                 let identifiers = options.identifier.into_iter().collect();
-                session.put(Waiting { message: message.clone(), qos, retain: true, packet_id: 0, identifiers }, ops);
+                let waiting = Waiting { message: message.clone(), qos, retain: true, packet_id: 0, identifiers };
+                session.put(waiting, true, ops);
             }
         }
         let granted = options.qos as u8;
@@ -423,27 +409,5 @@ impl Router {
         let unretained = self.retained.expire(now).into_iter().filter(|_| self.journal.keeps());
         ops.extend(unretained.map(Op::Unretained));
         Change { ops, ..Change::default() }
-    }
-}
-
-impl Session {
-    /// Queues a message for this client. `false` when it gets nothing.
-    fn put(&mut self, waiting: Waiting, ops: &mut Vec<Op>) -> bool {
-        if self.connected.is_none() && waiting.qos == Qos::AtMostOnce {
-            return false;
-        }
-        let row = (self.stored && waiting.qos != Qos::AtMostOnce).then(|| waiting.clone());
-        let Some(packet_id) = self.outbox.put(waiting) else {
-            match self.told_of_loss {
-                false => warn!(client = %self.client, "an MQTT client's queue is full: messages for it are dropped"),
-                true => debug!(client = %self.client, "a message for an MQTT client was dropped"),
-            }
-            self.told_of_loss = true;
-            return false;
-        };
-        if let Some(row) = row {
-            ops.push(Op::Queued(self.client.clone(), Waiting { packet_id, ..row }));
-        }
-        true
     }
 }

@@ -99,3 +99,22 @@ fn packet_with_flags() -> Vec<u8> {
     packet[0] = 0x80;
     packet
 }
+
+#[tokio::test]
+async fn all_that_is_retained_greets_a_subscriber_however_much_may_wait() {
+    let mut config = config();
+    (config.max_queued, config.max_retained) = (10, 300);
+    let (_broker, address) = broker(config).await;
+    let mut publisher = Peer::connect(address, "publisher").await;
+    for number in 0..310 {
+        publisher.publish_surely(&format!("t/{number:03}"), true, "x").await;
+    }
+    let mut subscriber = Peer::connect(address, "subscriber").await;
+    subscriber.client.subscribe("#", QoS::AtLeastOnce).await.unwrap();
+    for number in 0..300 {
+        subscriber.expect(&[&format!("t/{number:03} x")]).await;
+    }
+    // Those beyond the bound were delivered to whoever listened, and not kept.
+    publisher.publish("end", QoS::AtMostOnce, false, "").await;
+    subscriber.expect(&["end "]).await;
+}
