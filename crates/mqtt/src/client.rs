@@ -254,9 +254,6 @@ impl Driver<'_> {
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => {
                     self.hand_over(connections, publish, &mut overrun).await;
-                    if self.received.is_closed() {
-                        return;
-                    }
                 }
                 Ok(Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) => {
                     let mut state = self.shared.lock();
@@ -320,7 +317,7 @@ impl Driver<'_> {
 
     async fn hand_over(&self, connection: u64, publish: rumqttc::Publish, overrun: &mut bool) {
         if publish.qos == QoS::AtMostOnce {
-            let received = Received { publish: publish_of(publish), taken: Taken(None) };
+            let received = Received { publish: publish_of(publish), taken: Taken(None, None) };
             let full = matches!(self.received.try_send(received), Err(mpsc::error::TrySendError::Full(_)));
             if full && !*overrun {
                 warn!("messages of QoS 0 come faster than they are taken: some are dropped");
@@ -331,7 +328,7 @@ impl Driver<'_> {
         // The broker has few of these on their way, so this waits only when nobody takes them for long.
         let Ok(place) = self.acks.clone().reserve_owned().await else { return };
         let token = Token::new(End::Elsewhere(place, connection, publish.clone()));
-        let received = Received { publish: publish_of(publish), taken: Taken(Some(token)) };
+        let received = Received { publish: publish_of(publish), taken: Taken(Some(token), None) };
         if let Err(refused) = self.received.send(received).await {
             refused.0.taken.fail();
         }

@@ -348,7 +348,7 @@ impl Client {
         let incoming = (message.qos == Qos::ExactlyOnce).then_some((packet_id, local.is_some()));
         if !local_only {
             let token = token.clone();
-            self.shared.tell(Event::Publish { from: Some(self.session), message, incoming, token }).await;
+            self.shared.publish(Some(self.session), message, incoming, token).await;
         }
         if let Some(publish) = local {
             self.shared.local.hand_over(publish, token).await;

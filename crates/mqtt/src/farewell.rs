@@ -10,7 +10,6 @@ use crate::listen::Shared;
 use crate::local::publish_of;
 use crate::message::unix_now;
 use crate::packet::Will;
-use crate::router::Event;
 
 /// What is left to do for a client that has gone.
 pub(crate) struct Farewell {
@@ -43,7 +42,7 @@ impl Farewell {
         }
         message.expires = message.expires.map(|at| at + unix_now().saturating_sub(came));
         let local = self.shared.local.wants(&message.topic).then(|| publish_of(&message));
-        self.shared.tell(Event::Publish { from: Some(self.session), message, incoming: None, token: None }).await;
+        self.shared.publish(Some(self.session), message, None, None).await;
         if let Some(publish) = local {
             self.shared.local.hand_over(publish, None).await;
         }

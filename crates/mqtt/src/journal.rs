@@ -16,6 +16,7 @@ use crate::message::{Message, Qos, Storing};
 use crate::outbox::{Outbox, Waiting};
 use crate::packet::Options;
 use crate::replies::Token;
+use crate::room::Place;
 
 /// What the broker's file holds.
 pub(crate) const SCHEMA: Schema = Schema {
@@ -65,6 +66,8 @@ pub(crate) struct Change {
     pub(crate) wake: Vec<Arc<Outbox>>,
     /// And this one is a holder less.
     pub(crate) token: Option<Arc<Token>>,
+    /// What the message takes on its way.
+    pub(crate) place: Place,
 }
 
 /// The way to the disk.
@@ -110,6 +113,7 @@ impl Change {
             token.fail();
         }
         self.wake.iter().for_each(|outbox| outbox.wake());
+        drop(self.place);
     }
 }
 

@@ -20,6 +20,7 @@ mod outbox;
 mod packet;
 mod replies;
 mod retained;
+mod room;
 mod router;
 pub mod topic;
 
@@ -33,6 +34,7 @@ pub use client::{Client, ClientConfig};
 pub use listen::{Broker, BrokerConfig, Listen, StartError};
 pub use message::Qos;
 use replies::Token;
+use room::Place;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +61,7 @@ pub struct Received {
 
 /// Acknowledges a message when it is dropped: keep it until the message is where it must be. Until then its publisher waits, and those
 /// of the same client after it.
-pub struct Taken(Option<Arc<Token>>);
+pub struct Taken(Option<Arc<Token>>, #[expect(dead_code, reason = "held until it is dropped")] Place);
 
 impl Taken {
     /// The message is where it must be. The same as dropping.

@@ -23,6 +23,7 @@ use crate::message::{Message, Qos};
 use crate::outbox::Bounds;
 use crate::replies::{End, Token};
 use crate::retained::Retained;
+use crate::room::Room;
 use crate::router::{Event, Limits, Router};
 use crate::topic::{is_filter, is_topic};
 use crate::{Publish, PublishError, Received};
@@ -33,6 +34,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the router may have to do; more waits with those who ask.
 const EVENTS: usize = 256;
+/// Bytes of messages on their way to the router and to the disk.
+const ON_WAY: usize = 32 << 20;
 /// Messages that wait for the local end.
 const LOCAL: usize = 256;
 /// Wills that wait for their time; more are said at once.
@@ -133,6 +136,7 @@ pub(crate) struct Shared {
     pub(crate) local: LocalEnd,
     pub(crate) journal: Journal,
     events: mpsc::Sender<Event>,
+    room: Room,
 }
 
 impl Shared {
@@ -140,6 +144,18 @@ impl Shared {
     pub(crate) async fn tell(&self, event: Event) {
         // It ends after the connections, so somebody listens.
         let _ = self.events.send(event).await;
+    }
+
+    /// Hands a message to the router; waits while too much is on its way there and to the disk.
+    pub(crate) async fn publish(
+        &self,
+        from: Option<u64>,
+        message: Message,
+        incoming: Option<(u16, bool)>,
+        token: Option<Arc<Token>>,
+    ) {
+        let place = self.room.take(message.size()).await;
+        self.tell(Event::Publish { from, message, incoming, token, place }).await;
     }
 }
 
@@ -191,7 +207,8 @@ impl Broker {
         router.restore(kept.0, kept.1);
         let (events, asked) = mpsc::channel(EVENTS);
         tasks.spawn(router.run(asked));
-        let shared = Arc::new(Shared { users, packet_size: config.max_packet, local, journal, events });
+        let shared =
+            Arc::new(Shared { users, packet_size: config.max_packet, local, journal, events, room: Room::of(ON_WAY) });
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let door = Door {
             newcomers: Newcomers::default(),
@@ -227,7 +244,7 @@ impl Broker {
         // Nobody waits for the disk because of QoS 0.
         let token = (message.qos != Qos::AtMostOnce).then(|| Token::new(End::Local(sender)));
         let waits = token.is_some();
-        self.shared.tell(Event::Publish { from: None, message, incoming: None, token }).await;
+        self.shared.publish(None, message, None, token).await;
         if waits { done.await.map_err(|_| PublishError::NotStored) } else { Ok(()) }
     }
 

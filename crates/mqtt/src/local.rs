@@ -6,18 +6,23 @@ use tokio::sync::mpsc;
 
 use crate::message::Message;
 use crate::replies::Token;
+use crate::room::Room;
 use crate::topic::Tree;
 use crate::{Publish, Received, Taken};
+
+/// Bytes that edgecore may have and not have taken.
+const WAITING: usize = 16 << 20;
 
 /// The local end, as connections see it.
 pub(crate) struct LocalEnd {
     filters: RwLock<Tree<(), ()>>,
     sender: mpsc::Sender<Received>,
+    room: Room,
 }
 
 impl LocalEnd {
     pub(crate) fn new(sender: mpsc::Sender<Received>) -> Self {
-        Self { filters: RwLock::default(), sender }
+        Self { filters: RwLock::default(), sender, room: Room::of(WAITING) }
     }
 
     pub(crate) fn subscribe(&self, filter: &str) {
@@ -35,9 +40,10 @@ impl LocalEnd {
         wants
     }
 
-    /// Waits while the channel is full.
+    /// Waits while the channel is full, or what was handed over and is not taken is too much.
     pub(crate) async fn hand_over(&self, publish: Publish, token: Option<Arc<Token>>) {
-        if let Err(refused) = self.sender.send(Received { publish, taken: Taken(token) }).await {
+        let place = self.room.take(publish.topic.len() + publish.payload.len()).await;
+        if let Err(refused) = self.sender.send(Received { publish, taken: Taken(token, place) }).await {
             // Nobody takes it any more: it must not look as if somebody had.
             refused.0.taken.fail();
         }

@@ -19,6 +19,7 @@ use crate::outbox::{Bounds, Incoming, Outbox, Waiting};
 use crate::packet::{Options, Refusal};
 use crate::replies::{End, Replies, Token};
 use crate::retained::Retained;
+use crate::room::Place;
 use crate::topic::Tree;
 
 /// How often the router looks for what has expired.
@@ -38,6 +39,7 @@ pub(crate) enum Event {
         message: Message,
         incoming: Option<(u16, bool)>,
         token: Option<Arc<Token>>,
+        place: Place,
     },
     Subscribe {
         from: u64,
@@ -178,7 +180,9 @@ impl Router {
                 let _ = reply.send(answer);
                 Change { ops, ..Change::default() }
             }
-            Event::Publish { from, message, incoming, token } => self.publish(from, message, incoming, token),
+            Event::Publish { from, message, incoming, token, place } => {
+                Change { place, ..self.publish(from, message, incoming, token) }
+            }
             Event::Subscribe { from, packet_id, filters, replies, version } => {
                 let mut change = Change::default();
                 let codes: Vec<u8> = filters
@@ -338,7 +342,7 @@ impl Router {
             ops.push(Op::Incoming { client: session.client.clone(), packet_id, local });
         }
         let pending = message.storing() == Storing::Pending;
-        Change { ops, message: pending.then_some(message), wake, token }
+        Change { ops, message: pending.then_some(message), wake, token, place: None }
     }
 
     fn retain(&mut self, message: &Arc<Message>, ops: &mut Vec<Op>) {

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use crate::support::{Peer, broker, config, soon};
 
-fn to(address: SocketAddr) -> ClientConfig {
+pub fn to(address: SocketAddr) -> ClientConfig {
     ClientConfig {
         host: address.ip().to_string(),
         port: address.port(),
@@ -24,7 +24,7 @@ fn message(topic: &str, payload: &str) -> Publish {
     Publish { topic: topic.to_owned(), payload: payload.to_owned().into(), qos: Qos::AtLeastOnce, retain: false }
 }
 
-async fn connected(client: &Client) {
+pub async fn connected(client: &Client) {
     soon(async {
         while !client.is_connected() {
             tokio::time::sleep(Duration::from_millis(10)).await;

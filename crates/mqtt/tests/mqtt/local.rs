@@ -86,3 +86,31 @@ async fn the_local_end_hears_wills() {
     drop(Peer::with(options).await.unwrap());
     assert_eq!(soon(received.recv()).await.unwrap().publish.payload, "gone");
 }
+
+#[tokio::test]
+async fn large_messages_wait_at_their_publisher() {
+    let (broker, mut received) = broker_with(config(), &["up"]).await;
+    let address = broker.addresses()[0];
+    let mut flood = Raw::connect(address, "flood", true).await;
+    let large = publish(0x32, "up", 1, &[], &vec![0; 1_000_000]);
+    let mut flooding = tokio::task::JoinSet::new();
+    flooding.spawn(async move {
+        for _ in 0..60 {
+            flood.send(&large).await;
+        }
+        flood
+    });
+    let mut other = Peer::connect(address, "other").await;
+    other.subscribe("t", QoS::AtLeastOnce).await;
+    for _ in 0..100 {
+        other.publish_surely("t", false, "1").await;
+    }
+    assert!(received.len() < 20, "16 MiB at most");
+    for _ in 0..60 {
+        soon(received.recv()).await.unwrap();
+    }
+    let mut flood = soon(flooding.join_next()).await.unwrap().unwrap();
+    for _ in 0..60 {
+        assert_eq!(flood.receive().await, [0x40, 2, 0, 1]);
+    }
+}

@@ -1,9 +1,12 @@
-//! The clients that users have.
+//! The clients and the broker that users have.
 
 use std::process::Stdio;
 
+use mqtt::{Client, Publish, Qos};
+use tokio::net::TcpListener;
 use tokio::process::Command;
 
+use crate::external::{connected, to};
 use crate::support::{broker, config, soon};
 
 #[tokio::test]
@@ -31,4 +34,31 @@ async fn mosquitto_clients_work() {
             assert!(soon(cleared).await.unwrap().success());
         }
     }
+}
+
+#[tokio::test]
+async fn the_client_talks_to_mosquitto() {
+    let address = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let mut command = Command::new("/usr/sbin/mosquitto");
+    command.args(["-p", &address.port().to_string()]).stderr(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    let Ok(mosquitto) = command.spawn() else {
+        println!("mosquitto is not installed");
+        return;
+    };
+    let (client, mut received) = Client::start(to(address), &["t"]).unwrap();
+    connected(&client).await;
+    // What the client publishes comes back: it has subscribed to it.
+    for qos in [Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce] {
+        for number in 0..50 {
+            let payload = format!("{qos:?} {number}").into();
+            client.publish(Publish { topic: "t".to_owned(), payload, qos, retain: false }).unwrap();
+        }
+        // More than mosquitto has on its way without an answer.
+        for number in 0..50 {
+            let one = soon(received.recv()).await.unwrap();
+            assert_eq!(one.publish.payload, format!("{qos:?} {number}"));
+        }
+    }
+    client.stop().await;
+    drop(mosquitto);
 }

@@ -1,0 +1,31 @@
+//! Room for messages that are on their way through the broker, in bytes: channels alone are bounded in number, and a thousand messages may
+//! be a gigabyte.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A permit is for that many bytes.
+const UNIT: usize = 1 << 10;
+
+/// So much may be on its way.
+pub(crate) struct Room {
+    free: Arc<Semaphore>,
+    all: u32,
+}
+
+/// A place, until it is dropped.
+pub(crate) type Place = Option<OwnedSemaphorePermit>;
+
+impl Room {
+    pub(crate) fn of(bytes: usize) -> Self {
+        let all = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX);
+        Self { free: Arc::new(Semaphore::new(all as usize)), all }
+    }
+
+    /// Waits for a place. A message that is larger than the whole room goes alone.
+    pub(crate) async fn take(&self, bytes: usize) -> Place {
+        let units = u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.all);
+        self.free.clone().acquire_many_owned(units).await.ok()
+    }
+}
