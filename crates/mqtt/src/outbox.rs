@@ -91,8 +91,10 @@ pub(crate) struct Took {
 }
 
 impl Outbox {
-    pub(crate) fn new(bounds: Bounds) -> Self {
-        let inner = Inner { next_id: 1, receive_maximum: bounds.in_flight, ..Inner::default() };
+    /// An empty one. Packet ids begin elsewhere in each, so that a late word about a client's earlier session means none of this one.
+    pub(crate) fn new(bounds: Bounds, number: u64) -> Self {
+        let next_id = u16::try_from(number.wrapping_mul(9973) % 60_000).unwrap_or(0) + 1;
+        let inner = Inner { next_id, receive_maximum: bounds.in_flight, ..Inner::default() };
         Self { bounds, inner: Mutex::new(inner), settled: Notify::new() }
     }
 

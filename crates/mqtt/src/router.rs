@@ -117,7 +117,7 @@ impl Router {
         }
         let now = unix_now();
         for kept in sessions {
-            let outbox = Arc::new(Outbox::new(self.limits.client));
+            let outbox = Arc::new(Outbox::new(self.limits.client, self.next));
             for (waiting, released) in kept.queued {
                 outbox.restore(waiting, released);
             }
@@ -236,7 +236,7 @@ impl Router {
                 if self.sessions.len() >= self.limits.sessions && !self.make_room(&mut ops) {
                     return (Err(Refusal(reason::QUOTA)), ops);
                 }
-                let outbox = Arc::new(Outbox::new(self.limits.client));
+                let outbox = Arc::new(Outbox::new(self.limits.client, self.next));
                 let user = join.rights.user().map(str::to_owned);
                 self.add(join.client.clone(), outbox, user, keep, 0)
             }

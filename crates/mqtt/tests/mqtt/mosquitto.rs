@@ -11,7 +11,7 @@ use crate::support::{broker, config, soon};
 
 #[tokio::test]
 async fn mosquitto_clients_work() {
-    if std::process::Command::new("mosquitto_pub").arg("--help").stdout(Stdio::null()).spawn().is_err() {
+    if std::process::Command::new("mosquitto_pub").arg("--help").stdout(Stdio::null()).status().is_err() {
         println!("mosquitto-clients is not installed");
         return;
     }
