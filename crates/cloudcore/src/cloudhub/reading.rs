@@ -182,11 +182,11 @@ fn dispatch(handle: &SessionHandle, services: &Services, message: Message) -> Op
         source::EDGE_CONTROLLER,
         source::SYNC_CONTROLLER,
     ];
-    if route.source == source::TWIN && route.group == group::RESOURCE {
+    if route.source == source::TWIN {
         return Some(Work::Device(message));
     }
     let not_here = matches!(route.group.as_str(), group::USER | group::TWIN)
-        || matches!(route.source.as_str(), source::TWIN | source::META_SERVER)
+        || route.source == source::META_SERVER
         || matches!(
             route.operation.as_str(),
             operation::UPGRADE | operation::PREPULL | operation::UPDATE_NODE_ACTION_STATUS

@@ -92,6 +92,11 @@ impl KnownDevices {
         devices.are_listed() && std::mem::take(&mut devices.was_skipped)
     }
 
+    /// A node was not told of a device, for they are being listed.
+    pub fn note_skipped(&self) {
+        self.write().was_skipped = true;
+    }
+
     /// Devices, or models, are not known any more until they are listed again.
     pub(super) fn forget(&self, is_models: bool) {
         let mut devices = self.write();

@@ -185,19 +185,19 @@ impl Shared {
                     });
                     self.kubernetes.create(&list, object.to_string()).await
                 }
-                Some(known) if known.owner == device.uid => {
-                    let status = known.status.with(values, &device.properties);
-                    if status == known.status {
+                Some(known) => {
+                    let is_own = known.owner == device.uid;
+                    // That of an earlier device of the name would go with it, and says nothing of this one.
+                    let is_foreign = !is_own && !known.owner.is_empty();
+                    let before = if is_foreign { Status::default() } else { known.status.clone() };
+                    let status = before.with(values, &device.properties);
+                    if is_own && status == known.status {
                         return Ok(known);
                     }
-                    let patch =
-                        json!({"metadata": {"resourceVersion": known.version}, "status": status.patch(&known.status)});
-                    self.kubernetes.patch(&path, "merge-patch", patch.to_string()).await
-                }
-                // That of an earlier device of the name, which would go with it.
-                Some(known) => {
-                    let status = Status::default().with(values, &device.properties);
-                    let metadata = json!({"resourceVersion": known.version, "ownerReferences": owner});
+                    let mut metadata = json!({"resourceVersion": known.version});
+                    if !is_own {
+                        metadata["ownerReferences"] = owner.clone();
+                    }
                     let patch = json!({"metadata": metadata, "status": status.patch(&known.status)});
                     self.kubernetes.patch(&path, "merge-patch", patch.to_string()).await
                 }

@@ -238,7 +238,7 @@ impl CatchUp {
     ) -> Result<Vec<(Wanted, u64, Message)>, CatchUpError> {
         let mut noted: HashMap<String, Record> =
             records.extract_if(|_, record| matches!(record.kind.as_str(), DEVICE | MODEL)).collect();
-        // They are listed yet, or not known at all: then the node keeps what it has. It is compared again when they are.
+        // They are still being listed, or the API has none: the node keeps what it has, and is compared again when they are.
         let Some(wanted) = self.view.devices.wanted(node) else { return Ok(Vec::new()) };
         let mut lacking = Vec::new();
         for wanted in wanted {

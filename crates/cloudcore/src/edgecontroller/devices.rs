@@ -67,8 +67,12 @@ impl Downstream {
                         withdraw(&self.records, session, &object);
                     }
                 }
-                // What is listed for the first time nodes get when they are compared.
-                _ if !self.view.devices.are_listed() => {}
+                // What is being listed nodes get when they are compared.
+                Step::Gets(node, ..) | Step::Member(node, ..) if !self.view.devices.are_listed() => {
+                    if self.sessions.contains_key(&node) {
+                        self.view.devices.note_skipped();
+                    }
+                }
                 Step::Gets(node, object, verb, content) => {
                     self.offer(&node, &object.uid, object.version, verb, &object.path(), content);
                 }

@@ -91,10 +91,17 @@ async fn the_first_report_keeps_its_value_and_each_is_confirmed_when_it_is_writt
         (&json!("online"), &json!("2026-11-23T02:11:05Z"))
     );
 
-    // Somebody else has deleted it, then changed it: nothing is lost.
+    // Somebody else has deleted it, made it, then changed it: nothing is lost.
     cloud.delete(&format!("{STATUSES}/thermo")).await?;
+    edge.request(report("thermo", "humidity", "51")).await?;
+    assert_eq!(reported(&cloud.get(&format!("{STATUSES}/thermo")).await?, "humidity"), "51");
+    cloud.delete(&format!("{STATUSES}/thermo")).await?;
+    let by_hand = json!({"apiVersion": "devices.kubeedge.io/v1beta1", "kind": "DeviceStatus", "metadata": {"name": "thermo"}, "status": {"state": "ok"}});
+    cloud.create(STATUSES, &by_hand).await?;
     edge.request(report("thermo", "temperature", "24")).await?;
-    assert_eq!(reported(&cloud.get(&format!("{STATUSES}/thermo")).await?, "temperature"), "24");
+    let status = cloud.get(&format!("{STATUSES}/thermo")).await?;
+    assert_eq!((reported(&status, "temperature"), &status["status"]["state"]), (&json!("24"), &json!("ok")));
+    assert_eq!(status["metadata"]["ownerReferences"][0]["uid"], created["metadata"]["uid"]);
     cloud.patch(&format!("{STATUSES}/thermo"), &json!({"status": {"state": "unhealthy"}})).await?;
     edge.request(report("thermo", "temperature", "25")).await?;
     let status = cloud.get(&format!("{STATUSES}/thermo")).await?;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use edgesim::{Behaviour, Fleet};
 use serde_json::{Value, json};
-use testkit::go_edge::{GoEdge, Seen};
+use testkit::go_edge::{GoEdge, Seen, message};
 
 use crate::cloud::{Cloud, SOON, wait_logged};
+use crate::device_reports::report;
 
 pub const DEVICES: &str = "/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices";
 pub const MODELS: &str = "/apis/devices.kubeedge.io/v1beta1/namespaces/default/devicemodels";
@@ -303,5 +304,21 @@ async fn kubectl_sees_where_devices_are_and_old_clients_see_their_version() -> R
     wrong["spec"]["properties"][0]["type"] = json!("COLOUR");
     let (status, answer) = cloud.cluster.post(MODELS, &wrong).await?;
     assert_eq!(status, 422, "{answer}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_switches_devices_off_has_none() -> Result<()> {
+    let cloud = Cloud::start_with("  deviceController: {enable: false}\n").await?;
+    let (edge, _) = cloud.edge("n1").await?;
+    cloud.create(DEVICES, &device("d", "n1", "m")).await?;
+    cloud.create("/api/v1/namespaces/default/pods", &crate::cloud::pod("web", "n1")).await?;
+    row(&edge, "default/pod/web", |_| true).await?;
+    assert_eq!(edge.request(report("d", "temperature", "1")).await?["content"], "OK", "it is not repeated for ever");
+    let question = message("twin", "resource", "get", "membership/detail", json!("{}"));
+    assert_eq!(edge.request(question).await?["content"], "OK");
+    let seen = edge.seen();
+    assert!(!seen.rows.contains_key("default/device/d"));
+    assert!(seen.pushes("membership/detail").is_empty(), "what is not known is not none");
     Ok(())
 }

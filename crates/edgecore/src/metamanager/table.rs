@@ -287,6 +287,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_inventory_has_what_the_cloud_notes() {
+        let (_dir, table) = table();
+        for kind in ["pod", "configmap", "secret", "device", "devicemodel", "node", "lease"] {
+            let path = EdgeResource::object("default", kind, "p");
+            table.push(Row::read(&path, &pod(kind, 5)).expect("row")).await.expect("stored");
+        }
+        let mut kinds: Vec<String> = table.inventory().expect("rows").into_iter().map(|Held(uid, ..)| uid).collect();
+        kinds.sort();
+        assert_eq!(kinds, ["configmap", "device", "devicemodel", "pod", "secret"]);
+    }
+
+    #[tokio::test]
     async fn a_deletion_is_for_the_object_that_it_names() {
         let (_dir, table) = table();
         table.put(row(&pod("u2", 5))).await.expect("stored");
