@@ -26,6 +26,8 @@ pub struct Device {
     pub description: String,
     /// Names of its properties.
     pub properties: BTreeSet<String>,
+    /// The whole object, if it is bound to a node: nodes that come back together are served without a question for each device.
+    pub text: Bytes,
 }
 
 /// A model of the cluster.
@@ -50,6 +52,8 @@ pub struct Wanted {
     pub uid: String,
     /// Its version.
     pub version: u64,
+    /// The whole object.
+    pub text: Bytes,
 }
 
 /// Devices by name and by node, models by name.
@@ -176,14 +180,15 @@ impl Devices {
         let names: BTreeSet<NamespacedName> =
             self.of_node(node).map(|((namespace, _), device)| (namespace.clone(), device.model.clone())).collect();
         let models = names.into_iter().filter_map(|name| {
-            let Model { uid, version, .. } = self.models.get(&name)?;
-            Some(Wanted { kind: model_kind, name, uid: uid.clone(), version: *version })
+            let Model { uid, version, text } = self.models.get(&name)?;
+            Some(Wanted { kind: model_kind, name, uid: uid.clone(), version: *version, text: text.clone() })
         });
         let devices = self.of_node(node).map(|(name, device)| Wanted {
             kind: device_kind,
             name: name.clone(),
             uid: device.uid.clone(),
             version: device.version,
+            text: device.text.clone(),
         });
         models.chain(devices).collect()
     }
@@ -242,10 +247,12 @@ pub(super) fn read(text: &Bytes) -> Option<(NamespacedName, Device)> {
     let object = object::read(text)?;
     let spec: Spec = object.spec.and_then(|spec| serde_json::from_str(spec.get()).ok()).unwrap_or_default();
     let label = |name: &str| object.metadata.get("labels")?.get(name)?.as_str().map(str::to_owned);
+    let node = spec.node_name.unwrap_or_default();
     let device = Device {
+        text: if node.is_empty() { Bytes::new() } else { text.clone() },
         uid: object.uid().to_owned(),
         version: object.version(),
-        node: spec.node_name.unwrap_or_default(),
+        node,
         model: spec.device_model_ref.and_then(|model| model.name).unwrap_or_default(),
         description: label("description").unwrap_or_default(),
         properties: spec.properties.into_iter().flatten().filter_map(|property| property.name).collect(),
@@ -273,7 +280,10 @@ mod tests {
         assert_eq!(name, ("x".to_owned(), "a".to_owned()));
         let properties = ["h", "t"].map(str::to_owned).into();
         let [uid, node, model, description] = ["u", "n", "m", "d"].map(str::to_owned);
-        assert_eq!(read_device, Device { uid, version: 7, node, model, description, properties });
+        assert_eq!(
+            read_device,
+            Device { uid, version: 7, node, model, description, properties, text: Bytes::from_static(text) }
+        );
         let bare = br#"{"metadata":{"name":"a","namespace":"x"},"spec":{"deviceModelRef":null,"properties":null}}"#;
         assert_eq!(read(&Bytes::from_static(bare)).expect("read").1, Device::default());
     }

@@ -106,7 +106,7 @@ impl CatchUp {
         }
         // Deletions first: a new object may have the name of one that is gone.
         let lacking = self.pods(node, &mut records, believes).await?;
-        let devices = self.devices(node, &mut records, believes).await?;
+        let devices = self.devices(node, &mut records, is_thorough).await?;
         records.retain(|_, record| !believes || !self.is_current(record));
         for record in records.values() {
             self.record(record).await?;
@@ -234,7 +234,7 @@ impl CatchUp {
         &mut self,
         node: &str,
         records: &mut HashMap<String, Record>,
-        believes: bool,
+        is_thorough: bool,
     ) -> Result<Vec<(Wanted, u64, Message)>, CatchUpError> {
         let mut noted: HashMap<String, Record> =
             records.extract_if(|_, record| matches!(record.kind.as_str(), DEVICE | MODEL)).collect();
@@ -242,16 +242,22 @@ impl CatchUp {
         let Some(wanted) = self.view.devices.wanted(node) else { return Ok(Vec::new()) };
         let mut lacking = Vec::new();
         for wanted in wanted {
-            let acknowledged = noted.get(&wanted.uid).map(|record| record.version);
-            if believes && acknowledged == Some(wanted.version) {
-                noted.remove(&wanted.uid);
-                continue;
-            }
-            let found = self.get(&wanted.kind.object(&wanted.name.0, &wanted.name.1)).await?;
-            let version = found.as_ref().and_then(read).filter(|now| now.uid() == wanted.uid).map(|now| now.version());
-            // It is gone, and the watch will tell.
-            let (Some(text), Some(version)) = (found, version) else { continue };
-            noted.remove(&wanted.uid);
+            let acknowledged = noted.remove(&wanted.uid).map(|record| record.version);
+            // Another cloudcore, whose watch was quicker, may have brought the node further.
+            let is_behind = acknowledged.is_some_and(|acknowledged| acknowledged > wanted.version);
+            let (text, version) = match is_thorough || is_behind {
+                false => (wanted.text.clone(), wanted.version),
+                true => {
+                    let path = wanted.kind.object(&wanted.name.0, &wanted.name.1);
+                    let found = self.get(&path).await?;
+                    let version = |text: &Bytes| read(text).filter(|n| n.uid() == wanted.uid).map(|now| now.version());
+                    // Where it is gone, the watch will tell.
+                    let Some((text, version)) = found.and_then(|text| Some((text.clone(), version(&text)?))) else {
+                        continue;
+                    };
+                    (text, version)
+                }
+            };
             if acknowledged != Some(version) {
                 let path = format!("{}/{}/{}", wanted.name.0, wanted.kind.segment, wanted.name.1);
                 let message = push(operation::UPDATE, &path, version, with_kind(text, wanted.kind.name));
