@@ -132,6 +132,8 @@ async fn returning_nodes_get_what_they_lack_and_no_more() -> Result<()> {
     }
     let expected = [
         (0, "default/pod/pod0"),
+        // It has changed, and nothing refers to it any more.
+        (1, "default/configmap/map1"),
         (1, "default/pod/pod1"),
         (2, "default/pod/pod2"),
         (3, "default/configmap/map3"),
