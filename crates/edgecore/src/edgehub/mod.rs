@@ -146,9 +146,15 @@ async fn keeping<T>(
 fn keep_or_refuse(context: &Context, outbox: &mut Outbox, message: Message) {
     if context.is_waiting(&message.header.msg_id) {
         refuse(context, &message, OUT_OF_REACH);
-    } else if message.route.operation != operation::RESPONSE {
+    } else if message.route.operation != operation::RESPONSE && !is_said_again(&message) {
         tell_lost(outbox.keep(message));
     }
+}
+
+/// Whether the one who says it does so again, in the latest version, until the cloud has confirmed it: DeviceTwin. An older one kept here would
+/// come after that.
+fn is_said_again(message: &Message) -> bool {
+    message.route.source == source::TWIN
 }
 
 fn tell_lost(dropped: usize) {

@@ -13,7 +13,7 @@ use tracing::error;
 use wire::{Content, Features, MAX_MESSAGE_BYTES, Message, Route, acks, batch, group, kind, operation, source};
 
 use super::acked::Acked;
-use super::{HubError, OUT_OF_REACH, refuse, tell_lost};
+use super::{HubError, OUT_OF_REACH, is_said_again, refuse, tell_lost};
 
 /// The part of the sending rate's burst that events leave for requests and status: many pods that start at once make many
 /// events.
@@ -185,7 +185,8 @@ impl<'a> Sending<'a> {
         self.asked.add(self.context, &message);
         let is_answer = matches!(message.route.operation.as_str(), operation::RESPONSE | operation::ERROR);
         // Who waits for an answer repeats his request himself.
-        if self.features.acks && !is_answer && !self.context.is_waiting(&message.header.msg_id) {
+        let is_repeated = is_said_again(&message) || self.context.is_waiting(&message.header.msg_id);
+        if self.features.acks && !is_answer && !is_repeated {
             outbox.sent(message, std::time::Instant::now());
         }
     }
@@ -296,7 +297,7 @@ impl Pulse {
 fn is_urgent(message: &Message) -> bool {
     let kind = message.route.resource.split('/').nth(1).unwrap_or_default();
     message.route.operation == operation::RESPONSE
-        || message.route.source == source::TWIN
+        || is_said_again(message)
         || matches!(kind, kind::LEASE | kind::NODE | kind::NODE_PATCH | kind::NODE_STATUS)
 }
 
