@@ -30,6 +30,8 @@ const FILTERS: [&str; 8] = [
 const WAITING: usize = 1024;
 /// How often a broker beside edgecore hears of us, and how long a connection may take (KubeEdge v1.23).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// What waits for one client of the broker at least: what DeviceTwin says at once about what it has written down together.
+const AT_ONCE: usize = 4096;
 /// Bytes of retained messages: a node has little memory.
 const RETAINED: usize = 4 << 20;
 /// The wait after the broker could not be started.
@@ -78,7 +80,15 @@ impl EventBus {
 
     async fn serve(&mut self, context: &Context) -> Result<(), ModuleError> {
         let mut sides = Vec::new();
-        sides.extend(self.inside(context).await);
+        let inside = inside(context, &self.settings, &self.database);
+        tokio::pin!(inside);
+        loop {
+            tokio::select! {
+                started = &mut inside => break sides.extend(started),
+                // DeviceTwin goes on meanwhile; nobody can have subscribed yet.
+                Some(_) = self.publishes.recv() => {}
+            }
+        }
         sides.extend(self.beside()?);
         let (buses, incoming): (Vec<mqtt::Bus>, Vec<mpsc::Receiver<Received>>) = sides.into_iter().unzip();
         let hearing = incoming.into_iter().map(|incoming| hear(context, &self.to_twin, incoming));
@@ -105,33 +115,6 @@ impl EventBus {
         Ok(())
     }
 
-    /// The broker inside edgecore; it is tried again until it can listen.
-    async fn inside(&self, context: &Context) -> Option<(mqtt::Bus, mpsc::Receiver<Received>)> {
-        let address = self.settings.internal?;
-        loop {
-            let config = BrokerConfig {
-                database: Some(self.database.clone()),
-                max_queued: self.settings.queue,
-                max_retained_bytes: RETAINED,
-                ..BrokerConfig::at(address)
-            };
-            match mqtt::Bus::broker(config, &FILTERS).await {
-                Ok(started) => {
-                    info!(address = %address, "the MQTT broker listens");
-                    return Some(started);
-                }
-                Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                    error!(%error, cause, "the MQTT broker cannot be started: set modules.eventBus.mqttServerInternal to a free port, or mqttMode to 2 for a broker beside edgecore; tried again");
-                }
-            }
-            tokio::select! {
-                () = context.stopping() => return None,
-                () = tokio::time::sleep(RETRY) => {}
-            }
-        }
-    }
-
     fn beside(&self) -> Result<Option<(mqtt::Bus, mpsc::Receiver<Received>)>, ModuleError> {
         let Some(broker) = &self.settings.external else { return Ok(None) };
         let config = ClientConfig {
@@ -147,6 +130,37 @@ impl EventBus {
             connect_timeout: KEEP_ALIVE,
         };
         Ok(Some(mqtt::Bus::client(config, &FILTERS)?))
+    }
+}
+
+/// The broker inside edgecore; it is tried again until it can listen.
+async fn inside(
+    context: &Context,
+    settings: &Settings,
+    database: &std::path::Path,
+) -> Option<(mqtt::Bus, mpsc::Receiver<Received>)> {
+    let address = settings.internal?;
+    loop {
+        let config = BrokerConfig {
+            database: Some(database.to_path_buf()),
+            max_queued: settings.queue.max(AT_ONCE),
+            max_retained_bytes: RETAINED,
+            ..BrokerConfig::at(address)
+        };
+        match mqtt::Bus::broker(config, &FILTERS).await {
+            Ok(started) => {
+                info!(address = %address, "the MQTT broker listens");
+                return Some(started);
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                error!(%error, cause, "the MQTT broker cannot be started: set modules.eventBus.mqttServerInternal to a free port, or mqttMode to 2 for a broker beside edgecore; tried again");
+            }
+        }
+        tokio::select! {
+            () = context.stopping() => return None,
+            () = tokio::time::sleep(RETRY) => {}
+        }
     }
 }
 
@@ -219,5 +233,30 @@ impl Module for EventBus {
                 () = ignoring => Ok(()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_util::sync::CancellationToken;
+
+    #[tokio::test]
+    async fn without_a_broker_nobody_waits() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let internal = taken.local_addr().ok();
+        let settings = Settings { internal, external: None, qos: 0, retain: false, queue: 100 };
+        let dir = tempfile::tempdir().expect("folder");
+        let (mut event_bus, bus, _arrived) = EventBus::new(settings, &dir.path().join("edge.db"));
+        let stopping = CancellationToken::new();
+        let (context, _inboxes) = Context::new(&[(module::EVENT_BUS, group::BUS)], stopping.clone());
+        let saying = async {
+            for _ in 0..3 * WAITING {
+                bus.publish("t".to_owned(), Vec::new()).await;
+            }
+            stopping.cancel();
+        };
+        let both = async { tokio::join!(event_bus.serve(&context), saying) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("in time").0.expect("ended well");
     }
 }
