@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use mqtt::{Bus, ClientConfig, Publish, Qos, Received};
+use mqtt::{Bus, ClientConfig, Publish, Qos};
 use serde_json::{Value, json};
 
 use crate::stop_signals::StopSignals;
@@ -56,8 +56,8 @@ pub async fn run(options: ThermometerOptions) -> Result<()> {
     loop {
         tokio::select! {
             _ = signals.next() => break,
-            Some(Received { publish, .. }) = heard.recv() => {
-                let wish: Value = serde_json::from_slice(&publish.payload).unwrap_or_default();
+            Some(received) = heard.recv() => {
+                let wish: Value = serde_json::from_slice(&received.take().payload).unwrap_or_default();
                 if let Some(wish) = wish["delta"]["target"].as_str().and_then(|text| text.parse().ok()) {
                     target = wish;
                 }

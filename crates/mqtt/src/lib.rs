@@ -1,6 +1,6 @@
 //! MQTT for edgecore: an embedded broker, and a client for a broker next door, behind one interface.
 //!
-//! Edgecore gets what devices publish as [`Received`], and acknowledges it by dropping [`Taken`]: with QoS 1 and 2 a device gets its PUBACK or
+//! Edgecore gets what devices publish as [`Received`], and acknowledges it by [`Taken::complete`]: with QoS 1 and 2 a device gets its PUBACK or
 //! PUBREC after that, so it means that edgecore has committed the message. [`Bus`] is either end.
 //!
 //! Of the broker read `listen` for how it starts, `connection` for one client, `router` for who gets what, and `outbox` for what waits for a client.
@@ -59,16 +59,30 @@ pub struct Received {
     pub taken: Taken,
 }
 
-/// Acknowledges a message when it is dropped: keep it until the message is where it must be. Until then its publisher waits, and those
-/// of the same client after it.
+impl Received {
+    /// The message, which counts as taken by that.
+    pub fn take(self) -> Publish {
+        self.taken.complete();
+        self.publish
+    }
+}
+
+/// What is owed for a message: that it is where it must be ([`Taken::complete`]). Until then its publisher waits, and those of the same client
+/// after it. Dropped, it cannot be taken: MQTT 5 clients are told so, others are disconnected and publish again.
 pub struct Taken(Option<Arc<Token>>, #[expect(dead_code, reason = "held until it is dropped")] Place);
 
 impl Taken {
-    /// The message is where it must be. The same as dropping.
-    pub fn complete(self) {}
+    /// The message is where it must be.
+    pub fn complete(mut self) {
+        self.0 = None;
+    }
 
-    /// The message cannot be taken: MQTT 5 clients are told so, others are disconnected and publish again.
-    pub fn fail(self) {
+    /// The message cannot be taken. The same as dropping.
+    pub fn fail(self) {}
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
         if let Some(token) = &self.0 {
             token.fail();
         }

@@ -59,7 +59,7 @@ impl Thermometer {
     }
 
     async fn hear(&mut self, is_it: impl Fn(&Value) -> bool) {
-        while let Some(Received { publish, .. }) = self.heard.recv().await {
+        while let Some(publish) = self.heard.recv().await.map(Received::take) {
             if is_it(&serde_json::from_slice(&publish.payload).unwrap_or_default()) {
                 return;
             }

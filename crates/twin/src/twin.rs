@@ -102,11 +102,15 @@ impl Property {
     }
 
     /// The same with the versions of these sides, for the cloud.
+    ///
+    /// One that was cleared is told as an empty text: without it the cloud would keep what was.
     pub fn report(&self, expected: bool, actual: bool) -> Entry {
         Entry {
+            expected: self.expected.told().filter(|_| expected),
+            actual: self.actual.told().filter(|_| actual),
             expected_version: expected.then_some(self.expected.version),
             actual_version: actual.then_some(self.actual.version),
-            ..self.entry_of(expected, actual)
+            ..self.entry_of(false, false)
         }
     }
 
@@ -123,6 +127,12 @@ impl Side {
     fn value(&self) -> Option<Value> {
         let metadata = Some(ValueMetadata { timestamp: self.timestamp });
         (!self.value.is_empty()).then(|| Value { value: Some(self.value.clone()), metadata })
+    }
+
+    /// The value, also an empty one that once was another.
+    fn told(&self) -> Option<Value> {
+        let metadata = Some(ValueMetadata { timestamp: self.timestamp });
+        (self.version != Version::default()).then(|| Value { value: Some(self.value.clone()), metadata })
     }
 
     /// The edge sets it; whether it is another value now.

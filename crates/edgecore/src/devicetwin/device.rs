@@ -23,7 +23,9 @@ pub(super) struct About {
     /// The uid of the Device object; empty when only a membership message has told of the device.
     pub(super) uid: String,
     pub(super) description: String,
-    /// What the Device object wished last, by property.
+    /// The properties that the Device object names.
+    pub(super) properties: BTreeSet<String>,
+    /// What the Device object wished last, by property; without what could not be taken.
     pub(super) desired: BTreeMap<String, String>,
     /// Empty as long as nobody has said one.
     pub(super) state: String,

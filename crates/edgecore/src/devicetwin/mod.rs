@@ -51,7 +51,7 @@ enum Event {
 #[derive(Default)]
 struct Batch {
     answers: Vec<Answer>,
-    /// They hear that their messages have been taken when these are dropped.
+    /// They hear that their messages have been taken when that is written down.
     arrived: Vec<Arrived>,
 }
 
@@ -66,7 +66,7 @@ impl DeviceTwin {
         let mut reports = Reports::default();
         let mut batch = Batch { answers: self.compare(&mut devices), ..Batch::default() };
         loop {
-            self.finish(context, &mut devices, &mut reports, std::mem::take(&mut batch)).await;
+            batch.answers = self.finish(context, &mut devices, &mut reports, std::mem::take(&mut batch)).await?;
             let due = reports.next_due();
             let mut next = tokio::select! {
                 () = context.stopping() => Event::Stopping,
@@ -149,7 +149,7 @@ impl DeviceTwin {
             }
             return;
         }
-        if route.resource.contains("membership") {
+        if route.group == group::TWIN && route.resource.contains("membership") {
             batch.answers.extend(objects::member(devices, &self.node, &message.content.payload()));
             return;
         }
@@ -169,20 +169,26 @@ impl DeviceTwin {
         }
     }
 
-    /// Writes down what has changed, then answers, then tells the cloud.
-    async fn finish(&self, context: &Context, devices: &mut Devices, reports: &mut Reports, batch: Batch) {
+    /// Writes down what has changed, then answers, then tells the cloud. What could not be written and is to be tried with the next batch.
+    async fn finish(
+        &self,
+        context: &Context,
+        devices: &mut Devices,
+        reports: &mut Reports,
+        batch: Batch,
+    ) -> Result<Vec<Answer>, StoreError> {
+        let mut again = Vec::new();
         let writes = devices.take_writes();
         let stored = if writes.is_empty() { Ok(()) } else { self.rows.write(writes).await };
         let told: Vec<Told> = match stored {
             Ok(()) => {
                 batch.answers.iter().filter_map(|answer| answer.device.as_ref()).for_each(|id| reports.want(id));
-                drop(batch.arrived);
+                batch.arrived.into_iter().for_each(Arrived::complete);
                 batch.answers.into_iter().flat_map(|answer| answer.told).collect()
             }
             Err(error) => {
-                self.forget(devices, &error);
+                again = self.forget(devices, &error)?;
                 let reason = format!("nothing was stored: {error}");
-                batch.arrived.into_iter().for_each(Arrived::fail);
                 batch.answers.into_iter().flat_map(|answer| answer.not_stored(&reason)).collect()
             }
         };
@@ -195,19 +201,14 @@ impl DeviceTwin {
                 break;
             }
         }
+        Ok(again)
     }
 
-    /// What is in memory only did not happen.
-    fn forget(&self, devices: &mut Devices, error: &StoreError) {
+    /// What is in memory only did not happen. What the objects wish is tried again.
+    fn forget(&self, devices: &mut Devices, error: &StoreError) -> Result<Vec<Answer>, StoreError> {
         error!(%error, "changes of devices could not be stored");
-        match self.rows.devices() {
-            Ok(all) => {
-                *devices = Devices::new(all);
-                // The objects are there; their changes are written with the next.
-                self.compare(devices);
-            }
-            Err(error) => error!(%error, "the node's devices cannot be read from its database"),
-        }
+        *devices = Devices::new(self.rows.devices()?);
+        Ok(self.compare(devices))
     }
 }
 

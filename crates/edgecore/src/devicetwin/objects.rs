@@ -3,7 +3,7 @@
 //! A device is on this node because its object is, which MetaManager has stored and acknowledged. A membership message adds one
 //! only if there is no object yet (a Go cloud may send it first), and takes one away like the deletion of the object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use beehive::compose;
 use serde::Deserialize;
@@ -130,6 +130,7 @@ pub(super) fn put(
         devices.add(&id, About { uid: object.metadata.uid.clone(), description, ..About::default() });
         answer.told.push(updated(devices, node, &id, true));
     }
+    name_properties(devices, &id, &object);
     desire(devices, &id, &object, model, &mut answer);
     Some((id, answer))
 }
@@ -169,6 +170,21 @@ pub(super) fn member(devices: &mut Devices, node: &str, message: &[u8]) -> Vec<A
     answers
 }
 
+/// The cloud takes values of the properties that the object names: when those are others, it may not have heard of some.
+fn name_properties(devices: &mut Devices, id: &DeviceId, object: &Object) {
+    let Some(device) = devices.get_mut(id) else { return };
+    let named: BTreeSet<String> =
+        object.spec.properties.iter().flatten().map(|property| property.name.clone()).collect();
+    if named == device.about.properties {
+        return;
+    }
+    device.about.properties = named;
+    let all: Vec<String> = device.twin.properties.keys().cloned().collect();
+    device.untold.extend(all.iter().cloned());
+    devices.touch(id);
+    all.iter().for_each(|property| devices.touch_property(id, property));
+}
+
 /// What the object wishes otherwise than it did before counts for more than what the edge wished.
 fn desire(
     devices: &mut Devices,
@@ -183,7 +199,7 @@ fn desire(
         .filter_map(|property| Some((property.name.as_str(), property.desired.as_ref()?)))
         .filter(|(_, desired)| !desired.value.is_empty())
         .collect();
-    let desired: BTreeMap<String, String> =
+    let mut desired: BTreeMap<String, String> =
         wishes.iter().map(|(name, desired)| ((*name).to_owned(), desired.value.clone())).collect();
     if desired == device.about.desired {
         return;
@@ -210,7 +226,10 @@ fn desire(
                 all.report.extend(outcome.report);
                 all.delta = outcome.delta;
             }
-            Err(refusal) => warn!(device = %id, reason = %refusal, "a desired value is not taken"),
+            Err(refusal) => {
+                warn!(device = %id, reason = %refusal, "a desired value is not taken; tried again when the Device changes");
+                desired.remove(name);
+            }
         }
     }
     // The cloud hears what is now expected here.

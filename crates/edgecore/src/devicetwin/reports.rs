@@ -34,11 +34,17 @@ pub(super) struct Reports {
     /// By message id, what is under way.
     in_flight: HashMap<String, Flight>,
     flying: HashSet<DeviceId>,
+    /// Of these the last message was about properties: a state that is untold comes first now.
+    said_twin: HashSet<DeviceId>,
+    /// Messages so far: those of a device with very many properties begin at another each time.
+    count: usize,
 }
 
 /// A message under way.
 struct Flight {
     device: DeviceId,
+    /// Another may have its name by now.
+    uid: String,
     what: What,
     sent: Instant,
 }
@@ -77,11 +83,18 @@ impl Reports {
         while self.connected && self.in_flight.len() < MAX_IN_FLIGHT {
             let id = self.waiting.pop_front()?;
             self.waits.remove(&id);
-            let Some((what, message)) = devices.get(&id).and_then(|device| compose_report(&id, device)) else {
-                continue;
+            let state_first = self.said_twin.contains(&id);
+            let Some(device) = devices.get(&id) else { continue };
+            let Some((what, message)) = compose_report(&id, device, state_first, self.count) else { continue };
+            self.count = self.count.wrapping_add(1);
+            match what {
+                What::Twin(_) => self.said_twin.insert(id.clone()),
+                What::State(..) => self.said_twin.remove(&id),
             };
+            let uid = device.about.uid.clone();
             self.flying.insert(id.clone());
-            self.in_flight.insert(message.header.msg_id.clone(), Flight { device: id, what, sent: Instant::now() });
+            self.in_flight
+                .insert(message.header.msg_id.clone(), Flight { device: id, uid, what, sent: Instant::now() });
             return Some(message);
         }
         None
@@ -89,9 +102,15 @@ impl Reports {
 
     /// The cloud has confirmed the message with this id: what was told is noted, unless it is something else by now.
     pub(super) fn confirmed(&mut self, id: &str, devices: &mut Devices) {
-        let Some(Flight { device: id, what, .. }) = self.in_flight.remove(id) else { return };
+        let Some(Flight { device: id, uid, what, .. }) = self.in_flight.remove(id) else { return };
         self.flying.remove(&id);
-        let Some(device) = devices.get_mut(&id) else { return };
+        let Some(device) = devices.get_mut(&id) else {
+            self.said_twin.remove(&id);
+            return;
+        };
+        if device.about.uid != uid {
+            return self.want(&id);
+        }
         let mut told = Vec::new();
         match what {
             What::Twin(properties) => {
@@ -139,14 +158,16 @@ fn has_untold(device: &Device) -> bool {
     device.about.is_state_untold || !device.untold.is_empty()
 }
 
-fn compose_report(id: &DeviceId, device: &Device) -> Option<(What, Message)> {
-    if device.about.is_state_untold {
+fn compose_report(id: &DeviceId, device: &Device, state_first: bool, count: usize) -> Option<(What, Message)> {
+    if device.about.is_state_untold && (state_first || device.untold.is_empty()) {
         let what = What::State(device.about.state.clone(), device.about.last_online.clone());
         // A text that holds JSON (KubeEdge v1.23).
         let content = Content::text(&state_message(id, &device.about).to_string());
         return Some((what, message(id, "state/update", content)));
     }
-    let told = device.untold.iter().take(MAX_PROPERTIES);
+    let all = device.untold.len();
+    let first = if all > MAX_PROPERTIES { count.wrapping_mul(MAX_PROPERTIES) % all } else { 0 };
+    let told = device.untold.iter().cycle().skip(first).take(all.min(MAX_PROPERTIES));
     let told: Vec<(String, [Version; 2])> =
         told.filter_map(|name| Some((name.clone(), device.versions(name)?))).collect();
     let entry = |name: &String| device.twin.properties.get(name).map(|property| property.report(true, true));
@@ -223,5 +244,38 @@ mod tests {
         assert!(reports.next(&devices).is_none(), "one is under way");
         reports.repeat(Instant::now() + RESEND_AFTER);
         assert_eq!(value(&reports.next(&devices).expect("not confirmed in time")), "2");
+    }
+
+    fn say_state(devices: &mut Devices, reports: &mut Reports) {
+        let answer =
+            carry_out(devices, "n", "$hw/events/device/t1/state/update", br#"{"state":"ok"}"#).expect("answered");
+        reports.want(&answer.device.expect("changed"));
+    }
+
+    #[test]
+    fn a_state_that_is_said_all_the_time_keeps_no_value_back() {
+        let (mut devices, mut reports, _) = world();
+        reports.link(true, &devices);
+        let mut told = Vec::new();
+        for number in 0..4 {
+            say_state(&mut devices, &mut reports);
+            report(&mut devices, &mut reports, &number.to_string());
+            let message = reports.next(&devices).expect("sent");
+            told.push(message.route.resource.ends_with("state/update"));
+            reports.confirmed(&message.header.msg_id, &mut devices);
+        }
+        assert_eq!(told, [false, true, false, true]);
+    }
+
+    #[test]
+    fn a_confirmation_is_of_the_device_that_was_told_of() {
+        let (mut devices, mut reports, id) = world();
+        reports.link(true, &devices);
+        report(&mut devices, &mut reports, "1");
+        let of_the_first = reports.next(&devices).expect("sent");
+        devices.add(&id, About { uid: "another".to_owned(), ..About::default() });
+        report(&mut devices, &mut reports, "1");
+        reports.confirmed(&of_the_first.header.msg_id, &mut devices);
+        assert_eq!(value(&reports.next(&devices).expect("of the second")), "1");
     }
 }

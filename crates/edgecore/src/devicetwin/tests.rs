@@ -302,3 +302,19 @@ async fn a_go_clouds_membership_counts_until_the_object_comes() {
     world.object(operation::DELETE, "t1", "u1", &[]).await;
     assert!(world.hear().await.1["removed_devices"].is_array());
 }
+
+#[tokio::test]
+async fn a_device_may_have_membership_in_its_name() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "membership-reader", "u1", &[]).await;
+    assert_eq!(world.hear().await.1["added_devices"][0]["name"], "membership-reader");
+}
+
+#[tokio::test]
+async fn a_wish_that_cannot_be_taken_is_tried_again_with_the_next_change() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[("t", "not a number")]).await;
+    world.hear().await;
+    world.object(operation::UPDATE, "t1", "u1", &[("t", "7")]).await;
+    assert_eq!(world.hear().await.1["twin"]["t"]["current"]["expected"]["value"], "7");
+}

@@ -37,7 +37,7 @@ const RETAINED: usize = 4 << 20;
 /// The wait after the broker could not be started.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// A message of a device on its way to DeviceTwin. Dropping it says that it has been taken.
+/// A message of a device on its way to DeviceTwin. One that is dropped was not taken: whoever published it with QoS 1 or 2 does so again.
 pub struct Arrived {
     /// Its topic.
     pub topic: String,
@@ -172,9 +172,13 @@ async fn hear(context: &Context, to_twin: &mpsc::Sender<Arrived>, mut incoming: 
             if to_twin.send(Arrived { topic, payload, taken: Some(taken) }).await.is_err() {
                 debug!("DeviceTwin has ended");
             }
-        } else if !is_of_devices {
+            continue;
+        }
+        if !is_of_devices {
             upload(context, &topic, &payload).await;
         }
+        // Without DeviceTwin nobody takes what devices say.
+        taken.complete();
     }
 }
 
@@ -202,10 +206,10 @@ impl Bus {
 }
 
 impl Arrived {
-    /// It could not be taken; whoever published it with QoS 1 or 2 publishes it again.
-    pub(crate) fn fail(self) {
+    /// It is where it must be.
+    pub(crate) fn complete(self) {
         if let Some(taken) = self.taken {
-            taken.fail();
+            taken.complete();
         }
     }
 

@@ -80,7 +80,7 @@ async fn both_ways_and_over_an_outage() {
         loop {
             device.publish("more", QoS::AtLeastOnce, false, "d").await;
             if let Ok(Some(more)) = tokio::time::timeout(Duration::from_millis(100), received.recv()).await {
-                break assert_eq!(more.publish.topic, "more");
+                break assert_eq!(more.take().topic, "more");
             }
         }
     })
@@ -106,9 +106,9 @@ async fn the_broker_is_answered_when_the_message_is_taken() {
         held.push(soon(received.recv()).await.unwrap());
     }
     assert!(tokio::time::timeout(Duration::from_millis(100), received.recv()).await.is_err());
-    let mut seen: Vec<_> = held.drain(..).map(|one| one.publish.payload).collect();
+    let mut seen: Vec<_> = held.drain(..).map(|one| one.take().payload).collect();
     while seen.len() < 40 {
-        seen.push(soon(received.recv()).await.unwrap().publish.payload);
+        seen.push(soon(received.recv()).await.unwrap().take().payload);
     }
     assert_eq!(seen.last().unwrap(), "39");
     bus.publish(message("u", "x")).await.unwrap();
@@ -130,7 +130,7 @@ async fn what_waits_for_a_broker_is_bounded() {
     let (broker, mut received) = crate::support::broker_with(config, &["t"]).await;
     for number in 500..1500 {
         let one = soon(received.recv()).await.unwrap();
-        assert_eq!(one.publish.payload, number.to_string(), "the oldest are dropped");
+        assert_eq!(one.take().payload, number.to_string(), "the oldest are dropped");
     }
     client.stop().await;
     broker.stop().await;

@@ -21,10 +21,10 @@ async fn an_acknowledgement_means_that_the_local_end_has_it() {
     assert_eq!((first.publish.topic.as_str(), &first.publish.payload[..]), ("$hw/events/x", &b"up"[..]));
     assert_eq!(second.publish.qos, Qos::ExactlyOnce);
     third.taken.complete();
-    drop(second.taken);
+    second.taken.complete();
     raw.send(&[0xc0, 0]).await;
     assert_eq!(raw.receive().await, [0xd0, 0], "the first one is missing");
-    drop(first);
+    first.taken.complete();
     assert_eq!(raw.receive().await, [0x40, 2, 0, 1]);
     assert_eq!(raw.receive().await, [0x50, 2, 0, 2]);
     assert_eq!(raw.receive().await, [0x40, 2, 0, 3]);
@@ -52,13 +52,13 @@ async fn a_slow_local_end_holds_up_its_publisher_only() {
     other.expect(&["t 1"]).await;
     assert_eq!(flood.receive().await[0], 0x30, "what it gets is not held up");
     for _ in 0..300 {
-        soon(received.recv()).await.unwrap();
+        soon(received.recv()).await.unwrap().take();
     }
     broker.unsubscribe("up");
     broker.subscribe("more/+").unwrap();
     other.publish("up", QoS::AtMostOnce, false, "3").await;
     other.publish("more/x", QoS::AtMostOnce, false, "4").await;
-    assert_eq!(soon(received.recv()).await.unwrap().publish.payload, "4");
+    assert_eq!(soon(received.recv()).await.unwrap().take().payload, "4");
 }
 
 #[tokio::test]
@@ -71,7 +71,7 @@ async fn what_edgecore_publishes_reaches_clients_and_not_itself() {
     }
     client.expect(&["t 0", "t 1", "t 2"]).await;
     client.publish("end", QoS::AtMostOnce, false, "").await;
-    assert_eq!(soon(received.recv()).await.unwrap().publish.topic, "end");
+    assert_eq!(soon(received.recv()).await.unwrap().take().topic, "end");
     let wrong = Publish { topic: "t/#".to_owned(), payload: "".into(), qos: Qos::AtMostOnce, retain: false };
     assert!(broker.publish(wrong).await.is_err());
     broker.stop().await;
@@ -84,7 +84,7 @@ async fn the_local_end_hears_wills() {
     let mut options = crate::support::options(broker.addresses()[0], "vanishes");
     options.set_last_will(rumqttc::LastWill::new("will", "gone", QoS::AtLeastOnce, false));
     drop(Peer::with(options).await.unwrap());
-    assert_eq!(soon(received.recv()).await.unwrap().publish.payload, "gone");
+    assert_eq!(soon(received.recv()).await.unwrap().take().payload, "gone");
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn large_messages_wait_at_their_publisher() {
     }
     assert!(received.len() < 20, "16 MiB at most");
     for _ in 0..60 {
-        soon(received.recv()).await.unwrap();
+        soon(received.recv()).await.unwrap().take();
     }
     let mut flood = soon(flooding.join_next()).await.unwrap().unwrap();
     for _ in 0..60 {

@@ -56,7 +56,7 @@ async fn the_client_talks_to_mosquitto() {
         // More than mosquitto has on its way without an answer.
         for number in 0..50 {
             let one = soon(received.recv()).await.unwrap();
-            assert_eq!(one.publish.payload, format!("{qos:?} {number}"));
+            assert_eq!(one.take().payload, format!("{qos:?} {number}"));
         }
     }
     client.stop().await;
