@@ -37,6 +37,8 @@ pub struct DeviceTwin {
     /// What devices say.
     arrived: mpsc::Receiver<Arrived>,
     bus: Bus,
+    /// Whether the link stands: nobody says so again to a module that was started again after a failure.
+    connected: bool,
 }
 
 /// What is to be done next.
@@ -58,12 +60,13 @@ struct Batch {
 impl DeviceTwin {
     /// On the node's database, for the devices that EventBus hears.
     pub fn new(node: &str, database: Database, arrived: mpsc::Receiver<Arrived>, bus: Bus) -> Self {
-        Self { node: node.to_owned(), rows: rows::Rows::new(database), arrived, bus }
+        Self { node: node.to_owned(), rows: rows::Rows::new(database), arrived, bus, connected: false }
     }
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         let mut devices = Devices::new(self.rows.devices().map_err(|error| Box::new(error) as ModuleError)?);
         let mut reports = Reports::default();
+        reports.link(self.connected, &devices);
         let mut batch = Batch { answers: self.compare(&mut devices), ..Batch::default() };
         loop {
             batch.answers = self.finish(context, &mut devices, &mut reports, std::mem::take(&mut batch)).await?;
@@ -77,7 +80,10 @@ impl DeviceTwin {
             loop {
                 match next {
                     Event::Stopping => return Ok(()),
-                    Event::Message(message) => self.take(&mut devices, &mut reports, &message, &mut batch),
+                    Event::Message(message) => {
+                        self.take(&mut devices, &mut reports, &message, &mut batch);
+                        self.connected = reports.is_connected();
+                    }
                     Event::Arrived(arrived) => self.carry_out(&mut devices, arrived, &mut batch),
                     Event::Late => reports.repeat(Instant::now()),
                 }

@@ -78,6 +78,11 @@ impl Reports {
         }
     }
 
+    /// Whether the link stands.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected
+    }
+
     /// The next message, if one may go now.
     pub(super) fn next(&mut self, devices: &Devices) -> Option<Message> {
         while self.connected && self.in_flight.len() < MAX_IN_FLIGHT {

@@ -1,12 +1,14 @@
 //! DeviceTwin with its database, between a bus and a cloud that the tests play.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beehive::{Context, Inbox, compose};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use store::Durability;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wire::{Content, source};
@@ -31,6 +33,8 @@ struct Running {
     hub: Inbox,
     say: mpsc::Sender<Arrived>,
     heard: mpsc::Receiver<Published>,
+    /// Told when the module has failed and is started again.
+    failures: Arc<Notify>,
 }
 
 impl World {
@@ -54,9 +58,16 @@ impl World {
         let (bus, heard) = Bus::of_test(4096);
         let mut twin = DeviceTwin::new(NODE, database, arrived, bus);
         let on = context.clone();
+        let failures = Arc::new(Notify::new());
+        let failed = failures.clone();
         #[allow(clippy::disallowed_methods, reason = "the test ends it")]
-        let task = tokio::spawn(async move { twin.run(on, &mut inbox).await.expect("runs") });
-        self.running = Some(Running { task, stop, context, hub, say, heard });
+        let task = tokio::spawn(async move {
+            while twin.run(on.clone(), &mut inbox).await.is_err() {
+                failed.notify_one();
+                tokio::task::yield_now().await;
+            }
+        });
+        self.running = Some(Running { task, stop, context, hub, say, heard, failures });
     }
 
     /// Ends as by SIGKILL, and starts again.
@@ -317,4 +328,39 @@ async fn a_wish_that_cannot_be_taken_is_tried_again_with_the_next_change() {
     world.hear().await;
     world.object(operation::UPDATE, "t1", "u1", &[("t", "7")]).await;
     assert_eq!(world.hear().await.1["twin"]["t"]["current"]["expected"]["value"], "7");
+}
+
+#[tokio::test]
+async fn after_a_failure_of_the_database_nothing_is_told_that_was_not_stored_and_the_rest_goes_on() {
+    let mut world = World::start();
+    world.link(true).await;
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    world.hear().await;
+    let sql = |sql: &'static str| {
+        let database = world.database();
+        async move { database.write(move |c| c.execute_batch(sql)).await.expect("done") }
+    };
+    sql("CREATE TRIGGER full BEFORE INSERT ON property BEGIN SELECT RAISE(ABORT, 'no room'); END").await;
+    let gone = sql("DROP TRIGGER full; ALTER TABLE property RENAME TO away");
+    let back = sql("ALTER TABLE away RENAME TO property");
+    world.say(UPDATE, &update("1")).await;
+    let (_, told) = world.hear().await;
+    assert_eq!((&told["code"], &told["event_id"]), (&json!(500), &json!("e1")));
+    // Neither written nor read: the module is started again until it can be.
+    gone.await;
+    world.say(UPDATE, &update("2")).await;
+    let failures = world.running().failures.clone();
+    tokio::time::timeout(DEADLINE, failures.notified()).await.expect("it fails");
+    back.await;
+    let answered = async {
+        loop {
+            world.say(UPDATE, &update("3")).await;
+            if world.hear().await.1["twin"]["t"]["actual"]["value"] == "3" {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, answered).await.expect("goes on");
+    let content: Value = world.report().await.content.parse().expect("JSON");
+    assert_eq!(content["twin"]["t"]["actual"]["value"], "3", "it knows that the link stands");
 }
