@@ -1,10 +1,11 @@
 //! `edgecore`: the agent of an edge node.
 //!
 //! Modules on one bus: [`edgehub`] holds the link to the cloud, [`metamanager`] keeps what the node needs in SQLite, `edged` runs
-//! the pods, [`eventbus`] speaks MQTT with devices and [`devicetwin`] knows what they are and shall be. A message from the cloud goes EdgeHub → MetaManager (durable, then acknowledged) → edged; a request of
+//! the pods, [`eventbus`] speaks MQTT with devices, [`dmi`] has mappers drive them, and [`devicetwin`] knows what they are and shall be. A message from the cloud goes EdgeHub → MetaManager (durable, then acknowledged) → edged; a request of
 //! edged goes the other way. Read `metamanager` first.
 
 pub mod devicetwin;
+pub mod dmi;
 pub mod edgehub;
 pub mod eventbus;
 pub mod instance;
@@ -14,6 +15,7 @@ pub mod settings;
 use api::edgecore::Config;
 use beehive::ModuleManager;
 use store::{Database, Durability};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -50,18 +52,19 @@ pub async fn run(config: &Config, stopping: CancellationToken) -> Result<(), Sta
     if config.edge_hub().enable {
         modules.register(edgehub::EdgeHub::new(config));
     }
-    match config.event_bus() {
+    let (to_twin, arrived) = mpsc::channel(eventbus::WAITING);
+    let bus = match config.event_bus() {
         Some(settings) => {
-            let (event_bus, bus, arrived) = eventbus::EventBus::new(settings, &config.database());
+            let (event_bus, bus) = eventbus::EventBus::new(settings, &config.database(), to_twin.clone());
             modules.register(event_bus);
-            if config.has_device_twin() {
-                modules.register(devicetwin::DeviceTwin::new(&config.node_name(), database, arrived, bus));
-            }
+            bus
         }
-        None if config.has_device_twin() => {
-            warn!("modules.deviceTwin hears devices by modules.eventBus, which is switched off")
-        }
-        None => {}
+        None => eventbus::Bus::silent(),
+    };
+    if let Some(socket) = config.dmi_socket() {
+        let changed = dmi::Changed::new();
+        modules.register(dmi::Dmi::new(socket, database.clone(), to_twin, changed.clone()));
+        modules.register(devicetwin::DeviceTwin::new(&config.node_name(), database, arrived, bus, changed));
     }
     if has_agent {
         modules.register(edged::Edged::new(agent));

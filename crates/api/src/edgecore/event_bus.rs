@@ -1,6 +1,7 @@
 //! `modules.eventBus` of `edgecore.yaml`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::Config;
 use crate::document::Document;
@@ -58,9 +59,10 @@ impl Config {
         })
     }
 
-    /// Whether `modules.deviceTwin` is switched on.
-    pub fn has_device_twin(&self) -> bool {
-        self.document.flag("modules.deviceTwin.enable")
+    /// Where mappers register: `dmi.sock` in the folder `modules.deviceTwin.dmiSockPath`; `None` when DeviceTwin is switched off.
+    pub fn dmi_socket(&self) -> Option<PathBuf> {
+        let folder = PathBuf::from(self.document.text("modules.deviceTwin.dmiSockPath"));
+        self.document.flag("modules.deviceTwin.enable").then(|| folder.join("dmi.sock"))
     }
 }
 

@@ -20,6 +20,7 @@ use tracing::{error, warn};
 use twin::topic::DeviceId;
 use wire::{AnswerError, EdgeResource, Message, group, kind, module, operation};
 
+use crate::dmi::Changed;
 use crate::eventbus::{Arrived, Bus};
 use device::Devices;
 use reports::Reports;
@@ -37,6 +38,8 @@ pub struct DeviceTwin {
     /// What devices say.
     arrived: mpsc::Receiver<Arrived>,
     bus: Bus,
+    /// Mappers have to hear of changed objects.
+    changed: Changed,
     /// Whether the link stands: nobody says so again to a module that was started again after a failure.
     connected: bool,
 }
@@ -59,8 +62,14 @@ struct Batch {
 
 impl DeviceTwin {
     /// On the node's database, for the devices that EventBus hears.
-    pub fn new(node: &str, database: Database, arrived: mpsc::Receiver<Arrived>, bus: Bus) -> Self {
-        Self { node: node.to_owned(), rows: rows::Rows::new(database), arrived, bus, connected: false }
+    pub fn new(
+        node: &str,
+        database: Database,
+        arrived: mpsc::Receiver<Arrived>,
+        bus: Bus,
+        changed: Changed,
+    ) -> Self {
+        Self { node: node.to_owned(), rows: rows::Rows::new(database), arrived, bus, changed, connected: false }
     }
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
@@ -132,9 +141,12 @@ impl DeviceTwin {
         answers
     }
 
-    fn carry_out(&self, devices: &mut Devices, arrived: Arrived, batch: &mut Batch) {
+    fn carry_out(&self, devices: &mut Devices, mut arrived: Arrived, batch: &mut Batch) {
         match requests::carry_out(devices, &self.node, &arrived.topic, &arrived.payload) {
-            Some(answer) => batch.answers.push(answer),
+            Some(answer) => {
+                arrived.refused = answer.refused.clone();
+                batch.answers.push(answer);
+            }
             None => tracing::debug!(topic = arrived.topic, "no request to DeviceTwin"),
         }
         batch.arrived.push(arrived);
@@ -159,9 +171,12 @@ impl DeviceTwin {
             batch.answers.extend(objects::member(devices, &self.node, &message.content.payload()));
             return;
         }
-        let Some(resource) = EdgeResource::parse(&route.resource).ok().filter(|r| r.kind == kind::DEVICE) else {
+        let Ok(resource) = EdgeResource::parse(&route.resource) else { return };
+        // MetaManager has stored it.
+        self.changed.tell();
+        if resource.kind != kind::DEVICE {
             return;
-        };
+        }
         match route.operation.as_str() {
             operation::DELETE => {
                 let Some(id) = DeviceId::parse(&format!("{}/{}", resource.namespace, resource.name())) else { return };

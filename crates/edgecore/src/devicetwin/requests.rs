@@ -10,6 +10,7 @@ use twin::topic::{DeviceId, Topic};
 use twin::twin::Outcome;
 
 use super::device::{About, Devices};
+use crate::eventbus::Refused;
 
 /// States that a device may have (KubeEdge v1.23; in any case of letters).
 const STATES: [&str; 5] = ["online", "offline", "ok", "unknown", "unhealthy"];
@@ -29,6 +30,8 @@ pub(super) struct Answer {
     pub(super) device: Option<DeviceId>,
     /// Where a refusal is told, and the id of the request.
     refusals: Option<(String, String)>,
+    /// It was refused.
+    pub(super) refused: Option<Refused>,
 }
 
 /// Answers of twins, in the order of KubeEdge's fields.
@@ -89,6 +92,7 @@ impl Answer {
     }
 
     fn refuse(&mut self, code: u16, reason: &str) {
+        self.refused = Some(Refused { code, reason: reason.to_owned() });
         let Some((topic, event_id)) = self.refusals.take() else { return };
         self.told.clear();
         self.tell(topic, &json!({"event_id": event_id, "timestamp": compose::now(), "code": code, "reason": reason}));

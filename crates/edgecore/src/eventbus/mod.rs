@@ -11,7 +11,7 @@ use api::edgecore::EventBus as Settings;
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use bytes::Bytes;
 use mqtt::{BrokerConfig, ClientConfig, Publish, Qos, Received, Taken};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 use wire::{Content, group, module, operation, source};
 
@@ -27,7 +27,7 @@ const FILTERS: [&str; 8] = [
     "+/user/#",
 ];
 /// Messages that wait for DeviceTwin, or that DeviceTwin has said and that wait to be published.
-const WAITING: usize = 1024;
+pub(crate) const WAITING: usize = 1024;
 /// How often a broker beside edgecore hears of us, and how long a connection may take (KubeEdge v1.23).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// What waits for one client of the broker at least: what DeviceTwin says at once about what it has written down together.
@@ -43,7 +43,28 @@ pub struct Arrived {
     pub topic: String,
     /// What it says.
     pub payload: Bytes,
-    taken: Option<Taken>,
+    /// Why it was refused, once DeviceTwin has looked at it.
+    pub(crate) refused: Option<Refused>,
+    sender: Sender,
+}
+
+/// Who hears that a message has been taken.
+enum Sender {
+    /// Over MQTT.
+    Mqtt(Taken),
+    /// A mapper.
+    Mapper(oneshot::Sender<Option<Refused>>),
+    #[cfg(test)]
+    Nobody,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// As on the topics (KubeEdge v1.23): 404 for a device that is not here, 400 for a request that is none.
+    pub code: u16,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// Where messages are published. Cloning is cheap.
@@ -70,12 +91,12 @@ pub struct EventBus {
 }
 
 impl EventBus {
-    /// With these settings; what the broker inside edgecore keeps lies beside the node's `database`. Also what DeviceTwin needs of it.
-    pub fn new(settings: Settings, database: &std::path::Path) -> (Self, Bus, mpsc::Receiver<Arrived>) {
-        let (to_twin, arrived) = mpsc::channel(WAITING);
+    /// With these settings; what the broker inside edgecore keeps lies beside the node's `database`. What devices say about themselves goes
+    /// `to_twin`. Also where DeviceTwin publishes.
+    pub fn new(settings: Settings, database: &std::path::Path, to_twin: mpsc::Sender<Arrived>) -> (Self, Bus) {
         let (publish, publishes) = mpsc::channel(WAITING);
         let database = database.with_file_name("mqtt.db");
-        (Self { settings, database, to_twin, publishes }, Bus { publishes: publish }, arrived)
+        (Self { settings, database, to_twin, publishes }, Bus { publishes: publish })
     }
 
     async fn serve(&mut self, context: &Context) -> Result<(), ModuleError> {
@@ -169,7 +190,7 @@ async fn hear(context: &Context, to_twin: &mpsc::Sender<Arrived>, mut incoming: 
     while let Some(Received { publish: Publish { topic, payload, .. }, taken }) = incoming.recv().await {
         let is_of_devices = topic.starts_with("$hw/events/device/") || topic.starts_with("$hw/events/node/");
         if is_of_devices && context.has_module(module::TWIN) {
-            if to_twin.send(Arrived { topic, payload, taken: Some(taken) }).await.is_err() {
+            if to_twin.send(Arrived { topic, payload, refused: None, sender: Sender::Mqtt(taken) }).await.is_err() {
                 debug!("DeviceTwin has ended");
             }
             continue;
@@ -192,6 +213,11 @@ async fn upload(context: &Context, topic: &str, payload: &[u8]) {
 }
 
 impl Bus {
+    /// Where nobody hears.
+    pub fn silent() -> Self {
+        Self { publishes: mpsc::channel(1).0 }
+    }
+
     /// Publishes; waits while too much waits already. Without EventBus nobody hears.
     pub(crate) async fn publish(&self, topic: String, payload: Vec<u8>) {
         // EventBus ends with the process.
@@ -206,16 +232,26 @@ impl Bus {
 }
 
 impl Arrived {
+    /// Of a mapper, which waits for what comes of it. The answer fails when it could not be written down.
+    pub(crate) fn with_answer(topic: String, payload: Bytes) -> (Self, oneshot::Receiver<Option<Refused>>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { topic, payload, refused: None, sender: Sender::Mapper(answer) }, answered)
+    }
+
     /// It is where it must be.
     pub(crate) fn complete(self) {
-        if let Some(taken) = self.taken {
-            taken.complete();
+        match self.sender {
+            Sender::Mqtt(taken) => taken.complete(),
+            // A mapper that has ended does not wait.
+            Sender::Mapper(answer) => drop(answer.send(self.refused)),
+            #[cfg(test)]
+            Sender::Nobody => {}
         }
     }
 
     #[cfg(test)]
     pub(crate) fn of_test(topic: &str, payload: Bytes) -> Self {
-        Self { topic: topic.to_owned(), payload, taken: None }
+        Self { topic: topic.to_owned(), payload, refused: None, sender: Sender::Nobody }
     }
 }
 
@@ -251,7 +287,8 @@ mod tests {
         let internal = taken.local_addr().ok();
         let settings = Settings { internal, external: None, qos: 0, retain: false, queue: 100 };
         let dir = tempfile::tempdir().expect("folder");
-        let (mut event_bus, bus, _arrived) = EventBus::new(settings, &dir.path().join("edge.db"));
+        let (to_twin, _arrived) = mpsc::channel(1);
+        let (mut event_bus, bus) = EventBus::new(settings, &dir.path().join("edge.db"), to_twin);
         let stopping = CancellationToken::new();
         let (context, _inboxes) = Context::new(&[(module::EVENT_BUS, group::BUS)], stopping.clone());
         let saying = async {

@@ -1,0 +1,198 @@
+//! DMI: mappers, the programs that drive devices of one protocol, and edgecore's calls to them.
+//!
+//! A mapper registers at a unix socket (`service`) and gets the devices of its protocol. From then on a task (`driving`) brings what the
+//! mapper has been told to what the node's Device and DeviceModel objects say (`wanted`), one call for each difference, again and again
+//! until the mapper has taken it. What it has been told is written down (`registration`), so that neither side has to be started again
+//! with the other. Reports go to DeviceTwin, like those of MQTT, and are answered when they have been written down.
+
+mod driving;
+mod registration;
+mod service;
+#[cfg(test)]
+mod tests;
+mod wanted;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
+use store::{Database, StoreError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{error, info, warn};
+
+use crate::eventbus::Arrived;
+use registration::{Registration, Rows};
+use wanted::Wanted;
+
+pub(crate) use registration::TABLE;
+
+/// The name of the module.
+pub const NAME: &str = "dmi";
+
+/// Mappers that are known at any time: one for each protocol.
+const MAX_MAPPERS: usize = 64;
+/// Registrations that wait.
+const WAITING: usize = 16;
+/// The wait after the socket could not be opened.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Tells DMI that Device or DeviceModel objects are different.
+#[derive(Clone, Debug)]
+pub struct Changed(watch::Sender<()>);
+
+/// The module.
+pub struct Dmi {
+    socket: PathBuf,
+    rows: Rows,
+    to_twin: mpsc::Sender<Arrived>,
+    changed: Changed,
+}
+
+/// A mapper registers; it hears which devices it has to drive.
+struct Registering {
+    mapper: Registration,
+    answer: oneshot::Sender<Result<Wanted, NotRegistered>>,
+}
+
+/// A mapper could not be registered.
+#[derive(Debug, thiserror::Error)]
+enum NotRegistered {
+    #[error("{MAX_MAPPERS} mappers are registered on this node already")]
+    TooMany,
+    #[error("the node's database does not work, try again")]
+    Storage(#[from] StoreError),
+}
+
+impl Changed {
+    /// For one node.
+    pub fn new() -> Self {
+        Self(watch::Sender::new(()))
+    }
+
+    /// Something is different.
+    pub fn tell(&self) {
+        self.0.send_replace(());
+    }
+}
+
+impl Default for Changed {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Dmi {
+    /// Listens at `socket`; reports go to DeviceTwin by `to_twin`.
+    pub fn new(socket: PathBuf, database: Database, to_twin: mpsc::Sender<Arrived>, changed: Changed) -> Self {
+        Self { socket, rows: Rows::new(database), to_twin, changed }
+    }
+
+    async fn serve(&self, context: &Context) -> Result<(), ModuleError> {
+        let mut driven: HashMap<String, AbortHandle> = HashMap::new();
+        // Its end is the end of all calls.
+        let mut tasks = JoinSet::new();
+        for mapper in self.rows.all()? {
+            self.drive(mapper, &mut driven, &mut tasks);
+        }
+        let (registering, mut waiting) = mpsc::channel(WAITING);
+        let listening = self.listen(context, registering);
+        tokio::pin!(listening);
+        loop {
+            tokio::select! {
+                () = &mut listening => return Ok(()),
+                Some(Registering { mapper, answer }) = waiting.recv() => {
+                    let registered = self.register(mapper, &mut driven, &mut tasks).await;
+                    // A mapper that does not wait any more registers again.
+                    let _ = answer.send(registered);
+                }
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        return Err(Box::new(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves mappers until the module stops.
+    async fn listen(&self, context: &Context, registering: mpsc::Sender<Registering>) {
+        loop {
+            let failed = match dmi::socket::listen(&self.socket) {
+                Ok(listener) => {
+                    info!(socket = %self.socket.display(), "mappers can register");
+                    let service = service::Service { to_twin: self.to_twin.clone(), registering: registering.clone() };
+                    service::serve(listener, service, context.stopping()).await.err().map(|error| error.to_string())
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            let Some(error) = failed else { return };
+            error!(socket = %self.socket.display(), error, "the socket for mappers cannot be served: is modules.deviceTwin.dmiSockPath a folder that edgecore may write to? Tried again");
+            tokio::select! {
+                () = context.stopping() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// From now on this is the mapper of its protocol.
+    async fn register(
+        &self,
+        mut mapper: Registration,
+        driven: &mut HashMap<String, AbortHandle>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Wanted, NotRegistered> {
+        if !driven.contains_key(&mapper.protocol) && driven.len() >= MAX_MAPPERS {
+            return Err(NotRegistered::TooMany);
+        }
+        // The one before must not note what this one has not been told.
+        if let Some(before) = driven.get(&mapper.protocol) {
+            before.abort();
+        }
+        let wanted = if mapper.with_data { Wanted::read(self.rows.database(), &mapper.protocol)? } else { Wanted::default() };
+        for (device, reason) in &wanted.left_out {
+            warn!(device, protocol = mapper.protocol, reason, "the mapper does not get this device");
+        }
+        mapper.told = wanted.digests();
+        self.rows.put(&mapper).await?;
+        info!(
+            mapper = mapper.name,
+            protocol = mapper.protocol,
+            socket = mapper.address,
+            devices = wanted.devices.len(),
+            "a mapper registered"
+        );
+        self.drive(mapper, driven, tasks);
+        Ok(wanted)
+    }
+
+    fn drive(&self, mapper: Registration, driven: &mut HashMap<String, AbortHandle>, tasks: &mut JoinSet<()>) {
+        let protocol = mapper.protocol.clone();
+        let task = tasks.spawn(driving::drive(self.rows.clone(), mapper, self.changed.0.subscribe()));
+        if let Some(before) = driven.insert(protocol, task) {
+            before.abort();
+        }
+    }
+}
+
+impl Module for Dmi {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn group(&self) -> &'static str {
+        NAME
+    }
+
+    fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+        Box::pin(async move {
+            // Nobody sends messages here.
+            let ignoring = async { while inbox.recv().await.is_some() {} };
+            tokio::select! {
+                ended = self.serve(&context) => ended,
+                () = ignoring => Ok(()),
+            }
+        })
+    }
+}
