@@ -62,13 +62,7 @@ struct Batch {
 
 impl DeviceTwin {
     /// On the node's database, for the devices that EventBus hears.
-    pub fn new(
-        node: &str,
-        database: Database,
-        arrived: mpsc::Receiver<Arrived>,
-        bus: Bus,
-        changed: Changed,
-    ) -> Self {
+    pub fn new(node: &str, database: Database, arrived: mpsc::Receiver<Arrived>, bus: Bus, changed: Changed) -> Self {
         Self { node: node.to_owned(), rows: rows::Rows::new(database), arrived, bus, changed, connected: false }
     }
 

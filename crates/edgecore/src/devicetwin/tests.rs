@@ -56,7 +56,7 @@ impl World {
         let (mut inbox, hub) = (inboxes.remove(1), inboxes.remove(0));
         let (say, arrived) = mpsc::channel(16);
         let (bus, heard) = Bus::of_test(4096);
-        let mut twin = DeviceTwin::new(NODE, database, arrived, bus);
+        let mut twin = DeviceTwin::new(NODE, database, arrived, bus, Changed::new());
         let on = context.clone();
         let failures = Arc::new(Notify::new());
         let failed = failures.clone();

@@ -90,7 +90,12 @@ async fn round(
         for call in calls {
             match make(client.clone(), call.clone()).await {
                 Ok(()) => {
-                    debug!(protocol = mapper.protocol, call = call.name(), object = call.object(), "the mapper has taken it");
+                    debug!(
+                        protocol = mapper.protocol,
+                        call = call.name(),
+                        object = call.object(),
+                        "the mapper has taken it"
+                    );
                     note_success(&mut mapper.told, &call);
                 }
                 Err(status) => {
@@ -170,7 +175,8 @@ fn note_success(told: &mut Told, call: &Call) {
 }
 
 async fn make(mut client: Client, call: Call) -> Result<(), Status> {
-    let split = |name: &str| name.split_once('/').map(|(space, name)| (space.to_owned(), name.to_owned())).unwrap_or_default();
+    let split =
+        |name: &str| name.split_once('/').map(|(space, name)| (space.to_owned(), name.to_owned())).unwrap_or_default();
     let calling = async {
         match call {
             Call::CreateModel(_, model) => {
@@ -191,7 +197,10 @@ async fn make(mut client: Client, call: Call) -> Result<(), Status> {
             }
             Call::RemoveModel(name) => {
                 let (model_namespace, model_name) = split(&name);
-                client.remove_device_model(proto::RemoveDeviceModelRequest { model_name, model_namespace }).await.map(drop)
+                client
+                    .remove_device_model(proto::RemoveDeviceModelRequest { model_name, model_namespace })
+                    .await
+                    .map(drop)
             }
         }
     };
@@ -250,7 +259,13 @@ impl Complaints {
         let reason = status.message();
         if is_unreachable(status.code()) {
             if !std::mem::replace(&mut self.is_unreachable, true) {
-                warn!(protocol, call = call.name(), object = call.object(), reason, "the mapper does not answer: does it run? Tried again");
+                warn!(
+                    protocol,
+                    call = call.name(),
+                    object = call.object(),
+                    reason,
+                    "the mapper does not answer: does it run? Tried again"
+                );
             }
             return;
         }

@@ -150,7 +150,8 @@ impl Dmi {
         if let Some(before) = driven.get(&mapper.protocol) {
             before.abort();
         }
-        let wanted = if mapper.with_data { Wanted::read(self.rows.database(), &mapper.protocol)? } else { Wanted::default() };
+        let wanted =
+            if mapper.with_data { Wanted::read(self.rows.database(), &mapper.protocol)? } else { Wanted::default() };
         for (device, reason) in &wanted.left_out {
             warn!(device, protocol = mapper.protocol, reason, "the mapper does not get this device");
         }

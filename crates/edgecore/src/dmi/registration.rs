@@ -66,7 +66,11 @@ impl Rows {
         })?;
         let read = |(protocol, value): (String, Vec<u8>)| {
             let registration = serde_json::from_slice(&value);
-            registration.inspect_err(|error| warn!(protocol, %error, "a mapper cannot be read from the database: start it again")).ok()
+            registration
+                .inspect_err(
+                    |error| warn!(protocol, %error, "a mapper cannot be read from the database: start it again"),
+                )
+                .ok()
         };
         Ok(rows.into_iter().filter_map(read).collect())
     }

@@ -8,7 +8,7 @@ use dmi::v1beta1 as proto;
 use dmi::v1beta1::device_manager_service_server::{DeviceManagerService, DeviceManagerServiceServer};
 use futures_util::stream;
 use serde_json::{Map, Value, json};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -37,20 +37,26 @@ pub(super) async fn serve(
     service: Service,
     stopping: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let connections = stream::try_unfold(listener, |listener| async {
-        let (connection, _) = listener.accept().await?;
-        Ok::<_, std::io::Error>(Some((connection, listener)))
-    });
     // The descriptor was made by the build.
-    let reflection =
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(dmi::DESCRIPTOR).build_v1().ok();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(dmi::DESCRIPTOR)
+        .build_v1()
+        .ok();
     Server::builder()
         .timeout(CALL_LIMIT)
         .concurrency_limit_per_connection(MAX_CALLS)
         .add_service(DeviceManagerServiceServer::new(service))
         .add_optional_service(reflection)
-        .serve_with_incoming_shutdown(connections, stopping)
+        .serve_with_incoming_shutdown(connections(listener), stopping)
         .await
+}
+
+/// Whoever connects.
+pub(super) fn connections(listener: UnixListener) -> impl stream::Stream<Item = std::io::Result<UnixStream>> {
+    stream::try_unfold(listener, |listener| async {
+        let (connection, _) = listener.accept().await?;
+        Ok(Some((connection, listener)))
+    })
 }
 
 #[tonic::async_trait]
@@ -146,9 +152,9 @@ fn entry(twin: proto::Twin) -> Value {
 
 fn device(namespace: &str, name: &str) -> Result<DeviceId, Status> {
     let namespace = if namespace.is_empty() { "default" } else { namespace };
-    DeviceId::parse(&format!("{namespace}/{name}"))
-        .filter(|_| !name.is_empty())
-        .ok_or_else(|| Status::invalid_argument(format!("{namespace:?} and {name:?} are not namespace and name of a device")))
+    DeviceId::parse(&format!("{namespace}/{name}")).filter(|_| !name.is_empty()).ok_or_else(|| {
+        Status::invalid_argument(format!("{namespace:?} and {name:?} are not namespace and name of a device"))
+    })
 }
 
 fn registration(mapper: proto::MapperInfo, with_data: bool) -> Result<Registration, Status> {
@@ -162,7 +168,9 @@ fn registration(mapper: proto::MapperInfo, with_data: bool) -> Result<Registrati
     let address = String::from_utf8_lossy(&mapper.address).into_owned();
     let is_path = address.starts_with('/') && address.len() <= MAX_PATH && dmi::socket::channel(&address).is_ok();
     if with_data && !is_path {
-        return refuse(format!("address {address:?} is not the absolute path of a unix socket ({MAX_PATH} bytes at most)"));
+        return refuse(format!(
+            "address {address:?} is not the absolute path of a unix socket ({MAX_PATH} bytes at most)"
+        ));
     }
     Ok(Registration {
         protocol: mapper.protocol,
