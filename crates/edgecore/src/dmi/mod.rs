@@ -23,6 +23,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::eventbus::Arrived;
+use crate::instance::Instance;
 use registration::{Registration, Rows};
 use wanted::Wanted;
 
@@ -119,16 +120,19 @@ impl Dmi {
     /// Serves mappers until the module stops.
     async fn listen(&self, context: &Context, registering: mpsc::Sender<Registering>) {
         loop {
-            let failed = match dmi::socket::listen(&self.socket) {
-                Ok(listener) => {
+            let claimed = Instance::claim(&self.socket).map_err(|error| error.to_string());
+            let failed = match claimed
+                .and_then(|claim| Ok((claim, dmi::socket::listen(&self.socket).map_err(|error| error.to_string())?)))
+            {
+                Ok((_claim, listener)) => {
                     info!(socket = %self.socket.display(), "mappers can register");
                     let service = service::Service { to_twin: self.to_twin.clone(), registering: registering.clone() };
                     service::serve(listener, service, context.stopping()).await.err().map(|error| error.to_string())
                 }
-                Err(error) => Some(error.to_string()),
+                Err(error) => Some(error),
             };
             let Some(error) = failed else { return };
-            error!(socket = %self.socket.display(), error, "the socket for mappers cannot be served: is modules.deviceTwin.dmiSockPath a folder that edgecore may write to? Tried again");
+            error!(socket = %self.socket.display(), error, "the socket for mappers cannot be served: give modules.deviceTwin.dmiSockPath a folder of this edgecore's own, which it may write to; tried again");
             tokio::select! {
                 () = context.stopping() => return,
                 () = tokio::time::sleep(RETRY) => {}

@@ -79,7 +79,7 @@ fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &
     }
     share_machine(
         &config_file(layout, index),
-        &containerd_options(layout, index).cgroup_root(),
+        &containerd_options(layout, index),
         [layout.node_port(index)?, layout.broker_port(index)?],
     )
 }
@@ -102,18 +102,24 @@ pub fn lead(layout: &Layout, index: u8, websocket: SocketAddr) -> Result<()> {
 }
 
 /// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full, and
-/// leaves room for others beside it: each has cgroups and a port of its own.
-fn share_machine(config: &Path, cgroup_root: &str, [api, broker]: [u16; 2]) -> Result<()> {
+/// leaves room for others beside it: each has cgroups, ports and sockets of its own.
+fn share_machine(config: &Path, own: &ContainerdOptions, [api, broker]: [u16; 2]) -> Result<()> {
     change(config, |document| {
         let kubelet = &mut document["modules"]["edged"]["tailoredKubeletConfig"];
         for signal in ["nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"] {
             kubelet["evictionHard"][signal] = "0%".into();
         }
         kubelet["imageGCHighThresholdPercent"] = 100.into();
-        kubelet["cgroupRoot"] = cgroup_root.into();
+        kubelet["cgroupRoot"] = own.cgroup_root().into();
         kubelet["readOnlyPort"] = api.into();
         document["modules"]["eventBus"]["mqttServerInternal"] = format!("tcp://127.0.0.1:{broker}").into();
+        document["modules"]["deviceTwin"]["dmiSockPath"] = own.sockets.display().to_string().into();
     })
+}
+
+/// Where mappers of a node register.
+pub fn dmi_socket(layout: &Layout, index: u8) -> PathBuf {
+    containerd_options(layout, index).sockets.join("dmi.sock")
 }
 
 fn change(config: &Path, how: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
@@ -172,7 +178,7 @@ mod tests {
             // Its agent listens there.
             let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("free");
             let broker = layout.broker_port(index).expect("a free port");
-            share_machine(&config, &containerd_options(&layout, index).cgroup_root(), [port, broker]).expect("changed");
+            share_machine(&config, &containerd_options(&layout, index), [port, broker]).expect("changed");
             let text = std::fs::read_to_string(&config).expect("there");
             let document: serde_json::Value = serde_saphyr::from_str(&text).expect("YAML");
             let kubelet = &document["modules"]["edged"]["tailoredKubeletConfig"];

@@ -15,7 +15,7 @@ mod network;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -142,6 +142,11 @@ impl Deployment {
         containerd.keep_running();
         self.children.stop(&format!("{}-containerd", edge::node_name(index)))?;
         cut
+    }
+
+    /// Where mappers of a node register.
+    pub fn dmi_socket(&self, index: u8) -> PathBuf {
+        edge::dmi_socket(&self.layout, index)
     }
 
     /// Where the MQTT broker of a node listens.
