@@ -6,6 +6,8 @@
 
 mod device;
 mod objects;
+#[cfg(test)]
+mod replay;
 mod reports;
 mod requests;
 mod rows;

@@ -83,7 +83,8 @@ async fn round(
             return Ok(complaints.end_of_round());
         }
         // Before: of what is not known whether it got there it has to be said that it is gone, once it is.
-        if calls.iter().fold(false, |any, call| note_attempt(&mut mapper.told, call) || any) {
+        let attempts = calls.iter().filter(|call| note_attempt(&mut mapper.told, call)).count();
+        if attempts > 0 {
             rows.put(mapper).await?;
         }
         let mut is_reachable = true;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
 use store::{Database, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::eventbus::Arrived;
@@ -42,6 +42,9 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Tells DMI that Device or DeviceModel objects are different.
 #[derive(Clone, Debug)]
 pub struct Changed(watch::Sender<()>);
+
+/// By protocol, the task that calls its mapper. It ends with its entry.
+type Driven = HashMap<String, JoinSet<()>>;
 
 /// The module.
 pub struct Dmi {
@@ -91,11 +94,9 @@ impl Dmi {
     }
 
     async fn serve(&self, context: &Context) -> Result<(), ModuleError> {
-        let mut driven: HashMap<String, AbortHandle> = HashMap::new();
-        // Its end is the end of all calls.
-        let mut tasks = JoinSet::new();
+        let mut driven = Driven::new();
         for mapper in self.rows.all()? {
-            self.drive(mapper, &mut driven, &mut tasks);
+            self.drive(mapper, &mut driven);
         }
         let (registering, mut waiting) = mpsc::channel(WAITING);
         let listening = self.listen(context, registering);
@@ -104,14 +105,9 @@ impl Dmi {
             tokio::select! {
                 () = &mut listening => return Ok(()),
                 Some(Registering { mapper, answer }) = waiting.recv() => {
-                    let registered = self.register(mapper, &mut driven, &mut tasks).await;
+                    let registered = self.register(mapper, &mut driven).await;
                     // A mapper that does not wait any more registers again.
                     let _ = answer.send(registered);
-                }
-                Some(ended) = tasks.join_next() => {
-                    if let Err(error) = ended && error.is_panic() {
-                        return Err(Box::new(error));
-                    }
                 }
             }
         }
@@ -141,43 +137,52 @@ impl Dmi {
     }
 
     /// From now on this is the mapper of its protocol.
-    async fn register(
-        &self,
-        mut mapper: Registration,
-        driven: &mut HashMap<String, AbortHandle>,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<Wanted, NotRegistered> {
+    async fn register(&self, mut mapper: Registration, driven: &mut Driven) -> Result<Wanted, NotRegistered> {
         if !driven.contains_key(&mapper.protocol) && driven.len() >= MAX_MAPPERS {
             return Err(NotRegistered::TooMany);
         }
-        // The one before must not note what this one has not been told.
-        if let Some(before) = driven.get(&mapper.protocol) {
-            before.abort();
+        // The one before must note nothing any more.
+        if let Some(mut before) = driven.remove(&mapper.protocol) {
+            before.shutdown().await;
         }
-        let wanted =
-            if mapper.with_data { Wanted::read(self.rows.database(), &mapper.protocol)? } else { Wanted::default() };
+        let wanted = self.registered(&mut mapper).await;
+        match &wanted {
+            Ok(wanted) => info!(
+                mapper = mapper.name,
+                protocol = mapper.protocol,
+                socket = mapper.address,
+                devices = wanted.devices.len(),
+                "a mapper registered"
+            ),
+            Err(error) => {
+                error!(mapper = mapper.name, protocol = mapper.protocol, %error, "a mapper cannot be registered")
+            }
+        }
+        // Also after a failure: it may be the one before that has come again, and it is told what it misses.
+        self.drive(mapper, driven);
+        wanted
+    }
+
+    /// What it has to drive; that it has been told so is written down.
+    async fn registered(&self, mapper: &mut Registration) -> Result<Wanted, NotRegistered> {
+        if !mapper.with_data {
+            self.rows.put(mapper).await?;
+            return Ok(Wanted::default());
+        }
+        let wanted = Wanted::read(self.rows.database(), &mapper.protocol)?;
         for (device, reason) in &wanted.left_out {
             warn!(device, protocol = mapper.protocol, reason, "the mapper does not get this device");
         }
+        self.rows.put(&Registration { told: wanted.digests(), ..mapper.clone() }).await?;
         mapper.told = wanted.digests();
-        self.rows.put(&mapper).await?;
-        info!(
-            mapper = mapper.name,
-            protocol = mapper.protocol,
-            socket = mapper.address,
-            devices = wanted.devices.len(),
-            "a mapper registered"
-        );
-        self.drive(mapper, driven, tasks);
         Ok(wanted)
     }
 
-    fn drive(&self, mapper: Registration, driven: &mut HashMap<String, AbortHandle>, tasks: &mut JoinSet<()>) {
+    fn drive(&self, mapper: Registration, driven: &mut Driven) {
+        let mut task = JoinSet::new();
         let protocol = mapper.protocol.clone();
-        let task = tasks.spawn(driving::drive(self.rows.clone(), mapper, self.changed.0.subscribe()));
-        if let Some(before) = driven.insert(protocol, task) {
-            before.abort();
-        }
+        task.spawn(driving::drive(self.rows.clone(), mapper, self.changed.0.subscribe()));
+        driven.insert(protocol, task);
     }
 }
 
