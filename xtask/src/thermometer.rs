@@ -40,7 +40,9 @@ pub async fn run(options: ThermometerOptions) -> Result<()> {
     let config = ClientConfig {
         host: options.broker.ip().to_string(),
         port: options.broker.port(),
+        tls: None,
         client_id: options.device.replace('/', "."),
+        keep_session: false,
         user: None,
         keep_alive: KEEP_ALIVE,
         connect_timeout: KEEP_ALIVE,

@@ -1,25 +1,28 @@
 //! The client for a broker next door. It connects again by itself, and while there is no broker it keeps what is published, within bounds.
 //!
-//! One task polls `rumqttc` and hands over what comes; beside it in the same task, publishes and acknowledgements go the other way, so
-//! that neither ever waits within the other. TLS is for a later version of `rumqttc`: this one brings an old `rustls-webpki`.
+//! It speaks MQTT 3.1.1. `dial` is the way there, `conversation` one connection; what has to outlive a connection is here.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use link::backoff::Backoff;
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, NetworkOptions, Packet, QoS, Request};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::conversation::Conversation;
+use crate::dial::dial;
+use crate::encode::{self, Ack, Version};
 use crate::listen::StartError;
 use crate::message::Qos;
-use crate::replies::{End, Token};
+use crate::tls::ClientTls;
 use crate::topic::{is_filter, is_topic};
-use crate::{Publish, PublishError, Received, Taken};
+use crate::{Publish, PublishError, Received};
 
 /// Messages that may wait for the broker; the oldest is dropped for one more.
 const MAX_WAITING: usize = 1000;
@@ -27,17 +30,19 @@ const MAX_WAITING: usize = 1000;
 const MAX_BYTES: usize = 1 << 20;
 /// Messages from the broker that wait to be taken, and that were taken and not acknowledged.
 const RECEIVED: usize = 1000;
-/// The longest packet either way, above the longest message.
-const MAX_PACKET: usize = MAX_BYTES + (64 << 10);
-/// Requests between the two halves.
-const REQUESTS: usize = 16;
-/// Publishes on their way to the broker.
-const IN_FLIGHT: u16 = 20;
+/// The longest packet from the broker, above the longest message.
+pub(crate) const MAX_PACKET: usize = MAX_BYTES + (64 << 10);
+/// Publishes of QoS 1 and 2 on their way to the broker.
+const IN_FLIGHT: usize = 20;
+/// So much is written at once.
+const AT_ONCE: usize = 64 << 10;
 /// Waits between tries to connect.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A connection that has lasted so long is no reason to wait longer for the next one.
+const STEADY: Duration = Duration::from_secs(5);
 /// How long the last messages may take at the end.
-const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 /// Which broker, and as whom.
 #[derive(Clone)]
@@ -46,8 +51,13 @@ pub struct ClientConfig {
     pub host: String,
     /// Its port.
     pub port: u16,
+    /// TLS, for the name in `host`; `None` is plain TCP.
+    pub tls: Option<ClientTls>,
     /// The id that it knows us by. Two with one id throw each other out.
     pub client_id: String,
+    /// Whether the broker keeps our session while we are away: what comes with QoS 1 meanwhile is received later. The id must stay the same then, and
+    /// what is published with QoS 2 while this process dies may be lost.
+    pub keep_session: bool,
     /// Name and password, if it wants them.
     pub user: Option<(String, String)>,
     /// How often it hears of us; KubeEdge has 30 seconds.
@@ -65,23 +75,34 @@ pub struct Client {
 }
 
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     state: Mutex<State>,
-    wake: Notify,
+    pub(crate) wake: Notify,
     /// The number of the connection; 0 while there is none.
     connection: AtomicU64,
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     filters: BTreeSet<String>,
     /// What the broker has not been told: subscribe, or no more.
     changed: VecDeque<(String, bool)>,
+    /// Subscriptions that it has not answered.
+    asked: VecDeque<(u16, String)>,
     waiting: VecDeque<Publish>,
+    /// Of those that wait.
     bytes: usize,
     dropped: u64,
-    /// Sent, and not acknowledged.
-    unsure: usize,
+    /// Sent and not acknowledged, in the order of sending.
+    flying: VecDeque<Flying>,
+    last_id: u16,
+}
+
+struct Flying {
+    packet_id: u16,
+    publish: Publish,
+    /// Of QoS 2: the broker has it, and has not heard that we know.
+    released: bool,
 }
 
 impl Client {
@@ -93,43 +114,11 @@ impl Client {
         if let Some(filter) = filters.iter().find(|filter| !is_filter(filter)) {
             return Err(StartError::Filter((*filter).to_owned()));
         }
-        let mut options = MqttOptions::new(config.client_id, config.host, config.port);
-        options.set_keep_alive(config.keep_alive).set_manual_acks(true).set_clean_session(true);
-        options.set_max_packet_size(MAX_PACKET, MAX_PACKET).set_inflight(IN_FLIGHT);
-        if let Some((name, password)) = config.user {
-            options.set_credentials(name, password);
-        }
-        let (client, mut eventloop) = AsyncClient::new(options, REQUESTS);
-        let mut network = NetworkOptions::new();
-        network.set_tcp_nodelay(true);
-        network.set_connection_timeout(config.connect_timeout.as_secs().max(1));
-        eventloop.set_network_options(network);
         let shared = Arc::new(Shared::default());
         shared.lock().filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
         let (received, receiver) = mpsc::channel(RECEIVED);
-        let (acks, to_ack) = mpsc::channel(RECEIVED);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let task = {
-            let (shared, stop) = (shared.clone(), stop.clone());
-            async move {
-                let last_word = async {
-                    stop.cancelled().await;
-                    let _ = tokio::time::timeout(GRACE, shared.until_sent()).await;
-                    if shared.is_connected() {
-                        let _ = client.disconnect().await;
-                        // Until the connection is closed, which ends the driver.
-                        std::future::pending::<()>().await;
-                    }
-                };
-                let driver = Driver { shared: &shared, received, acks, stop: &stop };
-                tokio::select! {
-                    () = driver.run(eventloop) => {}
-                    () = send(&client, &shared, to_ack) => {}
-                    () = last_word => {}
-                }
-            }
-        };
-        tasks.spawn(task);
+        tasks.spawn(run(config, shared.clone(), received, stop.clone()));
         tasks.close();
         Ok((Self { shared, stop: stop.drop_guard(), tasks }, receiver))
     }
@@ -188,8 +177,59 @@ impl Client {
     }
 }
 
+/// Connects again and again.
+async fn run(config: ClientConfig, shared: Arc<Shared>, received: mpsc::Sender<Received>, stop: CancellationToken) {
+    let broker = format!("{}:{}", config.host, config.port);
+    let (answers, mut to_answer) = mpsc::channel(RECEIVED);
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    let (mut connection, mut trouble) = (0, String::new());
+    loop {
+        let dialled = tokio::select! {
+            () = stop.cancelled() => return,
+            dialled = dial(&config) => dialled,
+        };
+        let reason = match dialled {
+            Ok(dialled) => {
+                connection += 1;
+                let was_absent = !std::mem::take(&mut trouble).is_empty();
+                shared.connected(connection, dialled.session_present, was_absent, &broker);
+                let since = Instant::now();
+                let conversation = Conversation {
+                    config: &config,
+                    shared: &shared,
+                    connection,
+                    received: &received,
+                    answers: &answers,
+                };
+                let ended = conversation.run(dialled, &mut to_answer, &stop).await;
+                shared.connection.store(0, Ordering::Release);
+                if since.elapsed() >= STEADY {
+                    backoff.reset();
+                }
+                let Err(ended) = ended else { return };
+                ended.to_string()
+            }
+            Err(error) => error.to_string(),
+        };
+        if stop.is_cancelled() {
+            return;
+        }
+        // Each trouble is told once, and not at each try.
+        if reason == trouble {
+            debug!(broker, reason, "the MQTT broker still cannot be used");
+        } else {
+            warn!(broker, reason, "the MQTT broker cannot be used; messages for it wait, and it is tried again");
+        }
+        trouble = reason;
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_wait()) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -206,15 +246,30 @@ impl Shared {
         }
     }
 
-    /// When the broker has everything, or is not there.
-    async fn until_sent(&self) {
-        let mut poll = tokio::time::interval(Duration::from_millis(10));
-        while self.is_connected() && {
-            let state = self.lock();
-            !state.waiting.is_empty() || state.unsure > 0
-        } {
-            poll.tick().await;
+    fn connected(&self, number: u64, session_present: bool, was_absent: bool, broker: &str) {
+        let mut state = self.lock();
+        state.changed = state.filters.iter().map(|filter| (filter.clone(), true)).collect();
+        state.asked.clear();
+        if !session_present {
+            // The broker knows nothing of these any more. It may have handed one on: better twice than not at all.
+            while let Some(Flying { publish, .. }) = state.flying.pop_back() {
+                state.bytes += size(&publish);
+                state.waiting.push_front(publish);
+            }
+            state.bound();
         }
+        let (waiting, dropped) = (state.waiting.len(), std::mem::take(&mut state.dropped));
+        match was_absent {
+            true => info!(broker, waiting, dropped, "the MQTT broker is back"),
+            false => info!(broker, "connected to the MQTT broker"),
+        }
+        self.connection.store(number, Ordering::Release);
+    }
+
+    /// The broker has a message.
+    pub(crate) fn acknowledged(&self, packet_id: u16) {
+        self.lock().flying.retain(|flying| flying.packet_id != packet_id);
+        self.wake.notify_one();
     }
 }
 
@@ -230,164 +285,60 @@ impl State {
             self.dropped += 1;
         }
     }
-}
 
-/// Polls the connection.
-struct Driver<'a> {
-    shared: &'a Shared,
-    received: mpsc::Sender<Received>,
-    acks: mpsc::Sender<(u64, rumqttc::Publish)>,
-    stop: &'a CancellationToken,
-}
+    /// What a broker that remembers us may have, and has not acknowledged.
+    pub(crate) fn send_again(&self, out: &mut BytesMut) {
+        for Flying { packet_id, publish, released } in &self.flying {
+            match released {
+                true => out.extend_from_slice(&encode::ack(Version::V3, Ack::Release, *packet_id, 0)),
+                false => encode::publish(publish, *packet_id, true, out),
+            }
+        }
+    }
 
-impl Driver<'_> {
-    async fn run(self, mut eventloop: EventLoop) {
-        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        let (mut connections, mut absent, mut overrun) = (0, false, false);
+    /// What is to be sent now. `true` when nothing waits, and everything is acknowledged.
+    pub(crate) fn take(&mut self, out: &mut BytesMut) -> bool {
+        while let Some((filter, subscribe)) = self.changed.pop_front() {
+            let packet_id = self.next_id();
+            encode::subscription(subscribe, packet_id, &filter, out);
+            if subscribe {
+                self.asked.push_back((packet_id, filter));
+            }
+        }
+        while self.flying.len() < IN_FLIGHT && out.len() < AT_ONCE {
+            let Some(publish) = self.waiting.pop_front() else { break };
+            self.bytes -= size(&publish);
+            let packet_id = if publish.qos == Qos::AtMostOnce { 0 } else { self.next_id() };
+            encode::publish(&publish, packet_id, false, out);
+            if packet_id != 0 {
+                self.flying.push_back(Flying { packet_id, publish, released: false });
+            }
+        }
+        self.waiting.is_empty() && self.flying.is_empty()
+    }
+
+    /// The broker has a message of QoS 2.
+    pub(crate) fn released(&mut self, packet_id: u16) {
+        if let Some(flying) = self.flying.iter_mut().find(|flying| flying.packet_id == packet_id) {
+            flying.released = true;
+        }
+    }
+
+    /// The broker has answered a subscription: to what.
+    pub(crate) fn subscribed(&mut self, packet_id: u16) -> Option<String> {
+        let index = self.asked.iter().position(|(asked, _)| *asked == packet_id)?;
+        self.asked.remove(index).map(|(_, filter)| filter)
+    }
+
+    fn next_id(&mut self) -> u16 {
         loop {
-            match eventloop.poll().await {
-                Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                    connections += 1;
-                    backoff.reset();
-                    self.connected(connections, absent);
-                    absent = false;
-                }
-                Ok(Event::Incoming(Packet::Publish(publish))) => {
-                    self.hand_over(connections, publish, &mut overrun).await;
-                }
-                Ok(Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) => {
-                    let mut state = self.shared.lock();
-                    state.unsure = state.unsure.saturating_sub(1);
-                }
-                Ok(Event::Incoming(Packet::SubAck(ack))) => {
-                    if ack.return_codes.contains(&rumqttc::SubscribeReasonCode::Failure) {
-                        warn!("the MQTT broker refuses a subscription: do its rules allow the user to read?");
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    self.shared.connection.store(0, Ordering::Release);
-                    self.take_back(&mut eventloop);
-                    if self.stop.is_cancelled() {
-                        return;
-                    }
-                    match absent {
-                        false => warn!(%error, "the MQTT broker is absent; messages for it wait"),
-                        true => debug!(%error, "the MQTT broker is still absent"),
-                    }
-                    absent = true;
-                    tokio::select! {
-                        () = tokio::time::sleep(backoff.next_wait()) => {}
-                        () = self.stop.cancelled() => return,
-                    }
-                }
+            self.last_id = self.last_id.wrapping_add(1);
+            let id = self.last_id;
+            if id != 0 && self.flying.iter().all(|flying| flying.packet_id != id) {
+                return id;
             }
         }
     }
-
-    fn connected(&self, number: u64, was_absent: bool) {
-        let mut state = self.shared.lock();
-        // The session is a new one: it has no subscriptions.
-        state.changed = state.filters.iter().map(|filter| (filter.clone(), true)).collect();
-        state.unsure = 0;
-        let (waiting, dropped) = (state.waiting.len(), std::mem::take(&mut state.dropped));
-        match was_absent {
-            true => info!(waiting, dropped, "the MQTT broker is back"),
-            false => info!("connected to the MQTT broker"),
-        }
-        self.shared.connection.store(number, Ordering::Release);
-        drop(state);
-        self.shared.wake.notify_one();
-    }
-
-    /// What the broker has not acknowledged waits for the next connection: `rumqttc` would forget it, for the session is a new one.
-    fn take_back(&self, eventloop: &mut EventLoop) {
-        let mut state = self.shared.lock();
-        state.unsure = 0;
-        let pending: Vec<Request> = eventloop.pending.drain(..).collect();
-        for request in pending.into_iter().rev() {
-            if let Request::Publish(publish) = request {
-                let publish = publish_of(publish);
-                state.bytes += size(&publish);
-                state.waiting.push_front(publish);
-            }
-        }
-        state.bound();
-    }
-
-    async fn hand_over(&self, connection: u64, publish: rumqttc::Publish, overrun: &mut bool) {
-        if publish.qos == QoS::AtMostOnce {
-            let received = Received { publish: publish_of(publish), taken: Taken(None, None) };
-            let full = matches!(self.received.try_send(received), Err(mpsc::error::TrySendError::Full(_)));
-            if full && !*overrun {
-                warn!("messages of QoS 0 come faster than they are taken: some are dropped");
-            }
-            *overrun = full;
-            return;
-        }
-        // The broker has few of these on their way, so this waits only when nobody takes them for long.
-        let Ok(place) = self.acks.clone().reserve_owned().await else { return };
-        let token = Token::new(End::Elsewhere(place, connection, publish.clone()));
-        let received = Received { publish: publish_of(publish), taken: Taken(Some(token), None) };
-        if let Err(refused) = self.received.send(received).await {
-            refused.0.taken.fail();
-        }
-    }
-}
-
-/// Sends what waits: acknowledgements, subscriptions, messages.
-async fn send(client: &AsyncClient, shared: &Shared, mut to_ack: mpsc::Receiver<(u64, rumqttc::Publish)>) {
-    loop {
-        tokio::select! {
-            Some((connection, publish)) = to_ack.recv() => {
-                // Another connection has given the number to another message.
-                if connection == shared.connection.load(Ordering::Acquire) {
-                    let _ = client.ack(&publish).await;
-                }
-            }
-            () = shared.wake.notified() => {}
-        }
-        while shared.is_connected() {
-            let (change, publish) = {
-                let mut state = shared.lock();
-                let change = state.changed.pop_front();
-                let publish = if change.is_none() { state.waiting.pop_front() } else { None };
-                if let Some(publish) = &publish {
-                    state.bytes -= size(publish);
-                    state.unsure += usize::from(publish.qos != Qos::AtMostOnce);
-                }
-                (change, publish)
-            };
-            // The other half ends first, so these reach it.
-            let _ = match (change, publish) {
-                (Some((filter, true)), _) => client.subscribe(filter, QoS::AtLeastOnce).await,
-                (Some((filter, false)), _) => client.unsubscribe(filter).await,
-                (None, Some(publish)) => {
-                    let qos = match publish.qos {
-                        Qos::AtMostOnce => QoS::AtMostOnce,
-                        Qos::AtLeastOnce => QoS::AtLeastOnce,
-                        Qos::ExactlyOnce => QoS::ExactlyOnce,
-                    };
-                    client.publish_bytes(publish.topic, qos, publish.retain, publish.payload).await
-                }
-                (None, None) => break,
-            };
-            while let Ok((connection, publish)) = to_ack.try_recv() {
-                if connection == shared.connection.load(Ordering::Acquire) {
-                    let _ = client.ack(&publish).await;
-                }
-            }
-        }
-    }
-}
-
-fn publish_of(publish: rumqttc::Publish) -> Publish {
-    let qos = match publish.qos {
-        QoS::AtMostOnce => Qos::AtMostOnce,
-        QoS::AtLeastOnce => Qos::AtLeastOnce,
-        QoS::ExactlyOnce => Qos::ExactlyOnce,
-    };
-    Publish { topic: publish.topic, payload: publish.payload, qos, retain: publish.retain }
 }
 
 /// What a message takes, about.

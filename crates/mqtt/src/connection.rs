@@ -77,7 +77,8 @@ pub(crate) async fn first_word(mut stream: Stream, longest: usize) -> io::Result
     }
 }
 
-async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> io::Result<()> {
+/// Reads what comes next.
+pub(crate) async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> io::Result<()> {
     if read.is_empty() && read.capacity() > READ_KEPT {
         *read = BytesMut::new();
     }
@@ -90,7 +91,7 @@ async fn more(stream: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> io:
 }
 
 /// Cancelled, it leaves what is not sent yet.
-async fn send_all(to: &mut WriteHalf<Stream>, out: &mut BytesMut) -> io::Result<()> {
+pub(crate) async fn send_all(to: &mut WriteHalf<Stream>, out: &mut BytesMut) -> io::Result<()> {
     to.write_all_buf(out).await?;
     to.flush().await
 }

@@ -1,7 +1,10 @@
 //! What the broker says, as bytes. Reading is the library's work; what is written here is fixed but for a few fields.
 
+use std::time::Duration;
+
 use bytes::{BufMut, BytesMut};
 
+use crate::Publish;
 use crate::message::{Message, Qos};
 
 /// The version that a client speaks.
@@ -28,6 +31,10 @@ pub(crate) enum Ack {
 }
 
 pub(crate) const PING_RESPONSE: [u8; 2] = [0xd0, 0];
+/// PINGREQ, of a client.
+pub(crate) const PING: [u8; 2] = [0xc0, 0];
+/// DISCONNECT of a client of 3.1.1.
+pub(crate) const GOODBYE: [u8; 2] = [0xe0, 0];
 
 /// Reason codes of MQTT 5.
 pub(crate) mod reason {
@@ -128,6 +135,47 @@ pub(crate) fn subscription_ack(version: Version, unsubscribed: bool, packet_id: 
 /// DISCONNECT with a reason; 3.1.1 just closes.
 pub(crate) fn disconnect(version: Version, code: u8) -> Option<[u8; 4]> {
     (version == Version::V5).then_some([0xe0, 2, code, 0])
+}
+
+/// CONNECT of a client of 3.1.1. Name and password have 65,535 bytes at most.
+pub(crate) fn connect(client_id: &str, user: Option<(&str, &str)>, clean: bool, keep_alive: Duration) -> Vec<u8> {
+    let mut body = b"\0\x04MQTT\x04".to_vec();
+    body.put_u8(u8::from(clean) << 1 | if user.is_some() { 0xc0 } else { 0 });
+    body.put_u16(u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX));
+    put_bytes(&mut body, client_id.as_bytes());
+    if let Some((name, password)) = user {
+        put_bytes(&mut body, name.as_bytes());
+        put_bytes(&mut body, password.as_bytes());
+    }
+    let mut packet = vec![0x10];
+    put_length(&mut packet, body.len());
+    packet.put_slice(&body);
+    packet
+}
+
+/// SUBSCRIBE with QoS 1, or UNSUBSCRIBE, of a client of 3.1.1.
+pub(crate) fn subscription(subscribe: bool, packet_id: u16, filter: &str, into: &mut BytesMut) {
+    into.put_u8(if subscribe { 0x82 } else { 0xa2 });
+    put_length(into, 4 + filter.len() + usize::from(subscribe));
+    into.put_u16(packet_id);
+    put_bytes(into, filter.as_bytes());
+    if subscribe {
+        into.put_u8(1);
+    }
+}
+
+/// PUBLISH of a client of 3.1.1.
+pub(crate) fn publish(publish: &Publish, packet_id: u16, again: bool, into: &mut BytesMut) {
+    let has_id = publish.qos != Qos::AtMostOnce;
+    let length = 2 + publish.topic.len() + publish.payload.len() + if has_id { 2 } else { 0 };
+    into.reserve(5 + length);
+    into.put_u8(0x30 | u8::from(again && has_id) << 3 | (publish.qos as u8) << 1 | u8::from(publish.retain));
+    put_length(into, length);
+    put_bytes(into, publish.topic.as_bytes());
+    if has_id {
+        into.put_u16(packet_id);
+    }
+    into.put_slice(&publish.payload);
 }
 
 /// A message for one subscriber.

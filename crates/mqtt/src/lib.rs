@@ -4,14 +4,17 @@
 //! PUBREC after that, so it means that edgecore has committed the message. [`Bus`] is either end.
 //!
 //! Of the broker read `listen` for how it starts, `connection` for one client, `router` for who gets what, and `outbox` for what waits for a client.
-//! `replies` has the answers, `journal` the disk. Rules are those of MQTT 3.1.1 and 5; limits are mosquitto's.
+//! `replies` has the answers, `journal` the disk. Of the client read `client`, then `dial` and `conversation`. Rules are those of MQTT 3.1.1 and 5; limits are mosquitto's.
 
 mod access;
 mod client;
 mod client_session;
 mod connection;
+mod conversation;
+mod dial;
 mod encode;
 mod farewell;
+mod heard;
 mod journal;
 mod listen;
 mod local;
@@ -22,6 +25,7 @@ mod replies;
 mod retained;
 mod room;
 mod router;
+mod tls;
 pub mod topic;
 
 use std::sync::Arc;
@@ -35,6 +39,7 @@ pub use listen::{Broker, BrokerConfig, Listen, StartError};
 pub use message::Qos;
 use replies::Token;
 use room::Place;
+pub use tls::{Certificate, ClientTls, ServerTls, TlsFileError};
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]

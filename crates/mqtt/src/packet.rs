@@ -17,8 +17,8 @@ pub(crate) struct Refusal(pub(crate) u8);
 
 /// A packet that has come whole.
 pub(crate) struct Frame {
-    first: u8,
-    body: Bytes,
+    pub(crate) first: u8,
+    pub(crate) body: Bytes,
 }
 
 /// CONNECT.
@@ -73,22 +73,28 @@ pub(crate) const ALIASES: u16 = 16;
 
 /// Takes the next whole packet out of what has been read.
 pub(crate) fn frame(read: &mut BytesMut, longest: usize) -> Result<Option<Frame>, Refusal> {
-    let Some(&first) = read.first() else { return Ok(None) };
+    let Some((start, length)) = head(read)? else { return Ok(None) };
+    let whole = start + length;
+    if whole > longest {
+        return Err(Refusal(reason::TOO_LARGE));
+    }
+    if read.len() < whole {
+        return Ok(None);
+    }
+    let first = read[0];
+    let mut packet = read.split_to(whole);
+    let body = packet.split_off(start).freeze();
+    Ok(Some(Frame { first, body }))
+}
+
+/// How long a packet's head is, and how long what follows is to be.
+pub(crate) fn head(read: &[u8]) -> Result<Option<(usize, usize)>, Refusal> {
     let mut length = 0;
     for index in 0..4 {
         let Some(&byte) = read.get(1 + index) else { return Ok(None) };
         length |= usize::from(byte & 0x7f) << (7 * index);
         if byte & 0x80 == 0 {
-            let whole = 2 + index + length;
-            if whole > longest {
-                return Err(Refusal(reason::TOO_LARGE));
-            }
-            if read.len() < whole {
-                return Ok(None);
-            }
-            let mut packet = read.split_to(whole);
-            let body = packet.split_off(2 + index).freeze();
-            return Ok(Some(Frame { first, body }));
+            return Ok(Some((2 + index, length)));
         }
     }
     Err(Refusal(reason::MALFORMED))
@@ -332,7 +338,7 @@ fn with_properties(mut message: Message, properties: &Properties) -> Message {
     message
 }
 
-fn packet_id(body: &[u8]) -> Result<u16, Refusal> {
+pub(crate) fn packet_id(body: &[u8]) -> Result<u16, Refusal> {
     match body {
         [high, low, ..] if (*high, *low) != (0, 0) => Ok(u16::from_be_bytes([*high, *low])),
         _ => Err(Refusal(reason::MALFORMED)),
@@ -345,7 +351,7 @@ fn whole<T>(parsed: Result<(T, usize), MqttError>, body: &[u8]) -> Result<T, Mqt
     if length == body.len() { Ok(packet) } else { Err(MqttError::MalformedPacket) }
 }
 
-fn refusal(error: MqttError) -> Refusal {
+pub(crate) fn refusal(error: MqttError) -> Refusal {
     Refusal(match error {
         MqttError::ProtocolError => reason::PROTOCOL_ERROR,
         MqttError::UnsupportedProtocolVersion => reason::UNSUPPORTED_VERSION,

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
-use rumqttc::Publish as External;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::encode::{Ack, Version, ack, reason};
@@ -47,7 +46,18 @@ pub(crate) enum End {
     /// Somebody in this process waits.
     Local(oneshot::Sender<()>),
     /// A broker elsewhere gets its acknowledgement, if the connection is still the same.
-    Elsewhere(mpsc::OwnedPermit<(u64, External)>, u64, External),
+    Elsewhere(mpsc::OwnedPermit<Answer>, Answer),
+}
+
+/// The answer to a message of a broker elsewhere.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer {
+    /// Another connection has given the id to another message.
+    pub(crate) connection: u64,
+    pub(crate) ack: Ack,
+    pub(crate) packet_id: u16,
+    /// It cannot be taken. MQTT 3.1.1 has no word for it: the broker says it again on another connection.
+    pub(crate) failed: bool,
 }
 
 /// Held by all that must be done before an answer.
@@ -160,10 +170,10 @@ impl Drop for Token {
             Some(End::Local(sender)) if !failed => {
                 let _ = sender.send(());
             }
-            Some(End::Elsewhere(place, connection, publish)) if !failed => {
-                place.send((connection, publish));
+            Some(End::Elsewhere(place, answer)) => {
+                place.send(Answer { failed, ..answer });
             }
-            Some(End::Local(_) | End::Elsewhere(..)) | None => {}
+            Some(End::Local(_)) | None => {}
         }
     }
 }

@@ -7,13 +7,15 @@ use mqtt::{Bus, Client, ClientConfig, Publish, Qos};
 use rumqttc::QoS;
 use tokio::net::TcpListener;
 
-use crate::support::{Peer, broker, config, soon};
+use crate::support::{Peer, Raw, broker, config, publish, soon};
 
 pub fn to(address: SocketAddr) -> ClientConfig {
     ClientConfig {
         host: address.ip().to_string(),
         port: address.port(),
+        tls: None,
         client_id: "edgecore".to_owned(),
+        keep_session: false,
         user: None,
         keep_alive: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(5),
@@ -134,4 +136,65 @@ async fn what_waits_for_a_broker_is_bounded() {
     }
     client.stop().await;
     broker.stop().await;
+}
+
+/// A connection of the client to a broker that the test plays.
+async fn accepted(listener: &TcpListener, session_present: bool) -> Raw {
+    let (tcp, _) = soon(listener.accept()).await.unwrap();
+    let mut raw = Raw(tcp);
+    assert_eq!(raw.receive().await[0], 0x10);
+    raw.send(&[0x20, 2, u8::from(session_present), 0]).await;
+    raw
+}
+
+#[tokio::test]
+async fn a_broker_that_remembers_us_gets_the_rest_again() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut config = to(listener.local_addr().unwrap());
+    config.keep_session = true;
+    let (client, _received) = Client::start(config, &[]).unwrap();
+    let mut raw = accepted(&listener, false).await;
+    for (payload, qos) in [("a", Qos::AtLeastOnce), ("b", Qos::AtLeastOnce), ("c", Qos::ExactlyOnce)] {
+        client.publish(Publish { qos, ..message("t", payload) }).unwrap();
+    }
+    let sent = [raw.receive().await, raw.receive().await, raw.receive().await];
+    assert_eq!(sent[0], publish(0x32, "t", 1, &[], b"a"));
+    // One is acknowledged, and of the third it is known that it has come.
+    raw.send(&[0x40, 2, 0, 1, 0x50, 2, 0, 3]).await;
+    assert_eq!(raw.receive().await, [0x62, 2, 0, 3]);
+    drop(raw);
+    let mut raw = accepted(&listener, true).await;
+    assert_eq!(raw.receive().await, publish(0x3a, "t", 2, &[], b"b"), "the same id, and said to be a repetition");
+    assert_eq!(raw.receive().await, [0x62, 2, 0, 3]);
+    drop(raw);
+    // One that has forgotten gets them as new ones.
+    let mut raw = accepted(&listener, false).await;
+    assert_eq!(raw.receive().await, publish(0x32, "t", 4, &[], b"b"));
+    assert_eq!(raw.receive().await, publish(0x34, "t", 5, &[], b"c"));
+    raw.send(&[0x40, 2, 0, 4, 0x50, 2, 0, 5]).await;
+    assert_eq!(raw.receive().await, [0x62, 2, 0, 5]);
+    raw.send(&[0x70, 2, 0, 5]).await;
+    let (_, goodbye) = tokio::join!(client.stop(), raw.closed_after());
+    assert_eq!(goodbye, [0xe0, 0]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_is_not_acknowledged_and_what_is_too_long_is() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (client, mut received) = Client::start(to(listener.local_addr().unwrap()), &[]).unwrap();
+    let mut raw = accepted(&listener, false).await;
+    raw.send(&publish(0x32, "t", 7, &[], &vec![b'x'; 2 << 20])).await;
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 7], "it would come again for ever");
+    raw.send(&publish(0x32, "t", 8, &[], b"taken")).await;
+    assert_eq!(soon(received.recv()).await.unwrap().take().payload, "taken");
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 8]);
+    raw.send(&publish(0x32, "t", 9, &[], b"not taken")).await;
+    soon(received.recv()).await.unwrap().taken.fail();
+    assert_eq!(raw.closed_after().await, b"", "the broker repeats it on another connection");
+    let mut raw = accepted(&listener, false).await;
+    // Nonsense ends a connection, too, and not the client.
+    raw.send(&[0x90, 1, 0]).await;
+    assert_eq!(raw.closed_after().await, b"");
+    let _raw = accepted(&listener, false).await;
+    connected(&client).await;
 }

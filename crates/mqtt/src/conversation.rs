@@ -1,0 +1,220 @@
+//! One connection to a broker elsewhere: one half reads and one writes, side by side in one task, and neither ever waits within the other.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::client::{ClientConfig, GRACE, MAX_PACKET, Shared};
+use crate::connection::{Stream, more, send_all};
+use crate::dial::Dialled;
+use crate::encode::{self, Ack, GOODBYE, PING, Version, reason};
+use crate::heard::{Heard, heard};
+use crate::message::Qos;
+use crate::packet::{Refusal, frame, head};
+use crate::replies::{Answer, End, Token};
+use crate::{Publish, Received, Taken};
+
+/// A connection, as both halves see it.
+pub(crate) struct Conversation<'a> {
+    pub(crate) config: &'a ClientConfig,
+    pub(crate) shared: &'a Shared,
+    /// Its number.
+    pub(crate) connection: u64,
+    pub(crate) received: &'a mpsc::Sender<Received>,
+    pub(crate) answers: &'a mpsc::Sender<Answer>,
+}
+
+/// Why it ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    #[error("the connection is lost ({0}): does the broker still run, and does another client have our client id?")]
+    Lost(#[from] io::Error),
+    #[error("it says nothing any more")]
+    Silent,
+    #[error("it says what is not MQTT 3.1.1 (code {0})")]
+    Nonsense(u8),
+    #[error("a message of it could not be taken, and is asked for again")]
+    NotTaken,
+}
+
+impl Conversation<'_> {
+    /// Goes on until the connection is lost, or is closed because of `stop`.
+    pub(crate) async fn run(
+        self,
+        dialled: Dialled,
+        to_answer: &mut mpsc::Receiver<Answer>,
+        stop: &CancellationToken,
+    ) -> Result<(), Ended> {
+        let (mut from, mut to) = tokio::io::split(dialled.stream);
+        let late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            ended = self.read(&mut from, dialled.read) => ended,
+            ended = self.write(&mut to, to_answer, stop) => ended,
+            () = late => Ok(()),
+        }
+    }
+
+    async fn write(
+        &self,
+        to: &mut WriteHalf<Stream>,
+        to_answer: &mut mpsc::Receiver<Answer>,
+        stop: &CancellationToken,
+    ) -> Result<(), Ended> {
+        let mut out = BytesMut::new();
+        // Often enough for a broker that counts strictly.
+        let each = (self.config.keep_alive * 3 / 4).max(Duration::from_millis(500));
+        let mut ping = tokio::time::interval_at(Instant::now() + each, each);
+        self.shared.lock().send_again(&mut out);
+        loop {
+            while let Ok(answer) = to_answer.try_recv() {
+                self.answer(answer, &mut out, stop)?;
+            }
+            let all_is_said = self.shared.lock().take(&mut out);
+            if !out.is_empty() {
+                let sent = tokio::time::timeout(self.config.connect_timeout, send_all(to, &mut out)).await;
+                sent.map_err(|_| Ended::Silent)??;
+                continue;
+            }
+            let stopping = stop.is_cancelled();
+            if stopping && all_is_said {
+                to.write_all(&GOODBYE).await?;
+                to.shutdown().await?;
+                return Ok(());
+            }
+            tokio::select! {
+                Some(answer) = to_answer.recv() => self.answer(answer, &mut out, stop)?,
+                () = self.shared.wake.notified() => {}
+                _ = ping.tick() => out.extend_from_slice(&PING),
+                () = stop.cancelled(), if !stopping => {}
+            }
+        }
+    }
+
+    fn answer(&self, answer: Answer, out: &mut BytesMut, stop: &CancellationToken) -> Result<(), Ended> {
+        if answer.connection != self.connection {
+            return Ok(());
+        }
+        if answer.failed {
+            // At the end there is something to say yet; the broker repeats it when we are back.
+            return if stop.is_cancelled() { Ok(()) } else { Err(Ended::NotTaken) };
+        }
+        out.extend_from_slice(&encode::ack(Version::V3, answer.ack, answer.packet_id, 0));
+        Ok(())
+    }
+
+    async fn read(&self, from: &mut ReadHalf<Stream>, mut read: BytesMut) -> Result<(), Ended> {
+        // It answers our pings.
+        let limit = self.config.keep_alive * 3 / 2 + self.config.connect_timeout;
+        let mut overrun = false;
+        loop {
+            match frame(&mut read, MAX_PACKET) {
+                Ok(Some(frame)) => {
+                    let heard = heard(frame).map_err(|Refusal(code)| Ended::Nonsense(code))?;
+                    self.handle(heard, &mut overrun).await?;
+                }
+                Ok(None) => more_within(limit, from, &mut read).await?,
+                Err(Refusal(reason::TOO_LARGE)) => {
+                    let (ack, packet_id) = skip(limit, from, &mut read).await?;
+                    if packet_id != 0 {
+                        self.say(ack, packet_id).await;
+                    }
+                }
+                Err(Refusal(code)) => return Err(Ended::Nonsense(code)),
+            }
+        }
+    }
+
+    async fn handle(&self, heard: Heard, overrun: &mut bool) -> Result<(), Ended> {
+        match heard {
+            Heard::Publish { publish, .. } if publish.qos == Qos::AtMostOnce => {
+                let received = Received { publish, taken: Taken(None, None) };
+                let full = matches!(self.received.try_send(received), Err(mpsc::error::TrySendError::Full(_)));
+                if full && !*overrun {
+                    warn!("messages of QoS 0 come faster than they are taken: some are dropped");
+                }
+                *overrun = full;
+            }
+            Heard::Publish { publish, packet_id } => self.hand_over(publish, packet_id).await?,
+            Heard::Ack { ack: Ack::Acknowledged | Ack::Complete, packet_id } => self.shared.acknowledged(packet_id),
+            Heard::Ack { ack: Ack::Received, packet_id } => {
+                self.shared.lock().released(packet_id);
+                self.say(Ack::Release, packet_id).await;
+            }
+            Heard::Ack { ack: Ack::Release, packet_id } => self.say(Ack::Complete, packet_id).await,
+            Heard::Subscribed { packet_id, refused } => {
+                let filter = self.shared.lock().subscribed(packet_id);
+                if refused {
+                    let filter = filter.unwrap_or_default();
+                    warn!(filter, "the MQTT broker refuses a subscription: do its rules allow the user to read that?");
+                }
+            }
+            Heard::Nothing => {}
+            Heard::Connected { .. } | Heard::Refused(_) => return Err(Ended::Nonsense(reason::PROTOCOL_ERROR)),
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&self, publish: Publish, packet_id: u16) -> Result<(), Ended> {
+        // The broker has few of these on their way, so this waits only when nobody takes them for long.
+        let place = self.answers.clone().reserve_owned().await.map_err(|_| Ended::NotTaken)?;
+        let ack = if publish.qos == Qos::ExactlyOnce { Ack::Received } else { Ack::Acknowledged };
+        let answer = Answer { connection: self.connection, ack, packet_id, failed: false };
+        let taken = Taken(Some(Token::new(End::Elsewhere(place, answer))), None);
+        self.received.send(Received { publish, taken }).await.map_err(|refused| {
+            refused.0.taken.fail();
+            Ended::NotTaken
+        })
+    }
+
+    async fn say(&self, ack: Ack, packet_id: u16) {
+        // The writing half has the other end.
+        let _ = self.answers.send(Answer { connection: self.connection, ack, packet_id, failed: false }).await;
+    }
+}
+
+async fn more_within(limit: Duration, from: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> Result<(), Ended> {
+    Ok(tokio::time::timeout(limit, more(from, read)).await.map_err(|_| Ended::Silent)??)
+}
+
+/// Reads past a message that is too long. Not to be repeated for ever it is acknowledged, with this, unless the id is zero.
+async fn skip(limit: Duration, from: &mut (impl AsyncRead + Unpin), read: &mut BytesMut) -> Result<(Ack, u16), Ended> {
+    let (first, Ok(Some((start, mut left)))) = (read.first().copied().unwrap_or(0), head(read)) else {
+        return Err(Ended::Nonsense(reason::MALFORMED));
+    };
+    read.advance(start);
+    if first >> 4 != 3 {
+        return Err(Ended::Nonsense(reason::TOO_LARGE));
+    }
+    // The topic and the id have at most so much, and the whole is longer.
+    const START: usize = 2 + u16::MAX as usize + 2;
+    while read.len() < START.min(left) {
+        more_within(limit, from, read).await?;
+    }
+    let bytes = left;
+    let topic_length = usize::from(u16::from_be_bytes([read[0], read[1]]));
+    let topic = String::from_utf8_lossy(&read[2..2 + topic_length]).into_owned();
+    let packet_id = u16::from_be_bytes([read[2 + topic_length], read[3 + topic_length]]);
+    warn!(topic, bytes, "a message of the MQTT broker is longer than 1 MiB and is dropped");
+    while left > 0 {
+        let here = left.min(read.len());
+        read.advance(here);
+        left -= here;
+        if left > 0 {
+            more_within(limit, from, read).await?;
+        }
+    }
+    match first >> 1 & 3 {
+        0 => Ok((Ack::Acknowledged, 0)),
+        1 => Ok((Ack::Acknowledged, packet_id)),
+        _ => Ok((Ack::Received, packet_id)),
+    }
+}
