@@ -49,19 +49,15 @@ pub(crate) enum DialError {
     Certificate(Tls),
     #[error("TLS with it failed ({0}): does it speak TLS on this port?")]
     Tls(io::Error),
-    #[error("it refuses {0}: correct name and password here or there")]
-    Password(String),
-    #[error("it does not allow {0} to connect: allow it there, or use another user")]
-    NotAllowed(String),
+    #[error("it refuses {0}: correct name and password here or there, or allow that user to connect")]
+    User(String),
     #[error("it refuses the client id {0:?}: use another")]
     ClientId(String),
     #[error("it is not available now (code {0} in its answer)")]
     Unavailable(u8),
-    #[error(
-        "it closed the connection instead of an answer ({0}): see its log; if it wants TLS, use an address with ssl://"
-    )]
+    #[error("it closed the connection instead of an answer ({0}): see its log; write ssl:// if it wants TLS")]
     Closed(io::Error),
-    #[error("what answers is no MQTT broker: correct the address")]
+    #[error("what answers does not speak MQTT here: correct the address, or write ssl:// if it wants TLS")]
     NoBroker,
 }
 
@@ -109,8 +105,8 @@ fn refused(config: &ClientConfig, code: u8) -> DialError {
         .map_or_else(|| "a client without name and password".to_owned(), |(name, _)| format!("user {name:?}"));
     match code {
         2 => DialError::ClientId(config.client_id.clone()),
-        4 => DialError::Password(user),
-        5 => DialError::NotAllowed(user),
+        // Mosquitto has 5 for a wrong password, too.
+        4 | 5 => DialError::User(user),
         code => DialError::Unavailable(code),
     }
 }

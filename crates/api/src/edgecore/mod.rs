@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-pub use self::event_bus::{EventBus, ExternalBroker};
+pub use self::event_bus::{EventBus, ExternalBroker, InternalBroker, TlsFiles};
 use crate::document::{ConfigError, Document, Shape};
 
 /// Where the file lies unless a flag says otherwise.

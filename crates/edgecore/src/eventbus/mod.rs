@@ -2,17 +2,23 @@
 //!
 //! A broker inside edgecore, one beside it, or both ([`mqtt`]). What devices say about themselves goes to DeviceTwin, everything else that is
 //! subscribed to goes to the cloud. A message has been taken when DeviceTwin has written it down, and only then its sender hears so
-//! (QoS 1 and 2).
+//! (QoS 1 and 2). Read `inside` for the broker inside edgecore; the one beside it is a matter of [`mqtt::Client`].
+
+mod inside;
+#[cfg(test)]
+mod tests;
+mod users;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use api::edgecore::EventBus as Settings;
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use bytes::Bytes;
-use mqtt::{BrokerConfig, ClientConfig, Publish, Qos, Received, Taken};
+use mqtt::{Certificate, ClientConfig, ClientTls, Publish, Qos, Received, Taken};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, warn};
 use wire::{Content, group, module, operation, source};
 
 /// What edgecore hears (KubeEdge v1.23), and the same for devices whose topic does not name their namespace, `default`.
@@ -30,12 +36,6 @@ const FILTERS: [&str; 8] = [
 pub(crate) const WAITING: usize = 1024;
 /// How often a broker beside edgecore hears of us, and how long a connection may take (KubeEdge v1.23).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// What waits for one client of the broker at least: what DeviceTwin says at once about what it has written down together.
-const AT_ONCE: usize = 4096;
-/// Bytes of retained messages: a node has little memory.
-const RETAINED: usize = 4 << 20;
-/// The wait after the broker could not be started.
-const RETRY: Duration = Duration::from_secs(10);
 
 /// A message of a device on its way to DeviceTwin. One that is dropped was not taken: whoever published it with QoS 1 or 2 does so again.
 pub struct Arrived {
@@ -100,52 +100,59 @@ impl EventBus {
     }
 
     async fn serve(&mut self, context: &Context) -> Result<(), ModuleError> {
-        let mut sides = Vec::new();
-        let inside = inside(context, &self.settings, &self.database);
-        tokio::pin!(inside);
-        loop {
-            tokio::select! {
-                started = &mut inside => break sides.extend(started),
-                // DeviceTwin goes on meanwhile; nobody can have subscribed yet.
-                Some(_) = self.publishes.recv() => {}
+        let (beside, from_beside) = self.beside()?.unzip();
+        // DeviceTwin and the other broker do not wait for it; before it is there nobody can have subscribed.
+        let inside = OnceLock::new();
+        let hearing_inside = async {
+            let Some(started) = inside::start(context, &self.settings, &self.database).await else { return };
+            let _ = inside.set(started.bus);
+            let certificates = async {
+                if let Some(certificates) = started.certificates {
+                    certificates.keep().await;
+                }
+            };
+            tokio::join!(hear(context, &self.to_twin, started.received), certificates);
+        };
+        let hearing_beside = async {
+            if let Some(incoming) = from_beside {
+                hear(context, &self.to_twin, incoming).await;
             }
-        }
-        sides.extend(self.beside()?);
-        let (buses, incoming): (Vec<mqtt::Bus>, Vec<mpsc::Receiver<Received>>) = sides.into_iter().unzip();
-        let hearing = incoming.into_iter().map(|incoming| hear(context, &self.to_twin, incoming));
-        let publishes = &mut self.publishes;
+        };
         let (qos, retain) = (Qos::from_number(self.settings.qos).unwrap_or(Qos::AtMostOnce), self.settings.retain);
+        let publishes = &mut self.publishes;
         let publishing = async {
             while let Some(Published { topic, payload }) = publishes.recv().await {
-                for bus in &buses {
-                    let publish = Publish { topic: topic.clone(), payload: payload.clone(), qos, retain };
-                    if let Err(error) = bus.publish(publish).await {
-                        warn!(%error, topic, "a message could not be published");
-                    }
-                }
+                let message = |qos, retain| Publish { topic: topic.clone(), payload: payload.clone(), qos, retain };
+                // KubeEdge v1.23 has its own settings for its own broker only.
+                publish(beside.as_ref(), message(Qos::AtLeastOnce, false)).await;
+                publish(inside.get(), message(qos, retain)).await;
             }
         };
         tokio::select! {
             () = context.stopping() => {}
             // Whoever hears must not wait for whoever speaks: DeviceTwin does both.
-            _ = async { tokio::join!(futures_util::future::join_all(hearing), publishing) } => {}
+            _ = async { tokio::join!(hearing_inside, hearing_beside, publishing) } => {}
         }
-        for bus in buses {
-            bus.stop().await;
-        }
+        let stopping = beside.into_iter().chain(inside.into_inner()).map(mqtt::Bus::stop);
+        futures_util::future::join_all(stopping).await;
         Ok(())
     }
 
     fn beside(&self) -> Result<Option<(mqtt::Bus, mpsc::Receiver<Received>)>, ModuleError> {
         let Some(broker) = &self.settings.external else { return Ok(None) };
+        // A name that stays the same is one that the broker can keep messages for.
+        let keep_session = !broker.client_id.is_empty();
+        let tls = broker.tls.clone().map(|files| ClientTls {
+            // Checked with the configuration.
+            ca: files.ca.unwrap_or_default(),
+            own: files.own.map(|(certificate, key)| Certificate { certificate, key }),
+        });
         let config = ClientConfig {
             host: broker.host.clone(),
             port: broker.port,
-            client_id: if broker.client_id.is_empty() {
-                format!("edgecore-{}", compose::id())
-            } else {
-                broker.client_id.clone()
-            },
+            tls,
+            client_id: if keep_session { broker.client_id.clone() } else { format!("edgecore-{}", compose::id()) },
+            keep_session,
             user: (!broker.username.is_empty()).then(|| (broker.username.clone(), broker.password.clone())),
             keep_alive: KEEP_ALIVE,
             connect_timeout: KEEP_ALIVE,
@@ -154,34 +161,11 @@ impl EventBus {
     }
 }
 
-/// The broker inside edgecore; it is tried again until it can listen.
-async fn inside(
-    context: &Context,
-    settings: &Settings,
-    database: &std::path::Path,
-) -> Option<(mqtt::Bus, mpsc::Receiver<Received>)> {
-    let address = settings.internal?;
-    loop {
-        let config = BrokerConfig {
-            database: Some(database.to_path_buf()),
-            max_queued: settings.queue.max(AT_ONCE),
-            max_retained_bytes: RETAINED,
-            ..BrokerConfig::at(address)
-        };
-        match mqtt::Bus::broker(config, &FILTERS).await {
-            Ok(started) => {
-                info!(address = %address, "the MQTT broker listens");
-                return Some(started);
-            }
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                error!(%error, cause, "the MQTT broker cannot be started: set modules.eventBus.mqttServerInternal to a free port, or mqttMode to 2 for a broker beside edgecore; tried again");
-            }
-        }
-        tokio::select! {
-            () = context.stopping() => return None,
-            () = tokio::time::sleep(RETRY) => {}
-        }
+async fn publish(bus: Option<&mqtt::Bus>, publish: Publish) {
+    let Some(bus) = bus else { return };
+    let topic = publish.topic.clone();
+    if let Err(error) = bus.publish(publish).await {
+        warn!(%error, topic, "a message could not be published");
     }
 }
 
@@ -273,31 +257,5 @@ impl Module for EventBus {
                 () = ignoring => Ok(()),
             }
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio_util::sync::CancellationToken;
-
-    #[tokio::test]
-    async fn without_a_broker_nobody_waits() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let internal = taken.local_addr().ok();
-        let settings = Settings { internal, external: None, qos: 0, retain: false, queue: 100 };
-        let dir = tempfile::tempdir().expect("folder");
-        let (to_twin, _arrived) = mpsc::channel(1);
-        let (mut event_bus, bus) = EventBus::new(settings, &dir.path().join("edge.db"), to_twin);
-        let stopping = CancellationToken::new();
-        let (context, _inboxes) = Context::new(&[(module::EVENT_BUS, group::BUS)], stopping.clone());
-        let saying = async {
-            for _ in 0..3 * WAITING {
-                bus.publish("t".to_owned(), Vec::new()).await;
-            }
-            stopping.cancel();
-        };
-        let both = async { tokio::join!(event_bus.serve(&context), saying) };
-        tokio::time::timeout(Duration::from_secs(20), both).await.expect("in time").0.expect("ended well");
     }
 }

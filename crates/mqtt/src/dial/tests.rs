@@ -163,7 +163,7 @@ async fn what_answers_may_be_no_broker() {
         web
     };
     let (reason, _web) = tokio::join!(told(&config), answer);
-    assert!(reason.starts_with("what answers is no MQTT broker"), "{reason}");
+    assert!(reason.starts_with("what answers does not speak MQTT"), "{reason}");
     // One that says nothing.
     config.connect_timeout = Duration::from_millis(50);
     let reason = told(&config).await;
