@@ -1,11 +1,13 @@
 //! A fleet of simulated nodes: each registers with a certificate of its own and speaks the real protocol over a real connection, with
 //! the features of our own edge. What it gets is kept in memory; there is no runtime, no database and no pod behind it.
 //!
-//! [`Fleet::join`] registers the nodes, [`Fleet::start`] connects them; from then on each comes back by itself, as edgecore does.
-//! `node` is one of them.
+//! [`Fleet::join`] registers the nodes, [`Fleet::start`] connects them; from then on each comes back by itself, as edgecore does. Devices that
+//! are bound to them report when [`Fleet::measure_every`] says how often. `node` is one of the nodes, `devices` what it has of devices.
 
+mod devices;
 mod node;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -154,6 +156,31 @@ impl Fleet {
     /// What a node has.
     pub fn held(&self, place: usize) -> Vec<Held> {
         self.nodes.get(place).map(|node| node.held()).unwrap_or_default()
+    }
+
+    /// From now on each device that a node has measures a new value of its first property that often, and the node reports it; or none does.
+    /// Values count from 0.
+    pub fn measure_every(&self, period: Option<Duration>) {
+        self.nodes.iter().for_each(|node| node.measure_every(period));
+    }
+
+    /// When each device measured its values, by `NAMESPACE/NAME`.
+    pub fn measured(&self) -> HashMap<String, Vec<Instant>> {
+        let mut all = HashMap::new();
+        for node in &self.nodes {
+            all.extend(node.devices().measured().map(|(name, measured)| (name.to_owned(), measured.to_vec())));
+        }
+        all
+    }
+
+    /// How many devices the nodes have.
+    pub fn devices(&self) -> usize {
+        self.nodes.iter().map(|node| node.devices().len()).sum()
+    }
+
+    /// Of how many devices the cloud has not confirmed the latest value.
+    pub fn untold(&self) -> usize {
+        self.nodes.iter().map(|node| node.devices().untold()).sum()
     }
 
     /// Waits until so many nodes are connected and have everything; how long it took.

@@ -29,6 +29,9 @@ struct Arguments {
     /// Seconds between renewals of each node's lease; without it nodes renew none
     #[arg(long)]
     lease: Option<u64>,
+    /// Seconds between two values of each device that is bound to a node; without it devices say nothing
+    #[arg(long)]
+    report: Option<u64>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -40,8 +43,12 @@ async fn main() -> Result<()> {
     let mut fleet = Fleet::join(cloud, &arguments.token, names).await?;
     println!("{} nodes have certificates", fleet.len());
     fleet.start(Behaviour { lease: arguments.lease.map(Duration::from_secs), ..Behaviour::default() }, None);
+    fleet.measure_every(arguments.report.map(Duration::from_secs));
     loop {
         tokio::time::sleep(TELL).await;
         println!("{} connected, {} with everything", fleet.connected(), fleet.synced());
+        if arguments.report.is_some() {
+            println!("{} devices, of {} the latest value is not confirmed", fleet.devices(), fleet.untold());
+        }
     }
 }

@@ -19,9 +19,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use wire::inventory::{self, Digest};
 use wire::{
-    Content, EdgeResource, FEATURES, Features, INVENTORY, Message, acks, batch, group, kind, operation, source,
+    AnswerError, Content, EdgeResource, FEATURES, Features, INVENTORY, Message, acks, batch, group, kind, operation,
+    source,
 };
 
+use crate::devices::Devices;
 use crate::{Behaviour, Stored};
 
 /// The project of every edge that was not told another one.
@@ -53,6 +55,9 @@ pub struct Node {
     tls: Arc<ClientConfig>,
     /// By path, as an edge stores objects by name.
     held: Mutex<HashMap<String, Held>>,
+    devices: Mutex<Devices>,
+    /// How often each device measures; never as long as nobody said so.
+    period: watch::Sender<Option<Duration>>,
     connected: AtomicBool,
     synced: AtomicBool,
     registered: AtomicBool,
@@ -92,6 +97,8 @@ impl Node {
             name,
             tls,
             held: Mutex::default(),
+            devices: Mutex::default(),
+            period: watch::Sender::default(),
             connected: AtomicBool::new(false),
             synced: AtomicBool::new(false),
             registered: AtomicBool::new(false),
@@ -125,6 +132,16 @@ impl Node {
     /// Its database is lost.
     pub(crate) fn empty(&self) {
         self.lock().clear();
+        *self.devices() = Devices::default();
+    }
+
+    /// From now on each of its devices measures that often, or not at all.
+    pub(crate) fn measure_every(&self, period: Option<Duration>) {
+        self.period.send_replace(period);
+    }
+
+    pub(crate) fn devices(&self) -> MutexGuard<'_, Devices> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection is gone.
@@ -201,6 +218,12 @@ impl Node {
         }
         let mut beat = ticks(behaviour.heartbeat);
         let mut lease = ticks(behaviour.lease.unwrap_or(Duration::MAX));
+        let mut period = self.period.subscribe();
+        let mut next = self.next_measurement(None);
+        let untold = self.devices().connected(Instant::now());
+        if !untold.is_empty() {
+            connection.send(&untold).await?;
+        }
         let mut quiet = 0;
         loop {
             tokio::select! {
@@ -229,6 +252,18 @@ impl Node {
                     let about = compose::message(source::EDGE_HUB, group::RESOURCE, operation::KEEPALIVE, kind::NODE, ping);
                     connection.send(&[about]).await?;
                     connection.writer.ping().await?;
+                    let late = self.devices().late(Instant::now());
+                    if !late.is_empty() {
+                        connection.send(&late).await?;
+                    }
+                }
+                Ok(()) = period.changed() => next = self.next_measurement(None),
+                () = until(next) => {
+                    let report = self.devices().measure(Instant::now());
+                    next = self.next_measurement(next);
+                    if let Some(report) = report {
+                        connection.send(&[report]).await?;
+                    }
                 }
                 _ = lease.tick(), if behaviour.lease.is_some() => {
                     let verb = if self.leased.swap(true, Ordering::Relaxed) { operation::UPDATE } else { operation::INSERT };
@@ -237,6 +272,14 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// When the next device measures, after one did `before`: the devices of a node take turns.
+    fn next_measurement(&self, before: Option<tokio::time::Instant>) -> Option<tokio::time::Instant> {
+        let each = (*self.period.borrow())? / u32::try_from(self.devices().len()).unwrap_or(u32::MAX).max(1);
+        let now = tokio::time::Instant::now();
+        // Who begins does so somewhere within the period, so that a fleet does not speak as one; who is late does not catch up.
+        Some(before.map_or_else(|| now + each.mul_f64(rand::random::<f64>()), |before| (before + each).max(now)))
     }
 
     /// Stores what came; what is to be said to it.
@@ -258,6 +301,11 @@ impl Node {
                 }
                 operation::RESPONSE if about.starts_with("null/node/") => {
                     self.registered.store(true, Ordering::Relaxed)
+                }
+                operation::RESPONSE if message.route.group == group::TWIN => {
+                    let is_refused = matches!(message.content.object(), Err(AnswerError::Refused(_)));
+                    let answered = &message.header.parent_msg_id;
+                    answers.extend(self.devices().answered(answered, is_refused, Instant::now()));
                 }
                 _ => {}
             }
@@ -284,10 +332,12 @@ impl Node {
         let resource = message.route.resource.clone();
         if message.route.operation == operation::DELETE {
             self.lock().remove(&resource);
+            self.devices().remove(&resource);
             return 0;
         }
         let Ok(Object { metadata }) = message.content.parse::<Object>() else { return 0 };
         let version = metadata.resource_version.parse().unwrap_or_default();
+        self.devices().put(&resource, &message.content);
         let held = Held { resource: resource.clone(), uid: metadata.uid, version };
         self.lock().insert(resource, held);
         version
@@ -347,6 +397,13 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval_at(first, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What the cloud keeps note of.

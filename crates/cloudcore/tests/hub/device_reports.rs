@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use edgesim::Fleet;
 use serde_json::{Value, json};
 use testkit::go_edge::{Behaviour, GoEdge, Seen, message};
 
@@ -154,6 +155,43 @@ async fn a_thousand_reports_are_few_writes() -> Result<()> {
     assert_eq!(reported(&status, "temperature"), "999");
     // One to look, one write a second, and what is not about the device.
     ensure!(requests <= 3 * seconds + 6, "{requests} requests in {seconds} s");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_value_of_every_device_is_in_the_cluster_though_the_cloud_was_killed_meanwhile() -> Result<()> {
+    let mut cloud = Cloud::start().await?;
+    let devices: Vec<(String, String)> =
+        (0..6).map(|number| (format!("d{number}"), format!("n{}", number % 2))).collect();
+    for (name, node) in &devices {
+        cloud.create(DEVICES, &device(name, node, "")).await?;
+    }
+    let at = edgesim::Cloud { websocket: cloud.addresses().websocket, https: cloud.addresses().https };
+    let mut fleet = Fleet::join(at, &cloud.token().await?, ["n0".to_owned(), "n1".to_owned()]).await?;
+    fleet.start(edgesim::Behaviour::default(), None);
+    fleet.until_synced(2, SOON).await?;
+    ensure!(fleet.devices() == devices.len(), "each is on its node");
+    fleet.measure_every(Some(Duration::from_millis(20)));
+    for round in 1..=2 {
+        let have = |count: usize| {
+            let measured = fleet.measured();
+            measured.len() == devices.len() && measured.values().all(|values| values.len() >= count)
+        };
+        cloud.cluster.wait("values", SOON, || async { Ok(have(60 * round)) }).await?;
+        if round == 1 {
+            cloud.kill_hub();
+            cloud.start_hub("").await?;
+            fleet.lead_to(cloud.addresses().websocket);
+            fleet.until_synced(2, SOON).await?;
+        }
+    }
+    fleet.measure_every(None);
+    cloud.cluster.wait("all to be confirmed", SOON, || async { Ok(fleet.untold() == 0) }).await?;
+    for (name, values) in fleet.measured() {
+        let name = name.strip_prefix("default/").unwrap_or_default();
+        let status = cloud.get(&format!("{STATUSES}/{name}")).await?;
+        assert_eq!(reported(&status, "temperature"), &json!((values.len() - 1).to_string()), "{name}");
+    }
     Ok(())
 }
 
