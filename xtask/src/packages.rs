@@ -30,6 +30,9 @@ const FOR_TESTS: &[Package] = &[
     Package { name: "mosquitto-clients", present: || has_program("mosquitto_pub") },
 ];
 
+/// What the bench compares with.
+const FOR_BENCH: &[Package] = &[Package { name: "mosquitto", present: || has_program("mosquitto") }];
+
 /// Installs what containers need and is missing, after saying so. Without root, or when the installation fails, the error
 /// names the exact command to run.
 pub fn ensure() -> Result<()> {
@@ -39,6 +42,11 @@ pub fn ensure() -> Result<()> {
 /// The same for the tests, which also drive the API with kubectl and the MQTT broker with mosquitto's clients.
 pub fn ensure_for_tests() -> Result<()> {
     install(NEEDED.iter().chain(FOR_TESTS).collect())
+}
+
+/// The same for the bench, which holds the MQTT broker beside mosquitto.
+pub fn ensure_for_bench() -> Result<()> {
+    install(NEEDED.iter().chain(FOR_BENCH).collect())
 }
 
 /// Puts the kubectl of Debian 12 (1.20) into a folder, so that the tests can try it beside a newer one. Without a network

@@ -3,6 +3,7 @@
 //! It starts a deployment of its own and asserts nothing about time, so that a busy machine fails no build. Sizes and memory
 //! are compared with the recorded values: more than a tenth above is an error.
 
+mod devices;
 mod fleet;
 mod flood;
 mod full_node;
@@ -50,6 +51,8 @@ pub enum Part {
     Agent,
     /// Changes on their way to a node
     Link,
+    /// What devices say: the MQTT broker, updates of a node, and of many nodes
+    Devices,
     /// Thousands of simulated nodes
     Fleet,
     /// An hour of work with a thousand of them; not part of the whole
@@ -70,7 +73,7 @@ pub async fn run(options: BenchOptions) -> Result<()> {
         command.args(only.iter().flat_map(|part| ["--only", part]));
         return crate::workspace::run(&mut command);
     }
-    packages::ensure()?;
+    packages::ensure_for_bench()?;
     up::build()?;
     let mut signals = StopSignals::catch()?;
     let dir = tempfile::Builder::new().prefix("ferroedge-bench").tempdir()?;
@@ -104,12 +107,15 @@ async fn measure(deployment: &mut Deployment, only: Option<Part>, report: &mut R
         tokio::time::sleep(SETTLE).await;
         idle(deployment, "cloudcore", "B6 cloudcore idle, embedded Kubernetes included", 40.0, report).await?;
     }
-    if wanted(Part::Agent) || wanted(Part::Link) {
+    if wanted(Part::Agent) || wanted(Part::Link) || wanted(Part::Devices) {
         deployment.start_edge(1).await?;
         deployment.wait_ready(&cluster, 1).await?;
     }
     if wanted(Part::Link) {
         link::measure(deployment, &cluster, report).await?;
+    }
+    if wanted(Part::Devices) {
+        devices::on_one_node(deployment, &cluster, report).await?;
     }
     if wanted(Part::Agent) {
         agent(deployment, &cluster, report).await?;
@@ -118,6 +124,9 @@ async fn measure(deployment: &mut Deployment, only: Option<Part>, report: &mut R
     }
     if wanted(Part::Fleet) {
         fleet::measure(deployment, &cluster, report).await?;
+    }
+    if wanted(Part::Devices) {
+        devices::on_many_nodes(deployment, &cluster, report).await?;
     }
     Ok(())
 }

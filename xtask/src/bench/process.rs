@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::process::Pid;
 
 /// Resident and proportional memory in KiB.
 pub struct Memory {
@@ -24,11 +25,37 @@ pub fn memory(pid: i32) -> Result<Memory> {
 
 /// The share of one core, in percent, that a process used over this span.
 pub async fn cpu_percent(pid: i32, span: Duration) -> Result<f64> {
-    let (before, began) = (cpu_ticks(pid)?, Instant::now());
+    let usage = Usage::begin(pid)?;
     tokio::time::sleep(span).await;
-    let ticks = cpu_ticks(pid)? - before;
-    let per_second = rustix::param::clock_ticks_per_second();
-    Ok(ticks as f64 / per_second as f64 / began.elapsed().as_secs_f64() * 100.0)
+    usage.percent()
+}
+
+/// What a process has of the processor from a moment on.
+pub struct Usage {
+    pid: i32,
+    ticks: u64,
+    began: Instant,
+}
+
+impl Usage {
+    /// From now on.
+    pub fn begin(pid: i32) -> Result<Self> {
+        Ok(Self { pid, ticks: cpu_ticks(pid)?, began: Instant::now() })
+    }
+
+    /// The share of one core until now, in percent.
+    pub fn percent(&self) -> Result<f64> {
+        let ticks = cpu_ticks(self.pid)? - self.ticks;
+        let per_second = rustix::param::clock_ticks_per_second();
+        Ok(ticks as f64 / per_second as f64 / self.began.elapsed().as_secs_f64() * 100.0)
+    }
+}
+
+/// The threads of a process.
+pub fn threads(pid: i32) -> Result<Vec<Pid>> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).context("the process is gone")?;
+    let id = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+    Ok(entries.filter_map(id).filter_map(Pid::from_raw).collect())
 }
 
 fn cpu_ticks(pid: i32) -> Result<u64> {

@@ -16,24 +16,41 @@ pub struct Row {
     what: String,
     unit: &'static str,
     values: Vec<f64>,
-    budget: Option<f64>,
+    budget: Option<Budget>,
     gated: bool,
+}
+
+/// What a figure is to be.
+#[derive(Clone, Copy)]
+enum Budget {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Row {
     /// A size or memory: has a budget, and is compared with the recorded value.
     pub fn gated(what: String, unit: &'static str, value: f64, budget: f64) -> Self {
-        Self { what, unit, values: vec![value], budget: Some(budget), gated: true }
+        Self { what, unit, values: vec![value], budget: Some(Budget::AtMost(budget)), gated: true }
     }
 
     /// A time or load: has a budget, and is only shown.
     pub fn timed(what: String, unit: &'static str, values: Vec<f64>, budget: f64) -> Self {
-        Self { what, unit, values, budget: Some(budget), gated: false }
+        Self { what, unit, values, budget: Some(Budget::AtMost(budget)), gated: false }
+    }
+
+    /// A rate, of which more is better: has a budget, and is only shown.
+    pub fn at_least(what: String, unit: &'static str, values: Vec<f64>, budget: f64) -> Self {
+        Self { what, unit, values, budget: Some(Budget::AtLeast(budget)), gated: false }
     }
 
     /// A figure without a budget.
     pub fn told(what: String, unit: &'static str, value: f64) -> Self {
-        Self { what, unit, values: vec![value], budget: None, gated: false }
+        Self::all(what, unit, vec![value])
+    }
+
+    /// The same of several runs.
+    pub fn all(what: String, unit: &'static str, values: Vec<f64>) -> Self {
+        Self { what, unit, values, budget: None, gated: false }
     }
 
     fn median(&self) -> f64 {
@@ -62,11 +79,14 @@ impl Report {
         for row in &self.rows {
             let (min, max) = row.values.iter().fold((f64::MAX, f64::MIN), |(min, max), v| (min.min(*v), max.max(*v)));
             let spread = if row.values.len() > 1 { format!("{min:.2} – {max:.2}") } else { String::new() };
-            let budget = row.budget.map(|budget| format!("≤ {budget} {}", row.unit)).unwrap_or_default();
-            let verdict = match row.budget {
-                Some(budget) if row.median() <= budget => "reached",
-                Some(_) => "**missed**",
-                None => "",
+            let (sign, budget, is_reached) = match row.budget {
+                Some(Budget::AtMost(most)) => ("≤", most, row.median() <= most),
+                Some(Budget::AtLeast(least)) => ("≥", least, row.median() >= least),
+                None => ("", 0.0, true),
+            };
+            let (budget, verdict) = match row.budget {
+                Some(_) => (format!("{sign} {budget} {}", row.unit), if is_reached { "reached" } else { "**missed**" }),
+                None => (String::new(), ""),
             };
             say(format_args!("| {} | {:.2} {} | {spread} | {budget} | {verdict} |", row.what, row.median(), row.unit));
         }

@@ -16,6 +16,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// An answer longer than this is refused.
@@ -166,6 +167,11 @@ pub struct Watch {
 impl Watch {
     /// The next event, `{"type": …, "object": …}`; an error when the server has ended the watch.
     pub async fn next(&mut self) -> Result<Value> {
+        self.next_as().await
+    }
+
+    /// The same, of which only this is read.
+    pub async fn next_as<T: DeserializeOwned>(&mut self) -> Result<T> {
         loop {
             if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.read.drain(..=end).collect();
