@@ -1,5 +1,5 @@
 //! The devices of a simulated node. Each measures one property; the node tells the cloud the latest value of each until that has confirmed it,
-//! one message of a device at a time, in the shape of edgecore's DeviceTwin.
+//! one message of a device at a time, in the shape of edgecore's DeviceTwin. It does not leave a second between two of them, as that does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};

@@ -6,6 +6,7 @@
 
 mod devices;
 mod node;
+mod objects;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use beehive::compose;
 use http::HeaderMap;
-use jiff::Timestamp;
 use link::backoff::Backoff;
 use link::rustls::ClientConfig;
 use link::ws::{Incoming, LinkError, Reader, Target, Writer};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use testkit::go_edge::Credentials;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -24,7 +23,7 @@ use wire::{
 };
 
 use crate::devices::Devices;
-use crate::{Behaviour, Stored};
+use crate::{Behaviour, Stored, objects};
 
 /// The project of every edge that was not told another one.
 const PROJECT: &str = "e632aba927ea4ac2b575ec1603d56f10";
@@ -213,7 +212,11 @@ impl Node {
     ) -> Result<(), LinkError> {
         if behaviour.register && !self.registered.load(Ordering::Relaxed) {
             connection
-                .send(&[self.request(operation::INSERT, &format!("null/node/{}", self.name), &self.object())])
+                .send(&[self.request(
+                    operation::INSERT,
+                    &format!("null/node/{}", self.name),
+                    &objects::node(&self.name),
+                )])
                 .await?;
         }
         let mut beat = ticks(behaviour.heartbeat);
@@ -259,7 +262,7 @@ impl Node {
                 }
                 Ok(()) = period.changed() => next = self.next_measurement(None),
                 () = until(next) => {
-                    let report = self.devices().measure(Instant::now());
+                    let report = self.measure();
                     next = self.next_measurement(next);
                     if let Some(report) = report {
                         connection.send(&[report]).await?;
@@ -268,15 +271,23 @@ impl Node {
                 _ = lease.tick(), if behaviour.lease.is_some() => {
                     let verb = if self.leased.swap(true, Ordering::Relaxed) { operation::UPDATE } else { operation::INSERT };
                     let path = format!("kube-node-lease/{}/{}", kind::LEASE, self.name);
-                    connection.send(&[self.request(verb, &path, &self.lease())]).await?;
+                    connection.send(&[self.request(verb, &path, &objects::lease(&self.name))]).await?;
                 }
             }
         }
     }
 
+    fn measure(&self) -> Option<Message> {
+        let mut devices = self.devices();
+        // Looked at under the lock: whoever has said that it is over finds nothing new afterwards.
+        let is_over = self.period.borrow().is_none();
+        if is_over { None } else { devices.measure(Instant::now()) }
+    }
+
     /// When the next device measures, after one did `before`: the devices of a node take turns.
     fn next_measurement(&self, before: Option<tokio::time::Instant>) -> Option<tokio::time::Instant> {
-        let each = (*self.period.borrow())? / u32::try_from(self.devices().len()).unwrap_or(u32::MAX).max(1);
+        let period = *self.period.borrow();
+        let each = period? / u32::try_from(self.devices().len()).unwrap_or(u32::MAX).max(1);
         let now = tokio::time::Instant::now();
         // Who begins does so somewhere within the period, so that a fleet does not speak as one; who is late does not catch up.
         Some(before.map_or_else(|| now + each.mul_f64(rand::random::<f64>()), |before| (before + each).max(now)))
@@ -355,39 +366,6 @@ impl Node {
         let content = Content::json(object).unwrap_or_else(|_| Content::null());
         compose::message(source::EDGED, group::META, verb, path, content)
     }
-
-    /// The Node object, as small as an edge's may be.
-    fn object(&self) -> Value {
-        let name = &self.name;
-        let now = now();
-        json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "node-role.kubernetes.io/edge": ""}},
-            "spec": {},
-            "status": {
-                "capacity": {"cpu": "2", "memory": "2Gi", "pods": "110"},
-                "allocatable": {"cpu": "2", "memory": "2Gi", "pods": "110"},
-                "conditions": [{
-                    "type": "Ready", "status": "True", "reason": "EdgeReady", "message": "edge is posting ready status",
-                    "lastHeartbeatTime": now, "lastTransitionTime": now,
-                }],
-            },
-        })
-    }
-
-    fn lease(&self) -> Value {
-        json!({
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": self.name, "namespace": "kube-node-lease"},
-            "spec": {
-                "holderIdentity": self.name,
-                "leaseDurationSeconds": 40,
-                "renewTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
-            },
-        })
-    }
 }
 
 /// Ticks of which the first comes somewhere within the period, so that a fleet does not tick as one.
@@ -410,8 +388,4 @@ async fn until(at: Option<tokio::time::Instant>) {
 fn is_noted(resource: &str) -> bool {
     let kind = EdgeResource::parse(resource).map(|resource| resource.kind).unwrap_or_default();
     inventory::KINDS.contains(&kind.as_str())
-}
-
-fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

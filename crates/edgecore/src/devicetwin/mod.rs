@@ -71,7 +71,7 @@ impl DeviceTwin {
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         let mut devices = Devices::new(self.rows.devices().map_err(|error| Box::new(error) as ModuleError)?);
         let mut reports = Reports::default();
-        reports.link(self.connected, &devices);
+        reports.link(self.connected, &devices, Instant::now());
         let mut batch = Batch { answers: self.compare(&mut devices), ..Batch::default() };
         loop {
             batch.answers = self.finish(context, &mut devices, &mut reports, std::mem::take(&mut batch)).await?;
@@ -153,13 +153,13 @@ impl DeviceTwin {
         let route = &message.route;
         if route.resource == kind::NODE_CONNECTION {
             let connected = message.content.payload().as_ref() == b"cloud_connected";
-            return reports.link(connected, devices);
+            return reports.link(connected, devices, Instant::now());
         }
         if !message.header.parent_msg_id.is_empty() {
             // One that says that it could not be done is no confirmation: the latest goes again later.
             let is_refusal = matches!(message.content.object(), Err(AnswerError::Refused(_)));
             if route.operation != operation::ERROR && !is_refusal {
-                reports.confirmed(&message.header.parent_msg_id, devices);
+                reports.confirmed(&message.header.parent_msg_id, devices, Instant::now());
             }
             return;
         }
@@ -199,7 +199,8 @@ impl DeviceTwin {
         let stored = if writes.is_empty() { Ok(()) } else { self.rows.write(writes).await };
         let told: Vec<Told> = match stored {
             Ok(()) => {
-                batch.answers.iter().filter_map(|answer| answer.device.as_ref()).for_each(|id| reports.want(id));
+                let now = Instant::now();
+                batch.answers.iter().filter_map(|answer| answer.device.as_ref()).for_each(|id| reports.want(id, now));
                 batch.arrived.into_iter().for_each(Arrived::complete);
                 batch.answers.into_iter().flat_map(|answer| answer.told).collect()
             }
@@ -212,7 +213,7 @@ impl DeviceTwin {
         for told in told {
             self.bus.publish(told.topic, told.payload).await;
         }
-        while let Some(report) = reports.next(devices) {
+        while let Some(report) = reports.next(devices, Instant::now()) {
             if let Err(error) = context.send(module::EDGE_HUB, report).await {
                 warn!(%error, "a report of a device could not be sent to the cloud");
                 break;

@@ -1,9 +1,10 @@
 //! What the cloud is to hear of devices: the latest of each property and of the state, until it has confirmed it.
 //!
 //! What is untold is written down with the values, so that neither a broken link nor a killed edgecore loses a report. One message of
-//! a device is under way at a time; what changes meanwhile goes with the next, in its latest value.
+//! a device is under way at a time, and messages of it are a second apart, for cloudcore writes no faster: what changes meanwhile goes with the
+//! next, in its latest value, and has not grown old in cloudcore when it is written.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use beehive::compose;
@@ -20,6 +21,8 @@ use super::requests::state_message;
 const MAX_IN_FLIGHT: usize = 256;
 /// Properties in one message.
 const MAX_PROPERTIES: usize = 256;
+/// Messages of one device are so far apart.
+const INTERVAL: Duration = Duration::from_secs(1);
 /// After so long without a confirmation the latest is sent again (KubeEdge v1.23).
 const RESEND_AFTER: Duration = Duration::from_secs(60);
 
@@ -27,15 +30,15 @@ const RESEND_AFTER: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Reports {
     connected: bool,
-    /// Devices with something untold and nothing under way.
-    waiting: VecDeque<DeviceId>,
+    /// Devices with something untold and nothing under way, and when they may speak.
+    waiting: BTreeSet<(Instant, DeviceId)>,
     /// The same, to find them.
     waits: HashSet<DeviceId>,
     /// By message id, what is under way.
     in_flight: HashMap<String, Flight>,
     flying: HashSet<DeviceId>,
-    /// Of these the last message was about properties: a state that is untold comes first now.
-    said_twin: HashSet<DeviceId>,
+    /// The last message of each on this link.
+    said: HashMap<DeviceId, Said>,
     /// Messages so far: those of a device with very many properties begin at another each time.
     count: usize,
 }
@@ -49,6 +52,13 @@ struct Flight {
     sent: Instant,
 }
 
+/// A message that was sent.
+struct Said {
+    at: Instant,
+    /// It was about properties: a state that is untold comes first now.
+    is_twin: bool,
+}
+
 enum What {
     /// Properties, and the versions that were told.
     Twin(Vec<(String, [Version; 2])>),
@@ -58,21 +68,22 @@ enum What {
 
 impl Reports {
     /// Something of this device may be untold.
-    pub(super) fn want(&mut self, id: &DeviceId) {
-        if !self.flying.contains(id) && self.waits.insert(id.clone()) {
-            self.waiting.push_back(id.clone());
+    pub(super) fn want(&mut self, id: &DeviceId, now: Instant) {
+        if self.flying.contains(id) || self.waits.contains(id) {
+            return;
         }
+        let due = self.said.get(id).map_or(now, |said| now.max(said.at + INTERVAL));
+        self.waits.insert(id.clone());
+        self.waiting.insert((due, id.clone()));
     }
 
     /// The link stands, or does not: what was under way may be lost.
-    pub(super) fn link(&mut self, connected: bool, devices: &Devices) {
-        self.connected = connected;
-        self.in_flight.clear();
-        self.flying.clear();
+    pub(super) fn link(&mut self, connected: bool, devices: &Devices, now: Instant) {
+        *self = Self { connected, count: self.count, ..Self::default() };
         if connected {
             for (id, device) in devices.all() {
                 if has_untold(device) {
-                    self.want(id);
+                    self.want(id, now);
                 }
             }
         }
@@ -84,37 +95,37 @@ impl Reports {
     }
 
     /// The next message, if one may go now.
-    pub(super) fn next(&mut self, devices: &Devices) -> Option<Message> {
+    pub(super) fn next(&mut self, devices: &Devices, now: Instant) -> Option<Message> {
         while self.connected && self.in_flight.len() < MAX_IN_FLIGHT {
-            let id = self.waiting.pop_front()?;
+            self.waiting.first().filter(|(due, _)| *due <= now)?;
+            let (_, id) = self.waiting.pop_first()?;
             self.waits.remove(&id);
-            let state_first = self.said_twin.contains(&id);
-            let Some(device) = devices.get(&id) else { continue };
+            let state_first = self.said.get(&id).is_some_and(|said| said.is_twin);
+            let Some(device) = devices.get(&id) else {
+                self.said.remove(&id);
+                continue;
+            };
             let Some((what, message)) = compose_report(&id, device, state_first, self.count) else { continue };
             self.count = self.count.wrapping_add(1);
-            match what {
-                What::Twin(_) => self.said_twin.insert(id.clone()),
-                What::State(..) => self.said_twin.remove(&id),
-            };
+            self.said.insert(id.clone(), Said { at: now, is_twin: matches!(what, What::Twin(_)) });
             let uid = device.about.uid.clone();
             self.flying.insert(id.clone());
-            self.in_flight
-                .insert(message.header.msg_id.clone(), Flight { device: id, uid, what, sent: Instant::now() });
+            self.in_flight.insert(message.header.msg_id.clone(), Flight { device: id, uid, what, sent: now });
             return Some(message);
         }
         None
     }
 
     /// The cloud has confirmed the message with this id: what was told is noted, unless it is something else by now.
-    pub(super) fn confirmed(&mut self, id: &str, devices: &mut Devices) {
+    pub(super) fn confirmed(&mut self, id: &str, devices: &mut Devices, now: Instant) {
         let Some(Flight { device: id, uid, what, .. }) = self.in_flight.remove(id) else { return };
         self.flying.remove(&id);
         let Some(device) = devices.get_mut(&id) else {
-            self.said_twin.remove(&id);
+            self.said.remove(&id);
             return;
         };
         if device.about.uid != uid {
-            return self.want(&id);
+            return self.want(&id, now);
         }
         let mut told = Vec::new();
         match what {
@@ -135,13 +146,15 @@ impl Reports {
         }
         told.iter().for_each(|name| devices.touch_property(&id, name));
         if devices.get(&id).is_some_and(has_untold) {
-            self.want(&id);
+            self.want(&id, now);
         }
     }
 
-    /// When something has to be sent again without further events.
+    /// When something has to be sent without further events.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.in_flight.values().map(|flight| flight.sent + RESEND_AFTER).min()
+        let may_speak = self.connected && self.in_flight.len() < MAX_IN_FLIGHT;
+        let first = self.waiting.first().map(|(due, _)| *due).filter(|_| may_speak);
+        first.into_iter().chain(self.in_flight.values().map(|flight| flight.sent + RESEND_AFTER)).min()
     }
 
     /// What was not confirmed in time goes again, in its latest value.
@@ -154,7 +167,7 @@ impl Reports {
             .collect();
         for flight in late.iter().filter_map(|id| self.in_flight.remove(id)).collect::<Vec<_>>() {
             self.flying.remove(&flight.device);
-            self.want(&flight.device);
+            self.want(&flight.device, now);
         }
     }
 }
@@ -192,18 +205,48 @@ mod tests {
     use crate::devicetwin::device::About;
     use crate::devicetwin::requests::carry_out;
 
-    fn world() -> (Devices, Reports, DeviceId) {
-        let mut devices = Devices::default();
-        let id = DeviceId::parse("t1").expect("id");
-        devices.add(&id, About::default());
-        (devices, Reports::default(), id)
+    /// Devices and a link whose clock the test has; at each look a device may speak again.
+    struct World {
+        devices: Devices,
+        reports: Reports,
+        id: DeviceId,
+        now: Instant,
     }
 
-    fn report(devices: &mut Devices, reports: &mut Reports, value: &str) {
-        let payload = json!({"event_id": "e", "twin": {"temperature": {"actual": {"value": value}}}}).to_string();
-        let topic = "$hw/events/device/default/t1/twin/update";
-        let answer = carry_out(devices, "n", topic, payload.as_bytes()).expect("answered");
-        reports.want(&answer.device.expect("changed"));
+    impl World {
+        fn new() -> Self {
+            let (mut devices, id) = (Devices::default(), DeviceId::parse("t1").expect("id"));
+            devices.add(&id, About::default());
+            Self { devices, reports: Reports::default(), id, now: Instant::now() }
+        }
+
+        fn link(&mut self, stands: bool) {
+            self.reports.link(stands, &self.devices, self.now);
+        }
+
+        fn say(&mut self, topic: &str, payload: &str) {
+            let topic = format!("$hw/events/device/default/t1/{topic}");
+            let answer = carry_out(&mut self.devices, "n", &topic, payload.as_bytes()).expect("answered");
+            self.reports.want(&answer.device.expect("changed"), self.now);
+        }
+
+        fn report(&mut self, value: u32) {
+            let twin = json!({"temperature": {"actual": {"value": value.to_string()}}});
+            self.say("twin/update", &json!({"event_id": "e", "twin": twin}).to_string());
+        }
+
+        fn next(&mut self) -> Option<Message> {
+            self.now += INTERVAL;
+            self.reports.next(&self.devices, self.now)
+        }
+
+        fn confirm(&mut self, message: &Message) {
+            self.reports.confirmed(&message.header.msg_id, &mut self.devices, self.now);
+        }
+
+        fn has_untold(&self) -> bool {
+            has_untold(self.devices.get(&self.id).expect("device"))
+        }
     }
 
     fn value(message: &Message) -> String {
@@ -213,74 +256,92 @@ mod tests {
 
     #[test]
     fn one_message_of_a_device_is_under_way_and_the_next_has_the_latest_value() {
-        let (mut devices, mut reports, id) = world();
-        report(&mut devices, &mut reports, "1");
-        assert!(reports.next(&devices).is_none(), "no link");
-        reports.link(true, &devices);
-        let first = reports.next(&devices).expect("sent");
+        let mut world = World::new();
+        world.report(1);
+        assert!(world.next().is_none(), "no link");
+        world.link(true);
+        let first = world.next().expect("sent");
         assert_eq!(
             (value(&first).as_str(), first.route.resource.as_str()),
             ("1", "device/default/t1/twin/edge_updated")
         );
         for number in 2..10 {
-            report(&mut devices, &mut reports, &number.to_string());
-            assert!(reports.next(&devices).is_none(), "the first is under way");
+            world.report(number);
+            assert!(world.next().is_none(), "the first is under way");
         }
-        reports.confirmed(&first.header.msg_id, &mut devices);
-        let second = reports.next(&devices).expect("what came meanwhile");
+        world.confirm(&first);
+        let second = world.next().expect("what came meanwhile");
         assert_eq!(value(&second), "9");
-        reports.confirmed(&first.header.msg_id, &mut devices);
-        assert!(!devices.get(&id).expect("device").untold.is_empty(), "late, and of the first");
-        reports.confirmed(&second.header.msg_id, &mut devices);
-        assert!(devices.get(&id).expect("device").untold.is_empty() && reports.next(&devices).is_none());
+        world.confirm(&first);
+        assert!(world.has_untold(), "late, and of the first");
+        world.confirm(&second);
+        assert!(!world.has_untold() && world.next().is_none());
+    }
+
+    #[test]
+    fn messages_of_a_device_are_apart_and_the_next_has_what_is_the_latest_then() {
+        let mut world = World::new();
+        world.link(true);
+        world.report(1);
+        let first = world.reports.next(&world.devices, world.now).expect("the first goes at once");
+        let (sent, due) = (world.now, world.now + INTERVAL);
+        world.now += INTERVAL / 10;
+        world.report(2);
+        world.confirm(&first);
+        assert_eq!(world.reports.next_due(), Some(due));
+        world.now = sent + INTERVAL / 2;
+        assert!(world.reports.next(&world.devices, world.now).is_none(), "too early");
+        world.report(3);
+        assert_eq!(value(&world.reports.next(&world.devices, due).expect("due")), "3");
+        // A link that is new owes nothing to the one before.
+        world.report(4);
+        world.link(false);
+        assert_eq!(world.reports.next_due(), None);
+        world.link(true);
+        assert_eq!(value(&world.reports.next(&world.devices, world.now).expect("at once")), "4");
     }
 
     #[test]
     fn what_was_under_way_when_the_link_broke_goes_again() {
-        let (mut devices, mut reports, _) = world();
-        reports.link(true, &devices);
-        report(&mut devices, &mut reports, "1");
-        let lost = reports.next(&devices).expect("sent");
-        reports.link(false, &devices);
-        report(&mut devices, &mut reports, "2");
-        reports.link(true, &devices);
-        assert_eq!(value(&reports.next(&devices).expect("again")), "2");
-        reports.confirmed(&lost.header.msg_id, &mut devices);
-        assert!(reports.next(&devices).is_none(), "one is under way");
-        reports.repeat(Instant::now() + RESEND_AFTER);
-        assert_eq!(value(&reports.next(&devices).expect("not confirmed in time")), "2");
-    }
-
-    fn say_state(devices: &mut Devices, reports: &mut Reports) {
-        let answer =
-            carry_out(devices, "n", "$hw/events/device/t1/state/update", br#"{"state":"ok"}"#).expect("answered");
-        reports.want(&answer.device.expect("changed"));
+        let mut world = World::new();
+        world.link(true);
+        world.report(1);
+        let lost = world.next().expect("sent");
+        world.link(false);
+        world.report(2);
+        world.link(true);
+        assert_eq!(value(&world.next().expect("again")), "2");
+        world.confirm(&lost);
+        assert!(world.next().is_none(), "one is under way");
+        world.now += RESEND_AFTER;
+        world.reports.repeat(world.now);
+        assert_eq!(value(&world.next().expect("not confirmed in time")), "2");
     }
 
     #[test]
     fn a_state_that_is_said_all_the_time_keeps_no_value_back() {
-        let (mut devices, mut reports, _) = world();
-        reports.link(true, &devices);
+        let mut world = World::new();
+        world.link(true);
         let mut told = Vec::new();
         for number in 0..4 {
-            say_state(&mut devices, &mut reports);
-            report(&mut devices, &mut reports, &number.to_string());
-            let message = reports.next(&devices).expect("sent");
+            world.say("state/update", r#"{"state":"ok"}"#);
+            world.report(number);
+            let message = world.next().expect("sent");
             told.push(message.route.resource.ends_with("state/update"));
-            reports.confirmed(&message.header.msg_id, &mut devices);
+            world.confirm(&message);
         }
         assert_eq!(told, [false, true, false, true]);
     }
 
     #[test]
     fn a_confirmation_is_of_the_device_that_was_told_of() {
-        let (mut devices, mut reports, id) = world();
-        reports.link(true, &devices);
-        report(&mut devices, &mut reports, "1");
-        let of_the_first = reports.next(&devices).expect("sent");
-        devices.add(&id, About { uid: "another".to_owned(), ..About::default() });
-        report(&mut devices, &mut reports, "1");
-        reports.confirmed(&of_the_first.header.msg_id, &mut devices);
-        assert_eq!(value(&reports.next(&devices).expect("of the second")), "1");
+        let mut world = World::new();
+        world.link(true);
+        world.report(1);
+        let of_the_first = world.next().expect("sent");
+        world.devices.add(&world.id, About { uid: "another".to_owned(), ..About::default() });
+        world.report(1);
+        world.confirm(&of_the_first);
+        assert_eq!(value(&world.next().expect("of the second")), "1");
     }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::{API, PROPERTY};
 
 /// How often it is looked whether all is there; it bounds the precision.
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(20);
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(300);
 
