@@ -16,7 +16,7 @@ use testkit::deployment::{Deployment, edgecore_name};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::client::{Client, Packet};
+use super::client::{Client, Packet, until_there};
 use crate::bench::process::{self, Usage};
 use crate::bench::report::{Report, Row};
 use crate::terminal::{complain, step};
@@ -32,8 +32,6 @@ const RATE: u32 = 1000;
 /// Bytes of a message.
 const PAYLOAD: usize = 64;
 const TOPIC: &str = "bench/topic";
-/// How long mosquitto may take to start.
-const START: Duration = Duration::from_secs(10);
 const MOSQUITTO: &str = "mosquitto";
 
 /// A broker and its process.
@@ -119,13 +117,7 @@ async fn start_mosquitto(deployment: &mut Deployment) -> Result<Rival> {
     let mut command = Command::new(MOSQUITTO);
     command.arg("-c").arg(&config);
     deployment.children.start(MOSQUITTO, &mut command, &deployment.layout.log(MOSQUITTO))?;
-    let began = Instant::now();
-    while let Err(error) = Client::connect(address, "first").await {
-        if began.elapsed() > START {
-            return Err(error.context("mosquitto does not start"));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_there(address).await.context("mosquitto does not start")?;
     Ok(Rival { address, pid: deployment.children.pid(MOSQUITTO).context("mosquitto does not run")? })
 }
 

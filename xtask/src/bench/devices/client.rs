@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 as far as a load needs it, with nothing between it and the socket: what measures must cost less than what is measured.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 /// What is read at once.
 const READ: usize = 64 << 10;
-/// How long a broker may take to answer CONNECT and SUBSCRIBE.
+/// How long a broker may take to answer CONNECT and SUBSCRIBE, and to listen when it has been started.
 const ANSWER: Duration = Duration::from_secs(10);
 /// The longest packet that comes here.
 const MAX_PACKET: usize = 1 << 20;
@@ -44,6 +44,21 @@ pub enum Packet {
     Acknowledged,
     /// The answer to CONNECT or SUBSCRIBE.
     Answer,
+}
+
+/// Waits until a broker that has been started listens.
+///
+/// # Errors
+/// It does not.
+pub async fn until_there(broker: SocketAddr) -> Result<()> {
+    let began = Instant::now();
+    while let Err(error) = Client::connect(broker, "first").await {
+        if began.elapsed() > ANSWER {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 impl Client {

@@ -39,6 +39,7 @@ pub async fn on_one_node(deployment: &mut Deployment, cluster: &Cluster, report:
     deployment.stop_edgecore(1)?;
     deployment.start_edgecore(1)?;
     deployment.wait_ready(cluster, 1).await?;
+    client::until_there(deployment.broker(1)?).await?;
     create_model(cluster).await?;
     brokers::measure(deployment, report).await?;
     updates::measure(deployment, cluster, report).await
