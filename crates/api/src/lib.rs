@@ -1,4 +1,4 @@
-//! The configuration files of both programs, as KubeEdge v1.23 has them.
+//! The configuration files of the programs, as KubeEdge v1.23 has them.
 //!
 //! A file is read over the complete default document (`default.yaml` of each program): absent keys keep their defaults, maps
 //! merge, lists replace, keys are matched without regard to case. Every mistake is told at once with its path; unknown keys are
@@ -7,5 +7,6 @@
 pub mod cloudcore;
 pub mod document;
 pub mod edgecore;
+pub mod mapper;
 
 pub use document::{ConfigError, Document};

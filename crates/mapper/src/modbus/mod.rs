@@ -1,0 +1,83 @@
+//! Modbus TCP, with the configuration keys of KubeEdge's Modbus mappers.
+//!
+//! `place` reads the configuration, `registers` makes values of registers and back.
+
+mod place;
+mod registers;
+
+use tokio::net::TcpStream;
+use tokio_modbus::client::{Context, Reader, Writer, tcp};
+use tokio_modbus::{ExceptionCode, Slave};
+
+use self::place::{Address, Place, Table};
+use crate::device::{Device, Property};
+use crate::driver::{Driver, Fault};
+use crate::value::Value;
+
+/// The driver; its protocol is `modbus`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Modbus;
+
+/// A connection to a device or to the gateway before it.
+pub struct Connection(Context);
+
+impl Driver for Modbus {
+    type Open = Connection;
+
+    async fn open(&self, device: &Device) -> Result<Connection, Fault> {
+        let Address { host, port, unit } = Address::new(&device.config).map_err(Fault::Config)?;
+        let unreachable = |error: std::io::Error| Fault::Unreachable(format!("{host}:{port}: {error}"));
+        let stream = TcpStream::connect((host.as_str(), port)).await.map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        Ok(Connection(tcp::attach_slave(stream, Slave(unit))))
+    }
+
+    async fn read(&self, open: &mut Connection, property: &Property) -> Result<Value, Fault> {
+        let place = Place::new(property).map_err(Fault::Config)?;
+        let (offset, count) = (place.offset, place.count);
+        let context = &mut open.0;
+        match place.table {
+            Table::Coil => registers::value_of_bits(&place, &answered(context.read_coils(offset, count).await)?),
+            Table::DiscreteInput => {
+                registers::value_of_bits(&place, &answered(context.read_discrete_inputs(offset, count).await)?)
+            }
+            Table::Holding => {
+                registers::value_of_words(&place, answered(context.read_holding_registers(offset, count).await)?)
+            }
+            Table::Input => {
+                registers::value_of_words(&place, answered(context.read_input_registers(offset, count).await)?)
+            }
+        }
+        .map_err(Fault::Refused)
+    }
+
+    async fn write(&self, open: &mut Connection, property: &Property, value: &Value) -> Result<(), Fault> {
+        let place = Place::new(property).map_err(Fault::Config)?;
+        let context = &mut open.0;
+        match place.table {
+            Table::Coil => match registers::bits_of_value(&place, value).map_err(Fault::Config)?.as_slice() {
+                [bit] => answered(context.write_single_coil(place.offset, *bit).await),
+                bits => answered(context.write_multiple_coils(place.offset, bits).await),
+            },
+            Table::Holding => match registers::words_of_value(&place, value).map_err(Fault::Config)?.as_slice() {
+                [word] => answered(context.write_single_register(place.offset, *word).await),
+                words => answered(context.write_multiple_registers(place.offset, words).await),
+            },
+            Table::DiscreteInput | Table::Input => Err(Fault::Config(format!(
+                "{} cannot be written: Modbus has discrete inputs and input registers for reading only; make the property ReadOnly",
+                property.name
+            ))),
+        }
+    }
+}
+
+fn answered<T>(answer: tokio_modbus::Result<T>) -> Result<T, Fault> {
+    match answer {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(exception @ (ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice))) => {
+            Err(Fault::Unreachable(format!("its gateway says: {exception}")))
+        }
+        Ok(Err(exception)) => Err(Fault::Refused(format!("the device says: {exception}"))),
+        Err(error) => Err(Fault::Unreachable(error.to_string())),
+    }
+}

@@ -1,0 +1,149 @@
+//! When a property is read, written and told.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use link::backoff::Backoff;
+use tokio::time::Instant;
+
+use crate::driver::Fault;
+use crate::push::Push;
+
+/// What was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    pub value: String,
+    pub at: Timestamp,
+}
+
+/// What has come of what a property shall be.
+pub(crate) enum Written {
+    /// Nothing was written since the device was opened.
+    Nothing,
+    /// It has this value from us.
+    Done(String),
+    /// This value cannot be written.
+    Never(String),
+    /// The device refused this value, and is asked again.
+    Later(String, Instant, Backoff),
+}
+
+/// A property of an open or closed device.
+pub(crate) struct Slot {
+    next_collect: Instant,
+    next_report: Instant,
+    reading: Option<Reading>,
+    /// Whether the reading was told.
+    told: bool,
+    pub written: Written,
+    /// The last fault of reading: said once.
+    fault: Option<Fault>,
+    pub pushes: Vec<Push>,
+}
+
+impl Slot {
+    pub fn new(now: Instant, pushes: Vec<Push>) -> Self {
+        Self {
+            next_collect: now,
+            next_report: now,
+            reading: None,
+            told: false,
+            written: Written::Nothing,
+            fault: None,
+            pushes,
+        }
+    }
+
+    /// The device was opened: it may have forgotten what it was told.
+    pub fn begin_writing(&mut self) {
+        if !matches!(self.written, Written::Never(_)) {
+            self.written = Written::Nothing;
+        }
+    }
+
+    pub fn must_write(&self, desired: &str) -> bool {
+        self.write_due(desired).is_some_and(|due| due <= Instant::now())
+    }
+
+    /// When it is to be written; none if it need not be.
+    fn write_due(&self, desired: &str) -> Option<Instant> {
+        match &self.written {
+            _ if desired.is_empty() => None,
+            Written::Done(value) | Written::Never(value) if value == desired => None,
+            Written::Later(value, due, _) if value == desired => Some(*due),
+            _ => Some(Instant::now()),
+        }
+    }
+
+    /// It is read and told at once, so that whoever wished it sees it.
+    pub fn wrote(&mut self, desired: &str) {
+        self.written = Written::Done(desired.to_owned());
+        self.next_collect = Instant::now();
+        self.next_report = self.next_collect;
+    }
+
+    /// The device refused it; `backoff` is for the first time.
+    pub fn write_later(&mut self, desired: &str, backoff: Backoff) {
+        let mut backoff = match std::mem::replace(&mut self.written, Written::Nothing) {
+            Written::Later(value, _, backoff) if value == desired => backoff,
+            _ => backoff,
+        };
+        let due = Instant::now() + backoff.next_wait();
+        self.written = Written::Later(desired.to_owned(), due, backoff);
+    }
+
+    pub fn must_collect(&self, now: Instant) -> bool {
+        self.next_collect <= now && !self.is_misconfigured()
+    }
+
+    /// It was read, or not. Turns that were missed are left out.
+    pub fn collected(&mut self, cycle: Duration, now: Instant) {
+        self.next_collect = following(self.next_collect, cycle, now);
+    }
+
+    pub fn read(&mut self, reading: Reading) {
+        self.reading = Some(reading);
+        self.told = false;
+        self.fault = None;
+    }
+
+    /// Whether this fault is another one than before.
+    pub fn complain(&mut self, fault: &Fault) -> bool {
+        let is_new = self.fault.as_ref() != Some(fault);
+        self.fault = Some(fault.clone());
+        is_new
+    }
+
+    /// The reading, if it is due until then and was not told.
+    pub fn report(&mut self, cycle: Duration, until: Instant) -> Option<&Reading> {
+        if self.next_report > until || self.told {
+            return None;
+        }
+        let reading = self.reading.as_ref()?;
+        self.told = true;
+        self.next_report = following(self.next_report, cycle, until);
+        Some(reading)
+    }
+
+    /// When there is something to do.
+    pub fn next_due(&self, desired: &str, is_open: bool) -> Option<Instant> {
+        let report = self.reading.as_ref().filter(|_| !self.told).map(|_| self.next_report);
+        let collect = Some(self.next_collect).filter(|_| is_open && !self.is_misconfigured());
+        let write = self.write_due(desired).filter(|_| is_open);
+        [report, collect, write].into_iter().flatten().min()
+    }
+
+    fn is_misconfigured(&self) -> bool {
+        matches!(self.fault, Some(Fault::Config(_)))
+    }
+}
+
+/// The turn after now of those that come each cycle.
+fn following(turn: Instant, cycle: Duration, now: Instant) -> Instant {
+    let next = turn + cycle;
+    if next > now {
+        return next;
+    }
+    let missed = now.duration_since(turn).as_nanos() / cycle.as_nanos().max(1);
+    turn + cycle * u32::try_from(missed + 1).unwrap_or(u32::MAX)
+}

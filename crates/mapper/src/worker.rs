@@ -1,0 +1,322 @@
+//! The task of one device: opens it, reads and writes its properties, says what came of it.
+//!
+//! The task waits for nothing but its own device: reports and pushes are handed over.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dmi::v1beta1::{Twin, TwinProperty};
+use jiff::Timestamp;
+use link::backoff::Backoff;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+
+use crate::device::{Device, Property};
+use crate::driver::{Driver, Fault};
+use crate::outbox::{News, Outbox};
+use crate::push::Pusher;
+use crate::slot::{Reading, Slot, Written};
+
+/// How long a device may take for one call of its driver.
+pub const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// Waits before a device that does not answer is opened again.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// What is due this soon goes along.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// A longer value is refused.
+const MAX_VALUE: usize = 64 << 10;
+
+/// The latest of each property.
+#[derive(Default)]
+pub(crate) struct Readings(Mutex<BTreeMap<String, Twin>>);
+
+impl Readings {
+    pub fn twins(&self) -> Vec<Twin> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn set(&self, twin: Twin) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(twin.property_name.clone(), twin);
+    }
+
+    fn retain(&self, wanted: impl Fn(&str) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| wanted(name));
+    }
+}
+
+/// One device.
+pub(crate) struct Worker<D: Driver> {
+    driver: Arc<D>,
+    changes: watch::Receiver<Arc<Device>>,
+    device: Arc<Device>,
+    readings: Arc<Readings>,
+    outbox: Arc<Outbox>,
+    pusher: Arc<Pusher>,
+    open: Option<D::Open>,
+    next_open: Instant,
+    backoff: Backoff,
+    /// Whether it answers, once that is known.
+    online: Option<bool>,
+    next_state: Instant,
+    /// By the property's name.
+    slots: BTreeMap<String, Slot>,
+}
+
+impl<D: Driver> Worker<D> {
+    pub fn new(
+        driver: Arc<D>,
+        mut changes: watch::Receiver<Arc<Device>>,
+        readings: Arc<Readings>,
+        outbox: Arc<Outbox>,
+        pusher: Arc<Pusher>,
+    ) -> Self {
+        let (device, now) = (changes.borrow_and_update().clone(), Instant::now());
+        Self {
+            driver,
+            changes,
+            device,
+            readings,
+            outbox,
+            pusher,
+            open: None,
+            next_open: now,
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            online: None,
+            next_state: now,
+            slots: BTreeMap::new(),
+        }
+    }
+
+    /// Until dropped, or nobody can change the device any more.
+    pub async fn run(mut self) {
+        self.fill_slots(&[]);
+        loop {
+            self.turn().await;
+            let due = self.next_due();
+            tokio::select! {
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => self.adopt(),
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep_until(due) => {}
+            }
+        }
+    }
+
+    /// Does what is due.
+    async fn turn(&mut self) {
+        if self.open.is_none() && self.next_open <= Instant::now() {
+            self.open().await;
+        }
+        let device = self.device.clone();
+        for property in &device.properties {
+            self.write(property).await;
+        }
+        for property in &device.properties {
+            // What has changed comes first.
+            if self.changes.has_changed().unwrap_or(true) {
+                break;
+            }
+            self.collect(property).await;
+        }
+        self.report(&device);
+    }
+
+    async fn open(&mut self) {
+        match in_time(self.driver.open(&self.device)).await {
+            Ok(open) => {
+                self.open = Some(open);
+                // It may have forgotten what it shall be, and whoever says no may say yes now.
+                self.slots.values_mut().for_each(Slot::begin_writing);
+                if self.device.properties.is_empty() {
+                    self.answered();
+                }
+            }
+            Err(fault) => self.lost(&fault),
+        }
+    }
+
+    /// Writes what a property shall be, unless it is that already.
+    async fn write(&mut self, property: &Property) {
+        let Some(slot) = self.slots.get_mut(&property.name) else { return };
+        let Some(open) = self.open.as_mut().filter(|_| slot.must_write(&property.desired)) else { return };
+        let device = &self.device.id;
+        let value = match property.value_to_write(&property.desired) {
+            Ok(value) => value,
+            Err(error) => {
+                warn!(%device, %error, "a desired value is not written");
+                slot.written = Written::Never(property.desired.clone());
+                return;
+            }
+        };
+        match in_time(self.driver.write(open, property, &value)).await {
+            Ok(()) => {
+                info!(%device, property = property.name, "a desired value was written");
+                slot.wrote(&property.desired);
+                self.answered();
+            }
+            Err(Fault::Config(error)) => {
+                warn!(%device, property = property.name, error, "a desired value cannot be written: its configuration is wrong");
+                slot.written = Written::Never(property.desired.clone());
+            }
+            Err(Fault::Refused(error)) => {
+                warn!(%device, property = property.name, error, "the device refuses a desired value; it is asked again");
+                slot.write_later(&property.desired, Backoff::new(FIRST_WAIT, LONGEST_WAIT));
+                self.answered();
+            }
+            Err(fault) => self.lost(&fault),
+        }
+    }
+
+    async fn collect(&mut self, property: &Property) {
+        let Some(slot) = self.slots.get_mut(&property.name) else { return };
+        let Some(open) = self.open.as_mut().filter(|_| slot.must_collect(Instant::now())) else { return };
+        let read = in_time(self.driver.read(open, property)).await;
+        slot.collected(property.collect_cycle, Instant::now());
+        let read = read.and_then(|value| {
+            let value = value.to_string();
+            match value.len() {
+                0..=MAX_VALUE => Ok(value),
+                bytes => Err(Fault::Refused(format!("a value of {bytes} bytes is too long: {MAX_VALUE} at most"))),
+            }
+        });
+        match read {
+            Ok(value) => {
+                let reading = Reading { value, at: Timestamp::now() };
+                self.readings.set(twin(property, &reading));
+                slot.read(reading);
+                self.answered();
+            }
+            Err(Fault::Unreachable(why)) => self.lost(&Fault::Unreachable(why)),
+            Err(fault) => {
+                if slot.complain(&fault) {
+                    warn!(device = %self.device.id, property = property.name, error = %fault, "a property cannot be read");
+                }
+                if matches!(fault, Fault::Refused(_)) {
+                    self.answered();
+                }
+            }
+        }
+    }
+
+    /// Hands over what is due.
+    fn report(&mut self, device: &Device) {
+        let now = Instant::now();
+        let mut news = News::default();
+        for property in &device.properties {
+            let Some(slot) = self.slots.get_mut(&property.name) else { continue };
+            let Some(reading) = slot.report(property.report_cycle, now + TOGETHER).cloned() else { continue };
+            if property.report_to_cloud {
+                news.twins.insert(property.name.clone(), twin(property, &reading));
+            }
+            slot.pushes.iter().for_each(|push| push.send(&property.name, &reading));
+        }
+        if let (Some(cycle), Some(online)) = (device.state_cycle, self.online)
+            && self.next_state <= now + TOGETHER
+        {
+            self.next_state = now + cycle;
+            news.state = Some(if online { "online" } else { "offline" });
+        }
+        self.outbox.put(&device.id, news);
+    }
+
+    fn answered(&mut self) {
+        self.backoff.reset();
+        if self.online != Some(true) {
+            info!(device = %self.device.id, "the device answers");
+            self.online = Some(true);
+            self.next_state = Instant::now();
+        }
+    }
+
+    fn lost(&mut self, fault: &Fault) {
+        self.open = None;
+        self.next_open = Instant::now() + self.backoff.next_wait();
+        if self.online == Some(false) {
+            debug!(device = %self.device.id, error = %fault, "the device still does not answer");
+            return;
+        }
+        warn!(device = %self.device.id, error = %fault, "the device does not answer; it is tried again");
+        self.online = Some(false);
+        self.next_state = Instant::now();
+    }
+
+    /// Takes over what has changed of the device.
+    fn adopt(&mut self) {
+        let new = self.changes.borrow_and_update().clone();
+        let old = std::mem::replace(&mut self.device, new);
+        if old.config != self.device.config {
+            self.open = None;
+            self.next_open = Instant::now();
+            self.backoff.reset();
+        }
+        if old.state_cycle != self.device.state_cycle {
+            self.next_state = Instant::now();
+        }
+        self.fill_slots(&old.properties);
+    }
+
+    fn fill_slots(&mut self, old: &[Property]) {
+        let (device, now) = (self.device.clone(), Instant::now());
+        let is_wanted = |name: &str| device.properties.iter().any(|property| property.name == name);
+        self.slots.retain(|name, _| is_wanted(name));
+        self.readings.retain(is_wanted);
+        let is_told = |name: &str| device.properties.iter().any(|other| other.name == name && other.report_to_cloud);
+        self.outbox.retain(&device.id, is_told);
+        for property in &device.properties {
+            let before = old.iter().find(|before| before.name == property.name);
+            match (self.slots.get_mut(&property.name), before) {
+                // Only what it shall be has changed, if anything: that is seen when it is compared with what was written.
+                (Some(_), Some(before))
+                    if Property { desired: property.desired.clone(), ..before.clone() } == *property => {}
+                _ => {
+                    let push = property.push.as_ref();
+                    let pushes = push.map(|push| self.pusher.pushes(&device.id, &property.name, push));
+                    self.slots.insert(property.name.clone(), Slot::new(now, pushes.unwrap_or_default()));
+                }
+            }
+        }
+        for why in &device.unusable {
+            warn!(device = %device.id, error = why, "a property cannot be driven");
+        }
+    }
+
+    fn next_due(&self) -> Instant {
+        let mut next = Instant::now() + LONGEST_WAIT;
+        let is_open = self.open.is_some();
+        if !is_open {
+            next = next.min(self.next_open);
+        }
+        if self.device.state_cycle.is_some() && self.online.is_some() {
+            next = next.min(self.next_state);
+        }
+        for property in &self.device.properties {
+            let due = self.slots.get(&property.name).and_then(|slot| slot.next_due(&property.desired, is_open));
+            next = next.min(due.unwrap_or(next));
+        }
+        next
+    }
+}
+
+/// What is reported: what the property shall be, and what it is.
+fn twin(property: &Property, reading: &Reading) -> Twin {
+    let of = |value: &str| TwinProperty {
+        value: value.to_owned(),
+        metadata: [("timestamp", reading.at.as_millisecond().to_string()), ("type", property.kind.name().to_owned())]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into(),
+    };
+    Twin {
+        property_name: property.name.clone(),
+        observed_desired: Some(of(&property.desired)),
+        reported: Some(of(&reading.value)),
+    }
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let late = || Fault::Unreachable(format!("no answer within {} s", CALL_LIMIT.as_secs()));
+    timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(late()))
+}
