@@ -22,8 +22,16 @@ async fn what_could_not_be_told_waits_below_what_is_newer() {
     assert_eq!(outbox.take(), None, "one at a time");
     outbox.later(&id("a"));
     assert_eq!(outbox.take(), None, "not at once");
-    tokio::time::timeout(FIRST_WAIT * 2, outbox.due()).await.expect("within the first wait");
-    assert_eq!(outbox.take(), Some((id("a"), news(&[("t", "2"), ("u", "1")], Some("online")))));
+    let again = async {
+        loop {
+            outbox.due().await;
+            if let Some(taken) = outbox.take() {
+                return taken;
+            }
+        }
+    };
+    let again = tokio::time::timeout(FIRST_WAIT * 2, again).await.expect("within the first wait");
+    assert_eq!(again, (id("a"), news(&[("t", "2"), ("u", "1")], Some("online"))));
     outbox.told(&id("a"), Vec::new());
     assert_eq!(outbox.take(), None);
 }
