@@ -194,4 +194,4 @@ fn cycle(milliseconds: i64) -> Duration {
 
 #[cfg(test)]
 #[path = "device_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -3,6 +3,23 @@ use serde_json::{Value as Object, json};
 
 use super::*;
 
+/// A property as drivers get it.
+pub(crate) fn property(kind: Kind, visitor: Object) -> Property {
+    Property {
+        name: "p".to_owned(),
+        kind,
+        read_only: false,
+        minimum: None,
+        maximum: None,
+        visitor: visitor.as_object().cloned().expect("an object"),
+        desired: String::new(),
+        collect_cycle: Duration::from_secs(1),
+        report_cycle: Duration::from_secs(1),
+        report_to_cloud: true,
+        push: None,
+    }
+}
+
 fn model(properties: &Object) -> proto::DeviceModel {
     let object =
         json!({"metadata": {"name": "m", "namespace": "default"}, "spec": {"protocol": "p", "properties": properties}});

@@ -260,10 +260,12 @@ mod tests {
         assert_eq!(calls(std::iter::once(twin(MAX_BYTES * 2))).len(), 1);
     }
 
-    #[test]
-    fn what_edgecore_says_is_no_lost_connection() {
+    #[tokio::test(start_paused = true)]
+    async fn what_edgecore_says_is_no_lost_connection() {
         assert!(matches!(outcome(Status::unavailable("its disk is full")), Outcome::Later(_)));
         let broken = Status::from_error(Box::new(std::io::Error::other("broken pipe")));
         assert!(matches!(outcome(broken), Outcome::Lost(_)));
+        let late = limited(std::future::pending::<Result<tonic::Response<()>, _>>()).await.expect_err("no answer");
+        assert!(matches!(outcome(late), Outcome::Lost(_)));
     }
 }

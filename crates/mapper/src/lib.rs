@@ -112,3 +112,7 @@ pub async fn run<D: Driver>(config: Config, driver: D, stopping: CancellationTok
         }
     }
 }
+
+#[cfg(test)]
+#[path = "examples_tests.rs"]
+mod examples;

@@ -16,7 +16,7 @@ use crate::device::Id;
 
 /// Waits after edgecore could not take what a device reports.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// What waits of all devices.
 #[derive(Default)]

@@ -264,3 +264,7 @@ impl<D: Driver> Drop for Listing<'_, D> {
         self.0.lock().newer = None;
     }
 }
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

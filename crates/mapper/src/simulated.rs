@@ -60,3 +60,34 @@ fn swing(property: &Property, seconds: f64) -> f64 {
     let turn = if property.read_only { (TAU * seconds / SWING).sin() } else { 0.0 };
     middle + half * turn
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn property(kind: Kind, read_only: bool) -> Property {
+        let of_test = crate::device::tests::property(kind, serde_json::json!({}));
+        Property { read_only, minimum: Some(-10.0), maximum: Some(30.0), ..of_test }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_swing_within_their_bounds_and_wishes_stay() {
+        let mut open = Imagined { since: Instant::now(), told: BTreeMap::new() };
+        let measured = property(Kind::Float, true);
+        let mut seen = Vec::new();
+        for _ in 0..60 {
+            let Ok(Value::Number(number)) = Virtual.read(&mut open, &measured).await else { panic!("a number") };
+            seen.push(number);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let (least, most) =
+            (seen.iter().copied().fold(f64::MAX, f64::min), seen.iter().copied().fold(f64::MIN, f64::max));
+        assert_eq!((least, most), (-10.0, 30.0), "{seen:?}");
+        let target = property(Kind::Int, false);
+        assert_eq!(Virtual.read(&mut open, &target).await, Ok(Value::Int(10)));
+        Virtual.write(&mut open, &target, &Value::Int(7)).await.expect("taken");
+        assert_eq!(Virtual.read(&mut open, &target).await, Ok(Value::Int(7)));
+    }
+}

@@ -61,6 +61,13 @@ impl Slot {
         }
     }
 
+    /// The property is where it was, with other cycles or bounds: what was written there need not be again.
+    pub fn take_over(&mut self, old: Self) {
+        if matches!(old.written, Written::Done(_)) {
+            self.written = old.written;
+        }
+    }
+
     pub fn must_write(&self, desired: &str) -> bool {
         self.write_due(desired).is_some_and(|due| due <= Instant::now())
     }
@@ -146,4 +153,70 @@ fn following(turn: Instant, cycle: Duration, now: Instant) -> Instant {
     }
     let missed = now.duration_since(turn).as_nanos() / cycle.as_nanos().max(1);
     turn + cycle * u32::try_from(missed + 1).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading() -> Reading {
+        Reading { value: "1".to_owned(), at: Timestamp::now() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_keep_their_beat_and_missed_ones_are_left_out() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        for (now, next) in [(0, 1000), (999, 1000), (1000, 2000), (1001, 2000), (7500, 8000)] {
+            assert_eq!(following(start, second, at(now)), at(next), "{now}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reading_is_told_once_and_at_its_time() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut slot = Slot::new(start, Vec::new());
+        assert!(slot.report(second, start).is_none(), "nothing was read");
+        slot.read(reading());
+        assert!(slot.report(second, start).is_some());
+        assert!(slot.report(second, start + second).is_none(), "nothing is new");
+        slot.read(reading());
+        assert!(slot.report(second, start + second / 2).is_none(), "it is not its time");
+        assert_eq!(slot.next_due("", false), Some(start + second));
+        assert!(slot.report(second, start + second).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wishes() {
+        let mut slot = Slot::new(Instant::now(), Vec::new());
+        assert!(!slot.must_write("") && slot.must_write("1"));
+        slot.wrote("1");
+        assert!(!slot.must_write("1") && slot.must_write("2"));
+        slot.begin_writing();
+        assert!(slot.must_write("1"), "the device was opened anew");
+        slot.written = Written::Never("9".to_owned());
+        slot.begin_writing();
+        assert!(!slot.must_write("9") && slot.must_write("1"));
+        let (first, longest) = (Duration::from_secs(1), Duration::from_secs(60));
+        slot.write_later("1", Backoff::new(first, longest));
+        assert!(!slot.must_write("1") && slot.must_write("2"));
+        tokio::time::advance(first).await;
+        assert!(slot.must_write("1"));
+        // The second wait is a longer one.
+        slot.write_later("1", Backoff::new(first, longest));
+        tokio::time::advance(first - Duration::from_millis(1)).await;
+        assert!(!slot.must_write("1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_misconfigured_is_left_alone() {
+        let now = Instant::now();
+        let mut slot = Slot::new(now, Vec::new());
+        assert!(slot.must_collect(now));
+        assert!(slot.complain(&Fault::Refused("no".to_owned())) && !slot.complain(&Fault::Refused("no".to_owned())));
+        assert!(slot.must_collect(now));
+        assert!(slot.complain(&Fault::Config("no offset".to_owned())));
+        assert!(!slot.must_collect(now));
+        assert_eq!(slot.next_due("", true), None);
+    }
 }

@@ -268,15 +268,20 @@ impl<D: Driver> Worker<D> {
         self.outbox.retain(&device.id, is_told);
         for property in &device.properties {
             let before = old.iter().find(|before| before.name == property.name);
-            match (self.slots.get_mut(&property.name), before) {
-                // Only what it shall be has changed, if anything: that is seen when it is compared with what was written.
-                (Some(_), Some(before))
-                    if Property { desired: property.desired.clone(), ..before.clone() } == *property => {}
-                _ => {
-                    let push = property.push.as_ref();
-                    let pushes = push.map(|push| self.pusher.pushes(&device.id, &property.name, push));
-                    self.slots.insert(property.name.clone(), Slot::new(now, pushes.unwrap_or_default()));
-                }
+            let same = before
+                .is_some_and(|before| Property { desired: property.desired.clone(), ..before.clone() } == *property);
+            // What it shall be is compared with what was written at each turn.
+            if same && self.slots.contains_key(&property.name) {
+                continue;
+            }
+            let push = property.push.as_ref();
+            let pushes = push.map(|push| self.pusher.pushes(&device.id, &property.name, push));
+            let slot = Slot::new(now, pushes.unwrap_or_default());
+            let old = self.slots.insert(property.name.clone(), slot);
+            let in_place =
+                before.is_some_and(|before| before.kind == property.kind && before.visitor == property.visitor);
+            if let (Some(old), Some(slot), true) = (old, self.slots.get_mut(&property.name), in_place) {
+                slot.take_over(old);
             }
         }
         for why in &device.unusable {

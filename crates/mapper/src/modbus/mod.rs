@@ -81,3 +81,10 @@ fn answered<T>(answer: tokio_modbus::Result<T>) -> Result<T, Fault> {
         Err(error) => Err(Fault::Unreachable(error.to_string())),
     }
 }
+
+/// Whether a device and all its properties can be found.
+#[cfg(test)]
+pub(crate) fn check(device: &Device) -> Result<(), String> {
+    Address::new(&device.config)?;
+    device.properties.iter().try_for_each(|property| Place::new(property).map(drop))
+}

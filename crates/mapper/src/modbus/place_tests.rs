@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::modbus::registers::tests::property;
+use crate::device::tests::property;
 
 fn map(value: Json) -> Map<String, Json> {
     value.as_object().cloned().expect("an object")

@@ -166,4 +166,4 @@ fn range(place: &Place, bits: u32) -> (i128, i128) {
 
 #[cfg(test)]
 #[path = "registers_tests.rs"]
-pub(super) mod tests;
+mod tests;

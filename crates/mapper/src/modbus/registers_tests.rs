@@ -1,25 +1,8 @@
-use std::time::Duration;
-
 use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::device::Property;
-
-pub(in crate::modbus) fn property(kind: Kind, visitor: Json) -> Property {
-    Property {
-        name: "p".to_owned(),
-        kind,
-        read_only: false,
-        minimum: None,
-        maximum: None,
-        visitor: visitor.as_object().cloned().expect("an object"),
-        desired: String::new(),
-        collect_cycle: Duration::from_secs(1),
-        report_cycle: Duration::from_secs(1),
-        report_to_cloud: true,
-        push: None,
-    }
-}
+use crate::device::tests::property;
 
 fn place(kind: Kind, limit: u16, more: Json, minimum: Option<f64>) -> Place {
     let mut visitor = json!({"register": "HoldingRegister", "offset": 0, "limit": limit});

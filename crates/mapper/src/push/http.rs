@@ -168,3 +168,31 @@ async fn send(client: &Client<HttpConnector, Full<Bytes>>, post: &Post) -> Resul
     let late = || Failure::Away(format!("no answer within {} s", post.timeout.as_secs()));
     tokio::time::timeout(post.timeout, exchange).await.unwrap_or_else(|_| Err(late()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post(bytes: usize) -> Post {
+        Post { url: Uri::from_static("http://127.0.0.1:1/"), body: vec![b'x'; bytes].into(), timeout: FIRST_WAIT }
+    }
+
+    /// The task does not run while a test does not wait.
+    #[tokio::test]
+    async fn a_queue_is_bounded_and_the_oldest_goes_first() {
+        let server = Server::start("http://127.0.0.1:1", &TaskTracker::new(), CancellationToken::new());
+        let state = || {
+            let waiting = server.queue.lock();
+            (waiting.posts.len(), waiting.bytes, waiting.dropped)
+        };
+        (0..MAX_WAITING + 5).for_each(|_| server.put(post(1)));
+        assert_eq!(state(), (MAX_WAITING, MAX_WAITING, 5));
+        server.put(post(MAX_BYTES));
+        assert_eq!(state(), (1, MAX_BYTES, 5 + MAX_WAITING as u64));
+        server.queue.put_back(post(1));
+        assert_eq!(state(), (1, MAX_BYTES, 6 + MAX_WAITING as u64), "there is no room any more");
+        assert_eq!(server.queue.take().map(|post| post.body.len()), Some(MAX_BYTES));
+        server.queue.put_back(post(7));
+        assert_eq!(state().1, 7);
+    }
+}

@@ -98,3 +98,16 @@ async fn a_device_that_was_away_is_told_again() {
     until("told", || writes(&script) == pairs(&[("target", "25")])).await;
     mapper.stop().await;
 }
+
+#[tokio::test]
+async fn other_cycles_write_nothing_again() {
+    let (_folder, edgecore, script, mapper, mut a) = start(&[("target", "20")]).await;
+    until("it is written", || writes(&script) == pairs(&[("target", "20")])).await;
+    a.spec.as_mut().unwrap().properties[0].report_cycle = 10;
+    let mut client = mapper.client().await;
+    client.update_device(proto::UpdateDeviceRequest { device: Some(a) }).await.unwrap();
+    edgecore.known().reports.clear();
+    until("reported in the new cycle", || edgecore.known().reports.len() > 5).await;
+    assert_eq!(writes(&script), pairs(&[("target", "20")]));
+    mapper.stop().await;
+}
