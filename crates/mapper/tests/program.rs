@@ -1,5 +1,7 @@
 //! The program: starts without edgecore, says what is wrong with its configuration, ends when told to.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! Mappers against a stand-in for edgecore: registration, reports, what shall be, Modbus, pushes.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod desired;
 mod modbus;
 mod push;
