@@ -137,10 +137,7 @@ impl<D: Driver> Edgecore<D> {
             tokio::select! {
                 Some(Ok((id, outcome))) = calls.join_next() => match outcome {
                     Outcome::Told(refused) => self.outbox.told(&id, refused),
-                    Outcome::Later(error) => {
-                        warn!(device = %id, %error, "edgecore could not take a report; it gets the latest later");
-                        self.outbox.later(&id);
-                    }
+                    Outcome::Later(error) => self.outbox.later(&id, &error.to_string()),
                     Outcome::Lost(error) => return Lost::Call(error),
                 },
                 () = self.outbox.due(), if calls.len() < MAX_CALLS => {}

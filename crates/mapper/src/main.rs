@@ -45,7 +45,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
+    // One thread for everything that waits. Others only find the addresses of names, and end again: some, for a name server may hang.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(64).build()?;
     runtime.block_on(async {
         let stopping = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate())?;

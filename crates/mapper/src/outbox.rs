@@ -10,7 +10,7 @@ use dmi::v1beta1::Twin;
 use link::backoff::Backoff;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::device::Id;
 
@@ -135,9 +135,13 @@ impl Outbox {
         }
     }
 
-    /// Edgecore could not take it now.
-    pub fn later(&self, id: &Id) {
+    /// Edgecore could not take it now, for this reason.
+    pub fn later(&self, id: &Id, why: &str) {
         if let Some(waiting) = self.lock().get_mut(id) {
+            match waiting.not_before {
+                None => warn!(device = %id, error = why, "edgecore could not take a report; it gets the latest later"),
+                Some(_) => debug!(device = %id, error = why, "edgecore still could not take a report"),
+            }
             waiting.take_back();
             waiting.not_before = Some(Instant::now() + waiting.backoff.next_wait());
         }

@@ -20,7 +20,7 @@ async fn what_could_not_be_told_waits_below_what_is_newer() {
     assert_eq!(outbox.take(), Some((id("a"), news(&[("t", "1"), ("u", "1")], Some("online")))));
     outbox.put(&id("a"), news(&[("t", "2")], None));
     assert_eq!(outbox.take(), None, "one at a time");
-    outbox.later(&id("a"));
+    outbox.later(&id("a"), "");
     assert_eq!(outbox.take(), None, "not at once");
     let again = async {
         loop {
@@ -46,7 +46,7 @@ async fn one_that_waits_delays_no_other_and_the_longest_is_first() {
     tokio::time::advance(Duration::from_millis(1)).await;
     outbox.put(&id("a"), news(&[("t", "1")], None));
     assert_eq!(outbox.take().map(|(id, _)| id), Some(id("c")));
-    outbox.later(&id("c"));
+    outbox.later(&id("c"), "");
     assert_eq!(outbox.take().map(|(id, _)| id), Some(id("a")));
     outbox.take_all_back();
     let mut again = [outbox.take(), outbox.take()].map(|taken| taken.map(|(id, _)| id.name));
@@ -64,7 +64,7 @@ async fn a_device_that_has_gone_is_not_told_of() {
     outbox.retain(&id("a"), |name| name == "u");
     assert_eq!(outbox.take(), Some((id("a"), news(&[("u", "1")], None))));
     outbox.close(&id("a"));
-    outbox.later(&id("a"));
+    outbox.later(&id("a"), "");
     tokio::time::advance(LONGEST_WAIT).await;
     assert_eq!(outbox.take(), None);
 }

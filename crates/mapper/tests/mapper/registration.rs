@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::script::Script;
 use crate::stub::Stub;
-use crate::support::{Running, device, model, property, until, wish};
+use crate::support::{Running, configuration, device, model, property, until, wish};
 
 fn counter() -> proto::DeviceModel {
     model(&[("count", "INT", "ReadWrite", "0", "1000")])
@@ -132,5 +132,24 @@ async fn devices_are_limited() {
     }
     let one_more = proto::RegisterDeviceRequest { device: Some(device("more", Vec::new())) };
     assert_eq!(client.register_device(one_more).await.unwrap_err().code(), Code::ResourceExhausted);
+    mapper.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_that_is_elsewhere_now_is_opened_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = script(0);
+    let mapper = Running::start(folder.path(), script.clone());
+    let mut client = mapper.client().await;
+    client.create_device_model(proto::CreateDeviceModelRequest { model: Some(counter()) }).await.unwrap();
+    let mut a = device("a", vec![property("count", "")]);
+    client.register_device(proto::RegisterDeviceRequest { device: Some(a.clone()) }).await.unwrap();
+    until("a is open", || script.ask("a", |state| state.reads > 0)).await;
+    a.spec.as_mut().unwrap().protocol = Some(proto::ProtocolConfig {
+        protocol_name: "stub".to_owned(),
+        config_data: configuration(&serde_json::json!({"ip": "10.0.0.2"})),
+    });
+    client.update_device(proto::UpdateDeviceRequest { device: Some(a) }).await.unwrap();
+    until("a is opened again", || script.ask("a", |state| state.opened) == 2).await;
     mapper.stop().await;
 }
