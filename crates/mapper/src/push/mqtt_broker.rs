@@ -34,7 +34,9 @@ pub(super) fn connect(host: &str, port: u16) -> Result<Client, StartError> {
     let config = ClientConfig {
         host: host.to_owned(),
         port,
+        tls: None,
         client_id: format!("mapper-{}", uuid::Uuid::new_v4()),
+        keep_session: false,
         user: None,
         keep_alive: KEEP_ALIVE,
         connect_timeout: KEEP_ALIVE,
