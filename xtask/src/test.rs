@@ -52,5 +52,8 @@ pub fn end_to_end(slow: bool, filter: &[String]) -> Result<()> {
 fn prepare() -> Result<()> {
     packages::ensure_for_tests()?;
     packages::fetch_old_kubectl(&target_dir().join("debian-kubectl"))?;
-    run(cargo().args(["build", "--quiet", "--package", "cloudcore", "--package", "edgecore", "--package", "keadm"]))
+    let mut build = cargo();
+    build.args(["build", "--quiet"]);
+    build.args(["cloudcore", "edgecore", "keadm", "mapper"].iter().flat_map(|program| ["--package", program]));
+    run(&mut build)
 }
