@@ -4,6 +4,7 @@
 //! Everything shares this machine: the cloudcore that is measured, the Kubernetes that it writes to, and the nodes. Who is at the limit is told by
 //! the CPU of each.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -51,9 +52,9 @@ pub async fn measure(deployment: &mut Deployment, cluster: &Cluster, report: &mu
     // The first value of each makes its DeviceStatus.
     let began = Instant::now();
     fleet.measure_every(Some(PERIODS[0]));
-    wait("each device's first value", || fleet.measured().values().all(|values| !values.is_empty())).await?;
+    wait("each device's first value", || measured(&fleet).values().all(|values| !values.is_empty())).await?;
     fleet.measure_every(None);
-    watching.until_last(&fleet.measured()).await?;
+    watching.until_last(&measured(&fleet)).await?;
     report.add(Row::told(
         format!("the first values of {DEVICES} devices are in DeviceStatus"),
         "s",
@@ -85,11 +86,11 @@ async fn at(
     let [of_hub, of_kubernetes, of_nodes] = usage.map(|usage| usage.percent());
     let seconds = from.elapsed().as_secs_f64();
     let memory = process::memory(hub)?;
-    let made = fleet.measured().values().flatten().filter(|at| **at >= from).count();
-    let written = watching.staleness(&fleet.measured(), from).writes;
+    let made = measured(fleet).values().flatten().filter(|at| **at >= from).count();
+    let written = watching.staleness(&measured(fleet), from).writes;
     fleet.measure_every(None);
     let began = Instant::now();
-    let reported = fleet.measured();
+    let reported = measured(fleet);
     watching.until_last(&reported).await?;
     wait("the confirmations", || fleet.untold() == 0).await?;
     let caught_up = began.elapsed();
@@ -105,6 +106,12 @@ async fn at(
     report.add(Row::told(format!("{what}: CPU of the embedded Kubernetes"), "%", of_kubernetes?));
     report.add(Row::told(format!("{what}: CPU of the nodes"), "%", of_nodes?));
     Ok(())
+}
+
+/// When each device measured its values, by its name alone.
+fn measured(fleet: &Fleet) -> HashMap<String, Vec<Instant>> {
+    let name = |id: String| id.rsplit('/').next().unwrap_or_default().to_owned();
+    fleet.measured().into_iter().map(|(id, values)| (name(id), values)).collect()
 }
 
 async fn wait(what: &str, holds: impl Fn() -> bool) -> Result<()> {
