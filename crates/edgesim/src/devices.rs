@@ -1,7 +1,7 @@
 //! The devices of a simulated node. Each measures one property; the node tells the cloud the latest value of each until that has confirmed it,
-//! one message of a device at a time, in the shape of edgecore's DeviceTwin. It does not leave a second between two of them, as that does.
+//! one message of a device at a time and a second apart, in the shape of edgecore's DeviceTwin.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use beehive::compose;
@@ -13,6 +13,8 @@ use wire::{Content, EdgeResource, Message, group, kind, operation, source};
 
 /// After so long without a confirmation the latest is sent again, as edgecore does.
 const RESEND_AFTER: Duration = Duration::from_secs(60);
+/// Messages of one device are so far apart, as edgecore's.
+const INTERVAL: Duration = Duration::from_secs(1);
 /// The type of what is measured: a count.
 const KIND: &str = "int";
 
@@ -24,6 +26,8 @@ pub(crate) struct Devices {
     turn: usize,
     /// By message id, what is under way: the device, the value, and since when.
     flying: HashMap<String, (String, usize, Instant)>,
+    /// Devices with something to say, and when they may.
+    waiting: BTreeSet<(Instant, String)>,
 }
 
 struct Device {
@@ -35,6 +39,8 @@ struct Device {
     /// Values up to this count are confirmed, or a newer one is.
     told: usize,
     is_flying: bool,
+    /// When its last message went.
+    said: Option<Instant>,
 }
 
 impl Devices {
@@ -72,7 +78,10 @@ impl Devices {
         let is_same = |device: &Device| device.uid == metadata.uid && device.property == property;
         if !self.all.get(&name).is_some_and(is_same) {
             let (twin, measured) = (Twin::default(), Vec::new());
-            self.all.insert(name, Device { uid: metadata.uid, property, twin, measured, told: 0, is_flying: false });
+            self.all.insert(
+                name,
+                Device { uid: metadata.uid, property, twin, measured, told: 0, is_flying: false, said: None },
+            );
         }
     }
 
@@ -105,6 +114,11 @@ impl Devices {
         if device.is_flying || device.told == count {
             return None;
         }
+        if let Some(may) = device.said.map(|said| said + INTERVAL).filter(|may| *may > now) {
+            self.waiting.insert((may, name.to_owned()));
+            return None;
+        }
+        device.said = Some(now);
         let entry = device.twin.properties.get(&device.property)?.report(true, true);
         let entries = Entries::from([(device.property.clone(), Some(entry))]);
         let content = json!({"event_id": compose::id(), "timestamp": compose::now(), "twin": entries});
@@ -129,10 +143,29 @@ impl Devices {
         self.report(&name, now)
     }
 
+    /// When the next device may speak that waits to.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.waiting.first().map(|(due, _)| *due)
+    }
+
+    /// What devices say that have waited.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<Message> {
+        let mut said = Vec::new();
+        while self.next_due().is_some_and(|due| due <= now)
+            && let Some((_, name)) = self.waiting.pop_first()
+        {
+            said.extend(self.report(&name, now));
+        }
+        said
+    }
+
     /// A new connection: what was under way may be lost. All that the cloud has to hear.
     pub(crate) fn connected(&mut self, now: Instant) -> Vec<Message> {
         self.flying.clear();
-        self.all.values_mut().for_each(|device| device.is_flying = false);
+        self.waiting.clear();
+        for device in self.all.values_mut() {
+            (device.is_flying, device.said) = (false, None);
+        }
         self.report_all(now)
     }
 
@@ -193,7 +226,10 @@ mod tests {
         assert_eq!(first.route.resource, "device/default/a/twin/edge_updated");
         assert!((0..3).all(|_| devices.measure(now).is_none()), "the first is under way");
         assert!(devices.answered(id(&first), true, now).is_none() && devices.untold() == 1, "refused");
-        let second = devices.answered(id(&first), false, now).expect("what came meanwhile");
+        assert!(devices.answered(id(&first), false, now).is_none(), "within a second");
+        let later = devices.next_due().expect("it waits");
+        assert!(devices.due(now).is_empty() && later == now + INTERVAL);
+        let second = devices.due(later).pop().expect("what came meanwhile");
         assert_eq!((value(&first), value(&second)), ("0".to_owned(), "3".to_owned()));
         assert!(devices.answered(id(&second), false, now).is_none() && devices.untold() == 0);
     }

@@ -229,7 +229,14 @@ impl Node {
         }
         let mut quiet = 0;
         loop {
+            let due = self.devices().next_due().map(tokio::time::Instant::from_std);
             tokio::select! {
+                () = until(due) => {
+                    let said = self.devices().due(Instant::now());
+                    if !said.is_empty() {
+                        connection.send(&said).await?;
+                    }
+                }
                 incoming = reader.next() => {
                     let messages = match incoming? {
                         Incoming::Binary(frame) if connection.features.batch => batch::decode(&frame).unwrap_or_default(),

@@ -26,7 +26,9 @@ impl Thermometer {
         let config = ClientConfig {
             host: broker.ip().to_string(),
             port: broker.port(),
+            tls: None,
             client_id: "thermometer".to_owned(),
+            keep_session: false,
             user: None,
             keep_alive: PATIENCE * 5,
             connect_timeout: PATIENCE * 5,
