@@ -1,7 +1,7 @@
 //! A Kubernetes-shaped REST API over a store of JSON objects: discovery, lists, watches, patches, tables.
 //!
 //! One set of handlers serves every kind; what differs between kinds is data (`catalog`, `data/`) or a small hook
-//! (`defaults`, `validate`, `api::subresource`). Flow of a request: `http` → `api` → `storage`. Inside the process the same
+//! (`defaults`, `validate`, `api::subresource`); objects of custom resources get from version to version in `api::convert`. Flow of a request: `http` → `api` → `storage`. Inside the process the same
 //! [`Api`] handle is used without HTTP. Read `storage` and `api` first.
 
 pub mod api;
@@ -21,6 +21,7 @@ pub mod storage;
 pub mod table;
 pub mod types;
 pub mod validate;
+mod webhook;
 
 pub use api::{Api, ListOptions, ResourceRef, User, WriteOptions};
 pub use error::ApiError;

@@ -96,6 +96,17 @@ pub fn client(ca: &CertificateDer<'static>, own: Option<&Certificate>) -> Result
     Ok(Arc::new(config))
 }
 
+/// A client's configuration: believes servers of these CAs, and shows no certificate.
+///
+/// # Errors
+/// A certificate cannot be used.
+pub fn client_of(cas: Vec<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Certificate)?;
+    Ok(Arc::new(builder.with_root_certificates(roots(cas)?).with_no_client_auth()))
+}
+
 /// A client that believes any server: only for `/ca.crt`, whose answer is compared with the token's hash.
 ///
 /// # Errors

@@ -69,7 +69,7 @@ impl Api {
         }
         let mut tries = TRIES;
         loop {
-            let (current, revision) = self.current(what)?;
+            let (current, revision) = self.current(what).await?;
             check_preconditions(what, &current, options)?;
             tries -= 1;
             match self.delete_at(what, current, revision, options).await {

@@ -1,8 +1,9 @@
 //! The operations of the API, for HTTP handlers and for callers in the process alike.
 //!
 //! `read` gets and lists, `write` creates and changes, `delete` removes, `subresource` has what is special about status,
-//! scale, binding, eviction and the like, `watch` follows changes.
+//! scale, binding, eviction and the like, `watch` follows changes, `convert` has the versions of custom resources.
 
+mod convert;
 mod delete;
 mod read;
 mod subresource;
@@ -148,7 +149,7 @@ impl Api {
         self.shared.storage.revision()
     }
 
-    /// A reference to an object of a built-in or custom resource by group and plural, in whatever version it has.
+    /// A reference to an object of a built-in or custom resource by group and plural, in the version that it is kept in.
     ///
     /// # Errors
     /// Nothing of that name is served.

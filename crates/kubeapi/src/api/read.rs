@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Api, ListOptions, ResourceRef};
 use crate::ApiError;
@@ -25,16 +25,24 @@ pub struct List<T = Value> {
 }
 
 impl Api {
-    /// One object.
+    /// One object, in the version that was asked for.
+    ///
+    /// # Errors
+    /// 404 when it is not there, 500 when it cannot be converted.
+    pub async fn read(&self, what: &ResourceRef) -> Result<Value, ApiError> {
+        match what.subresource.as_str() {
+            "" | "status" | "approval" | "ephemeralcontainers" | "resize" => Ok(self.current(what).await?.0),
+            "scale" => self.scale(what).await,
+            _ => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    /// One object, in the version that it is kept in.
     ///
     /// # Errors
     /// 404 when it is not there.
     pub fn get(&self, what: &ResourceRef) -> Result<Value, ApiError> {
-        match what.subresource.as_str() {
-            "" | "status" | "approval" | "ephemeralcontainers" | "resize" => Ok(self.current(what)?.0),
-            "scale" => self.scale(what),
-            _ => Err(ApiError::method_not_allowed()),
-        }
+        parse(&self.get_raw(what)?.json)
     }
 
     /// One object as it is kept.
@@ -45,13 +53,13 @@ impl Api {
         self.storage().get(&what.key())?.ok_or_else(|| what.not_found())
     }
 
-    /// A list of parsed objects.
+    /// A list of parsed objects, in the versions that they are kept in.
     ///
     /// # Errors
     /// A selector or continue token is malformed.
     pub fn list(&self, what: &ResourceRef, options: &ListOptions) -> Result<List, ApiError> {
         let list = self.list_raw(what, options)?;
-        let items = list.items.iter().map(|json| parse(what, json)).collect::<Result<_, _>>()?;
+        let items = list.items.iter().map(|json| parse(json)).collect::<Result<_, _>>()?;
         Ok(List { items, revision: list.revision, continue_token: list.continue_token })
     }
 
@@ -78,7 +86,7 @@ impl Api {
             let count = page.items.len();
             for (at, stored) in page.items.into_iter().enumerate() {
                 place = Some(Place::of(&stored, revision));
-                if !selectors.is_empty() && !selectors.matches(&parse(what, &stored.json)?) {
+                if !selectors.is_empty() && !selectors.matches(&parse(&stored.json)?) {
                     continue;
                 }
                 items.push(stored.json);
@@ -94,9 +102,10 @@ impl Api {
     }
 
     /// The object and its revision, in the version that was asked for.
-    pub(super) fn current(&self, what: &ResourceRef) -> Result<(Value, u64), ApiError> {
+    pub(super) async fn current(&self, what: &ResourceRef) -> Result<(Value, u64), ApiError> {
         let stored = self.get_raw(what)?;
-        Ok((parse(what, &stored.json)?, stored.revision))
+        let object = parse(&stored.json)?;
+        Ok((self.convert_one(what, object).await?, stored.revision))
     }
 
     fn list_one(&self, what: &ResourceRef, name: &str, selectors: &Selectors) -> Result<List<Bytes>, ApiError> {
@@ -104,7 +113,7 @@ impl Api {
         let stored = self.storage().get(&what.named(&what.namespace, name).key())?;
         let mut items = Vec::new();
         if let Some(stored) = stored
-            && selectors.matches(&parse(what, &stored.json)?)
+            && selectors.matches(&parse(&stored.json)?)
         {
             items.push(stored.json);
         }
@@ -112,14 +121,9 @@ impl Api {
     }
 }
 
-/// Reads an object as it is kept. One of a custom resource gets the version that was asked for.
-pub(super) fn parse(what: &ResourceRef, json: &[u8]) -> Result<Value, ApiError> {
-    let mut object: Value = serde_json::from_slice(json)
-        .map_err(|error| ApiError::internal(format!("a stored object is no JSON: {error}")))?;
-    if what.resource.custom.is_some() {
-        object["apiVersion"] = json!(what.resource.api_version());
-    }
-    Ok(object)
+/// Reads an object as it is kept.
+pub(super) fn parse(json: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice(json).map_err(|error| ApiError::internal(format!("a stored object is no JSON: {error}")))
 }
 
 /// Where a page ended.

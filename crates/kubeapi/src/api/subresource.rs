@@ -89,7 +89,7 @@ impl Api {
         let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
         let pod = ResourceRef { subresource: String::new(), ..what.clone() };
         loop {
-            let (mut object, revision) = self.current(&pod)?;
+            let (mut object, revision) = self.current(&pod).await?;
             let refuse = |why: &str| Err(ApiError::conflict("pods/binding", "", &what.name, why));
             if meta::is_terminating(&object) {
                 return refuse(&format!("pod {} is being deleted, cannot be assigned to a host", what.name));
@@ -138,8 +138,8 @@ impl Api {
     }
 
     /// `autoscaling/v1` Scale of an object that has one.
-    pub(super) fn scale(&self, what: &ResourceRef) -> Result<Value, ApiError> {
-        let (object, _) = self.current(what)?;
+    pub(super) async fn scale(&self, what: &ResourceRef) -> Result<Value, ApiError> {
+        let (object, _) = self.current(what).await?;
         let paths = ScalePaths::of(what)?;
         let selector = match object.pointer(&paths.selector) {
             Some(Value::String(text)) => text.clone(),
@@ -190,7 +190,7 @@ impl Api {
         })?;
         let main = ResourceRef { subresource: String::new(), ..what.clone() };
         Box::pin(self.update(&main, object, options)).await?;
-        self.scale(what)
+        self.scale(what).await
     }
 
     /// Requests that are answered and not stored.

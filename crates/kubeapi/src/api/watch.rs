@@ -147,7 +147,7 @@ impl Watch {
             match json {
                 None => Ok(false),
                 Some(_) if self.selectors.is_empty() => Ok(true),
-                Some(json) => Ok(self.selectors.matches(&parse(&self.what, json)?)),
+                Some(json) => Ok(self.selectors.matches(&parse(json)?)),
             }
         };
         let before = matches(&event.previous.as_ref())?;

@@ -108,7 +108,7 @@ impl Api {
     /// # Errors
     /// 404 when it is not there, 409 when it changed meanwhile, 422 when a field is wrong.
     pub async fn update(&self, what: &ResourceRef, object: Value, options: &WriteOptions) -> Result<Value, ApiError> {
-        let (current, revision) = self.current(what)?;
+        let (current, revision) = self.current(what).await?;
         self.replace(what, current, revision, object, options).await
     }
 
@@ -125,10 +125,10 @@ impl Api {
     ) -> Result<Value, ApiError> {
         let mut tries = PATCH_TRIES;
         loop {
-            let (current, revision) = self.current(what)?;
+            let (current, revision) = self.current(what).await?;
             let resource = &what.resource;
             let patched = if what.subresource == "scale" {
-                patch::apply("autoscaling/v1", "Scale", &self.scale(what)?, change, how)?
+                patch::apply("autoscaling/v1", "Scale", &self.scale(what).await?, change, how)?
             } else {
                 patch::apply(&resource.api_version(), &resource.kind, &current, change, how)?
             };
@@ -185,7 +185,7 @@ impl Api {
         }
     }
 
-    /// Stores an object; its resource version is the new revision.
+    /// Stores an object; its resource version is the new revision. The answer is what a reader gets, in the version that was asked for.
     pub(super) async fn store(
         &self,
         what: &ResourceRef,
@@ -195,7 +195,7 @@ impl Api {
     ) -> Result<Value, WriteError> {
         object["apiVersion"] = json!(what.resource.api_version());
         object["kind"] = json!(what.resource.kind);
-        let mut kept = object.clone();
+        let (mut kept, mut object) = self.as_kept(what, object).await.map_err(WriteError::Failed)?;
         let change = Box::new(move |revision: u64| NewState { json: encode(&mut kept, revision), delete: false });
         let revision = self.storage().write(key, expect, change).await?;
         meta::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
@@ -204,7 +204,7 @@ impl Api {
 
     /// Deletes an object for good.
     pub(super) async fn remove(&self, what: &ResourceRef, revision: u64, object: Value) -> Result<Value, ApiError> {
-        let mut kept = object.clone();
+        let (mut kept, object) = self.as_kept(what, object).await?;
         let change = Box::new(move |revision: u64| NewState { json: encode(&mut kept, revision), delete: true });
         match self.storage().write(what.key(), Expect::Revision(revision), change).await {
             Ok(_) => {

@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::sync::Arc;
 
 use super::{Column, Resource, Subresource};
+use crate::webhook::Conversion;
 
 /// What a CRD says about one version of its resource.
 #[derive(Debug)]
@@ -13,6 +14,19 @@ pub struct CustomResource {
     pub schema: Value,
     /// `spec.subresources.scale`, or null.
     pub scale: Value,
+    /// What is the same for all versions.
+    pub versions: Arc<Versions>,
+}
+
+/// The version in which objects of a custom resource are kept, and how they get from it to others and back.
+#[derive(Debug)]
+pub struct Versions {
+    /// `group/version` that objects are kept in.
+    pub kept: String,
+    /// The schema of that version.
+    pub kept_schema: Value,
+    /// How an object gets into another version.
+    pub conversion: Conversion,
 }
 
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -26,8 +40,15 @@ pub fn resources_of_crd(crd: &Value) -> Vec<Resource> {
         value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     };
     let (group, kind) = (text(&spec["group"]), text(&names["kind"]));
-    let served = spec["versions"].as_array().into_iter().flatten().filter(|v| v["served"] == true);
-    served
+    let all = || spec["versions"].as_array().into_iter().flatten();
+    let kept = all().find(|version| version["storage"] == true).unwrap_or(&Value::Null);
+    let versions = Arc::new(Versions {
+        kept: format!("{group}/{}", text(&kept["name"])),
+        kept_schema: kept["schema"]["openAPIV3Schema"].clone(),
+        conversion: Conversion::of(&spec["conversion"]),
+    });
+    all()
+        .filter(|version| version["served"] == true)
         .map(|version| {
             let mut subresources = Vec::new();
             let mut add = |name: &str, group: &str, version: &str, kind: &str| {
@@ -58,7 +79,11 @@ pub fn resources_of_crd(crd: &Value) -> Vec<Resource> {
                 verbs: VERBS.iter().map(|verb| (*verb).to_owned()).collect(),
                 subresources,
                 columns: columns(&version["additionalPrinterColumns"]),
-                custom: Some(Arc::new(CustomResource { schema: version["schema"]["openAPIV3Schema"].clone(), scale })),
+                custom: Some(Arc::new(CustomResource {
+                    schema: version["schema"]["openAPIV3Schema"].clone(),
+                    scale,
+                    versions: versions.clone(),
+                })),
             }
         })
         .collect()

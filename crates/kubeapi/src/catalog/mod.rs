@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use custom::{CustomResource, resources_of_crd};
+pub use custom::{CustomResource, Versions, resources_of_crd};
 
 use crate::ApiError;
 
@@ -109,11 +109,11 @@ impl Catalog {
         custom.iter().find(fits).cloned().ok_or_else(ApiError::no_such_path)
     }
 
-    /// A resource by group and plural in any version, or by kind when `plural` is empty.
+    /// A resource by group and plural, or by kind when `plural` is empty, in the version that its objects are kept in if that is served.
     pub fn find_any(&self, group: &str, plural: &str, kind: &str) -> Option<Arc<Resource>> {
-        self.all()
-            .into_iter()
-            .find(|r| r.group == group && (r.plural == plural || (plural.is_empty() && r.kind == kind)))
+        let mut found = self.all();
+        found.retain(|r| r.group == group && (r.plural == plural || (plural.is_empty() && r.kind == kind)));
+        found.iter().find(|r| r.is_as_kept()).or(found.first()).cloned()
     }
 
     /// Replaces what a CRD defines; an empty list removes it.
@@ -139,6 +139,11 @@ impl Resource {
     /// The name under which objects are kept: `plural` or `plural.group`.
     pub fn storage_name(&self) -> String {
         if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// Whether objects are kept in this version.
+    pub fn is_as_kept(&self) -> bool {
+        self.custom.as_ref().is_none_or(|custom| custom.versions.kept == self.api_version())
     }
 
     /// Whether it has this subresource.

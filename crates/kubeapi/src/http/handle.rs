@@ -153,7 +153,7 @@ impl<I: Identity> Server<I> {
             return Err(ApiError::method_not_allowed());
         }
         match (&asked.method, many) {
-            (&Method::GET, true) => self.list_or_watch(&asked, what, form),
+            (&Method::GET, true) => self.list_or_watch(&asked, what, form).await,
             (&Method::GET, false)
                 if form == Form::Plain && what.subresource.is_empty() && what.resource.custom.is_none() =>
             {
@@ -161,7 +161,7 @@ impl<I: Identity> Server<I> {
                 Ok(answer::text(StatusCode::OK, "application/json", stored.json, asked.gzip))
             }
             (&Method::GET, false) => {
-                let object = self.api.get(&what)?;
+                let object = self.api.read(&what).await?;
                 Ok(answer::json(StatusCode::OK, &answer::object(&what, object, form), asked.gzip))
             }
             (&Method::DELETE, _) => self.delete(&asked, &what, body).await,
@@ -174,7 +174,7 @@ impl<I: Identity> Server<I> {
         }
     }
 
-    fn list_or_watch(&self, asked: &Asked, what: ResourceRef, form: Form) -> Result<Response<Body>, ApiError> {
+    async fn list_or_watch(&self, asked: &Asked, what: ResourceRef, form: Form) -> Result<Response<Body>, ApiError> {
         let options = asked.query.list_options()?;
         if asked.query.flag("watch") {
             if asked.query.flag("sendInitialEvents") {
@@ -198,7 +198,8 @@ impl<I: Identity> Server<I> {
             let body = answer::raw_list(&what, &self.api.list_raw(&what, &options)?);
             return Ok(answer::text(StatusCode::OK, "application/json", body, asked.gzip));
         }
-        let list = self.api.list(&what, &options)?;
+        let mut list = self.api.list(&what, &options)?;
+        list.items = self.api.convert(&what, list.items).await?;
         Ok(answer::json(StatusCode::OK, &answer::list(&what, &list, form), asked.gzip))
     }
 

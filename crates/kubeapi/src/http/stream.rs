@@ -64,18 +64,18 @@ impl State {
     async fn next_chunk(&mut self) -> Option<Bytes> {
         let bookmark_at = (Instant::now() + BOOKMARK).min(self.end);
         match tokio::time::timeout_at(bookmark_at, self.watch.next()).await {
-            Ok(Ok(event)) => Some(self.batch(&event)),
+            Ok(Ok(event)) => Some(self.batch(event).await),
             Ok(Err(error)) => Some(self.failed(&error)),
-            Err(_) => self.quiet(),
+            Err(_) => self.quiet().await,
         }
     }
 
     /// Nothing came for a while.
-    fn quiet(&mut self) -> Option<Bytes> {
+    async fn quiet(&mut self) -> Option<Bytes> {
         // First the version, then what was committed up to it: a client continues from a bookmark and never gets what it skips.
         let version = self.api.revision();
         match self.watch.try_next() {
-            Ok(Some(event)) => return Some(self.batch(&event)),
+            Ok(Some(event)) => return Some(self.batch(event).await),
             Ok(None) => {}
             Err(error) => return Some(self.failed(&error)),
         }
@@ -92,38 +92,44 @@ impl State {
     }
 
     /// This event, and those behind it that are there already.
-    fn batch(&mut self, event: &WatchEvent) -> Bytes {
-        let mut out = BytesMut::new();
-        self.write(event, &mut out);
-        while out.len() < BATCH_BYTES {
+    async fn batch(&mut self, first: WatchEvent) -> Bytes {
+        let mut size = first.json.len();
+        let mut events = vec![first];
+        while size < BATCH_BYTES {
             match self.watch.try_next() {
-                Ok(Some(event)) => self.write(&event, &mut out),
+                Ok(Some(event)) => {
+                    size += event.json.len();
+                    events.push(event);
+                }
                 // An error is told by the next chunk.
                 _ => break,
             }
         }
-        out.freeze()
-    }
-
-    fn write(&mut self, event: &WatchEvent, out: &mut BytesMut) {
-        let as_is = self.form == Form::Plain && self.what.resource.custom.is_none();
-        if as_is {
-            out.put_slice(b"{\"type\":\"");
-            out.put_slice(event.kind.text().as_bytes());
-            out.put_slice(b"\",\"object\":");
-            out.put_slice(&event.json);
-            out.put_slice(b"}\n");
-            return;
+        let is_as_is = self.form == Form::Plain && self.what.resource.custom.is_none();
+        if is_as_is {
+            let mut out = BytesMut::with_capacity(size + events.len() * 40);
+            events.iter().for_each(|event| write_as_is(event, &mut out));
+            return out.freeze();
         }
-        let object = match event.object() {
-            Ok(object) => self.shape(object),
-            Err(error) => error.to_status(),
-        };
-        out.put_slice(&line(&json!({"type": event.kind.text(), "object": object})));
+        match self.shaped(&events).await {
+            Ok(lines) => lines,
+            Err(error) => self.failed(&error),
+        }
     }
 
-    fn shape(&mut self, mut object: Value) -> Value {
-        object["apiVersion"] = json!(self.what.resource.api_version());
+    /// The events in the version and form that were asked for.
+    async fn shaped(&mut self, events: &[WatchEvent]) -> Result<Bytes, ApiError> {
+        let objects = events.iter().map(WatchEvent::object).collect::<Result<Vec<_>, _>>()?;
+        let objects = self.api.convert(&self.what, objects).await?;
+        let mut out = BytesMut::new();
+        for (event, object) in events.iter().zip(objects) {
+            let object = self.shape(object);
+            out.put_slice(&line(&json!({"type": event.kind.text(), "object": object})));
+        }
+        Ok(out.freeze())
+    }
+
+    fn shape(&mut self, object: Value) -> Value {
         match self.form {
             Form::Plain => object,
             Form::Partial => partial(&object),
@@ -144,6 +150,14 @@ impl State {
         };
         line(&json!({"type": "BOOKMARK", "object": object}))
     }
+}
+
+fn write_as_is(event: &WatchEvent, out: &mut BytesMut) {
+    out.put_slice(b"{\"type\":\"");
+    out.put_slice(event.kind.text().as_bytes());
+    out.put_slice(b"\",\"object\":");
+    out.put_slice(&event.json);
+    out.put_slice(b"}\n");
 }
 
 fn line(value: &Value) -> Bytes {
@@ -242,7 +256,7 @@ mod tests {
         let watch = api.watch(&what, &ListOptions::default(), Some(1)).expect("a watch");
         let end = Instant::now() + LONGEST;
         let mut state = State { api, watch, what, form: Form::Plain, bookmarks: true, end, first: true, over: false };
-        let told = state.quiet().expect("something");
+        let told = state.quiet().await.expect("something");
         let told = String::from_utf8_lossy(&told);
         assert!(told.contains("ADDED") && told.contains("new"), "{told}");
     }

@@ -70,7 +70,7 @@ fn cell(resource: &Resource, column: &Column, object: &Value, now: Timestamp) ->
     }
 }
 
-/// A CRD's column. Of JSON path the part is known that CRDs use: fields, quoted fields, indices and one filter by equality.
+/// A CRD's column. Of JSON path the part is known that CRDs use: fields, quoted fields, indices, all items of a list, and one filter by equality.
 fn custom(object: &Value, column: &Column, now: Timestamp) -> Value {
     let found = json_path(object, &column.json_path);
     match (found, column.kind.as_str()) {
@@ -89,6 +89,10 @@ fn json_path<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
         if let Some(inner) = rest.strip_prefix('[') {
             let (inside, after) = inner.split_once(']')?;
             rest = after;
+            if inside == "*" {
+                // Of many values upstream shows the first.
+                return value.as_array()?.iter().find_map(|item| json_path(item, rest));
+            }
             value = if let Some(filter) = inside.strip_prefix("?(@.") {
                 let (field, wanted) = filter.strip_suffix(')')?.split_once("==")?;
                 let wanted = wanted.trim().trim_matches(['\'', '"']);
@@ -194,5 +198,8 @@ mod tests {
         assert_eq!(json_path(&object, ".metadata.labels['a.b/c']"), Some(&json!("x")));
         assert_eq!(json_path(&object, r".metadata.labels.a\.b/c"), Some(&json!("x")));
         assert_eq!(json_path(&object, ".spec.none"), None);
+        let object = json!({"twins": [{"name": "a"}, {"name": "b", "value": "1"}, {"value": "2"}]});
+        assert_eq!(json_path(&object, ".twins[*].value"), Some(&json!("1")), "the first that is there");
+        assert_eq!(json_path(&object, ".twins[*].none"), None);
     }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::api::ResourceRef;
 use crate::catalog::Resource;
 use crate::error::Cause;
-use crate::meta;
+use crate::{meta, webhook};
 
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
@@ -227,6 +227,7 @@ fn crd(object: &Value, causes: &mut Vec<Cause>) {
         let why = "must have exactly one version marked as storage version";
         causes.push(Cause::invalid("spec.versions", &spec["versions"], why));
     }
+    webhook::validate(&spec["conversion"], causes);
     for (at, version) in versions.into_iter().flatten().enumerate() {
         if !version["schema"]["openAPIV3Schema"].is_object() {
             causes.push(Cause::required(format!("spec.versions[{at}].schema.openAPIV3Schema"), "schemas are required"));
