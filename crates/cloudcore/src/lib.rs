@@ -1,11 +1,12 @@
 //! `cloudcore`: the hub between a Kubernetes API and the edge nodes.
 //!
 //! [`cloudhub`] issues certificates and holds a session per node, [`edgecontroller`] decides what each node must have and
-//! carries out what nodes ask for, [`devicecontroller`] does so for devices, [`kubernetes`] is the way to the API, [`objectsync`] remembers in it what each node has. Nothing
+//! carries out what nodes ask for, [`devicecontroller`] does so for devices, [`conversion`] serves old clients their version of them, [`kubernetes`] is the way to the API, [`objectsync`] remembers in it what each node has. Nothing
 //! else is kept: a restart loses nothing. Flow of a change: `kubernetes::reflector` → `edgecontroller::downstream` → session's queue →
 //! node → acknowledgement → `objectsync`. Flow of a request: session → `edgecontroller::upstream` → API → answer.
 
 pub mod cloudhub;
+pub mod conversion;
 pub mod devicecontroller;
 pub mod edgecontroller;
 pub mod kubernetes;

@@ -1,4 +1,5 @@
-//! The certificate endpoint: `/ca.crt`, `/edge.crt`, `/node/{nodename}` (KubeEdge v1.23, port 10002).
+//! The certificate endpoint: `/ca.crt`, `/edge.crt`, `/node/{nodename}` (KubeEdge v1.23, port 10002); and what the API server asks, the
+//! conversion of devices.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 
 use super::certificates::Material;
 use super::register;
+use crate::conversion::webhook::Webhook;
 use crate::kubernetes::Kubernetes;
 
 /// A certificate request is not longer.
@@ -30,6 +32,7 @@ pub struct Https {
     pub(super) kubernetes: Kubernetes,
     pub(super) material: Arc<Material>,
     pub(super) validity: Duration,
+    pub(super) conversion: Webhook,
 }
 
 struct Refused {
@@ -53,6 +56,7 @@ impl Https {
                     text(refused.status, refused.text)
                 }
             },
+            path if path == self.conversion.path() => self.conversion.handle(request).await,
             "/ca.crt" => not_allowed("GET"),
             "/edge.crt" => not_allowed("GET, POST"),
             path => match path.strip_prefix("/node/") {

@@ -30,6 +30,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::conversion::install::{self, Endpoint};
+use crate::conversion::webhook::Webhook;
 use crate::devicecontroller::DeviceController;
 use crate::edgecontroller::downstream::Event;
 use crate::edgecontroller::upstream::Upstream;
@@ -116,7 +118,11 @@ impl CloudHub {
         let tls = server(&material.own, ClientAuth::Requested, alpn)?;
         // The configuration never changes; the sender lives as long as the receiver's copies are asked for.
         let (keep, tls) = watch::channel(tls);
-        let answers = Https { kubernetes, material: material.clone(), validity: settings.certificate_validity };
+        let conversion = Webhook::new(material.ca.key());
+        let endpoint = Endpoint::new(&settings.hosts[0], https.port(), conversion.path(), material.ca.certificate())?;
+        tasks.spawn(install::keep(kubernetes.clone(), endpoint, stopping.clone()));
+        let validity = settings.certificate_validity;
+        let answers = Https { kubernetes, material: material.clone(), validity, conversion };
         let http = HttpServer { listener: joining, tls: Some(tls), max_connections: MAX_JOINING };
         let stop = stopping.clone();
         tasks.spawn(async move {
