@@ -69,7 +69,8 @@ impl Edged {
             settings.read_only_port = address.port();
         }
         let settings = Arc::new(settings);
-        let (recorder, events) = Recorder::new(&settings, meta.clone());
+        let (recorder, mut events) = Recorder::new(&settings);
+        let (events_meta, stop_events) = (meta.clone(), stopping.clone());
         let runtime = Arc::new(Runtime::connect(Arc::clone(&settings), meta.clone(), recorder.clone()));
         let probe_counters = Arc::default();
         let (pressure, pressure_watch) = watch::channel(Pressure::default());
@@ -112,7 +113,7 @@ impl Edged {
         let statics = StaticPods::new(Arc::clone(&settings), desk.clone());
         let node = NodeAgent::new(settings, meta, Arc::clone(&runtime), recorder.clone(), pressure_watch);
         let online = node.online();
-        parts.spawn(events.run(stopping.clone()));
+        parts.spawn(async move { events.run(&events_meta, &stop_events).await });
         parts.spawn(oom::watch(recorder.clone(), stopping.clone()));
         parts.spawn(images.run(stopping.clone()));
         parts.spawn(evictor.run(stopping.clone()));

@@ -1,4 +1,4 @@
-//! Kubernetes Events of pods and of the node: recorded here, sent to the cloud through MetaManager.
+//! Kubernetes Events of pods, of the node and of devices: recorded here, sent to the cloud through MetaManager.
 //!
 //! [`Recorder`] is the handle that everybody has; it never waits. [`EventSender`] is the one task behind it: it counts
 //! repetitions of the same event into one object and holds back an object that emits too many (both as client-go does),
@@ -41,6 +41,12 @@ const BURST: f64 = 25.0;
 const REFILL: Duration = Duration::from_secs(300);
 /// Longest message; the API server refuses longer ones.
 const MAX_MESSAGE: usize = 1024;
+/// Letters of the object's name in the event's: with the rest it stays below 253.
+const MAX_NAME: usize = 230;
+/// Who reports the events of edged.
+const KUBELET: &str = "kubelet";
+/// The API group and version of devices.
+const DEVICES: &str = "devices.kubeedge.io/v1beta1";
 
 /// Records events. Cheap to clone; never waits.
 #[derive(Clone)]
@@ -53,7 +59,7 @@ pub struct Recorder {
 /// Sends what [`Recorder`]s recorded.
 pub struct EventSender {
     node_name: Arc<str>,
-    meta: MetaClient,
+    component: &'static str,
     queue: Option<mpsc::Receiver<Occurrence>>,
     /// By the hash of what makes two occurrences the same event.
     seen: HashMap<u64, Seen>,
@@ -94,14 +100,19 @@ impl EventType {
 }
 
 impl Recorder {
-    /// A recorder and the task behind it, which sends only while [`EventSender::run`] runs.
-    pub fn new(settings: &Settings, meta: MetaClient) -> (Self, EventSender) {
-        let node_name: Arc<str> = settings.node_name.as_str().into();
+    /// The recorder of edged and the task behind it, which sends only while [`EventSender::run`] runs.
+    pub fn new(settings: &Settings) -> (Self, EventSender) {
+        Self::of(KUBELET, &settings.node_name, settings.report_event)
+    }
+
+    /// The same for another component of the node; whether its events leave the node (`reportEvent`).
+    pub fn of(component: &'static str, node_name: &str, report_event: bool) -> (Self, EventSender) {
+        let node_name: Arc<str> = node_name.into();
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let (sender, receiver) = if settings.report_event { (Some(sender), Some(receiver)) } else { (None, None) };
+        let (sender, receiver) = if report_event { (Some(sender), Some(receiver)) } else { (None, None) };
         let sending = EventSender {
             node_name: node_name.clone(),
-            meta,
+            component,
             queue: receiver,
             seen: HashMap::new(),
             hasher: RandomState::new(),
@@ -140,6 +151,27 @@ impl Recorder {
             kind: Some("Node".into()),
             uid: Some(name.clone()),
             name: Some(name),
+            ..Default::default()
+        };
+        self.record(object, kind, reason.into(), message.into());
+    }
+
+    /// An event of a Device, by its names and its uid.
+    pub fn device(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        kind: EventType,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let object = ObjectReference {
+            api_version: Some(DEVICES.into()),
+            kind: Some("Device".into()),
+            namespace: Some(namespace.into()),
+            name: Some(name.into()),
+            uid: Some(uid.into()),
             ..Default::default()
         };
         self.record(object, kind, reason.into(), message.into());
@@ -187,33 +219,42 @@ fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
 }
 
 impl EventSender {
-    /// Sends until cancelled.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let Some(mut queue) = self.queue.take() else { return stop.cancelled().await };
+    /// Sends until cancelled. What was counted before is known still when it runs again.
+    pub async fn run(&mut self, meta: &MetaClient, stop: &CancellationToken) {
         loop {
+            let next = async {
+                match &mut self.queue {
+                    Some(queue) => queue.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
             let occurrence = tokio::select! {
-                occurrence = queue.recv() => occurrence,
+                occurrence = next => occurrence,
                 () = stop.cancelled() => None,
             };
-            let Some(occurrence) = occurrence else { return };
-            if let Err(error) = self.send(occurrence, Instant::now()).await {
+            let Some(occurrence) = occurrence else { return stop.cancelled().await };
+            if let Err(error) = self.send(meta, occurrence, Instant::now()).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "event not sent");
             }
         }
     }
 
-    async fn send(&mut self, occurrence: Occurrence, now: Instant) -> Result<(), MetaError> {
+    async fn send(&mut self, meta: &MetaClient, occurrence: Occurrence, now: Instant) -> Result<(), MetaError> {
         let Some((operation, event, content)) = self.prepare(occurrence, now) else { return Ok(()) };
         let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
         let name = event.metadata.name.as_deref().unwrap_or_default();
-        self.meta.post(operation, &format!("{namespace}/{}/{name}", wire::kind::EVENT), content).await
+        meta.post(operation, &format!("{namespace}/{}/{name}", wire::kind::EVENT), content).await
     }
 
     /// The message for an occurrence; none when its object has used up its budget.
     fn prepare(&mut self, occurrence: Occurrence, now: Instant) -> Option<(&'static str, Event, Content)> {
         self.forget_old(now);
-        let uid = occurrence.object.uid.clone().unwrap_or_default();
-        let budget = self.budgets.entry(uid.clone()).or_insert(Budget { left: BURST, at: now });
+        let mut uid = occurrence.object.uid.clone().unwrap_or_default();
+        if self.budgets.len() >= REMEMBERED - 1 && !self.budgets.contains_key(&uid) {
+            // Of very many that emit too much the rest shares one budget.
+            uid.clear();
+        }
+        let budget = self.budgets.entry(uid).or_insert(Budget { left: BURST, at: now });
         if !budget.take(now) {
             return None;
         }
@@ -234,7 +275,8 @@ impl EventSender {
 
     /// An event that occurred first at that time, and so many times until now.
     fn event(&self, occurrence: &Occurrence, first: Timestamp, count: i32) -> Event {
-        let about = occurrence.object.name.as_deref().unwrap_or_default();
+        let about: String = occurrence.object.name.iter().flat_map(|name| name.chars()).take(MAX_NAME).collect();
+        let about = about.trim_end_matches(['-', '.']);
         let namespace = occurrence.object.namespace.clone().unwrap_or_else(|| "default".into());
         Event {
             metadata: ObjectMeta {
@@ -249,8 +291,11 @@ impl EventSender {
             first_timestamp: Some(Time(seconds(first))),
             last_timestamp: Some(Time(seconds(occurrence.at))),
             count: Some(count),
-            source: Some(EventSource { component: Some("kubelet".into()), host: Some(self.node_name.to_string()) }),
-            reporting_component: Some("kubelet".into()),
+            source: Some(EventSource {
+                component: Some(self.component.into()),
+                host: Some(self.node_name.to_string()),
+            }),
+            reporting_component: Some(self.component.into()),
             reporting_instance: Some(self.node_name.to_string()),
             ..Default::default()
         }
@@ -264,11 +309,8 @@ impl EventSender {
         if self.seen.len() >= REMEMBERED {
             self.seen.clear();
         }
-        if self.budgets.len() >= REMEMBERED {
+        if self.budgets.len() >= REMEMBERED - 1 {
             self.budgets.retain(|_, budget| budget.now(now) < BURST);
-        }
-        if self.budgets.len() >= REMEMBERED {
-            self.budgets.clear();
         }
     }
 }
@@ -300,8 +342,7 @@ mod tests {
     use super::*;
 
     fn sender() -> EventSender {
-        let (context, _) = beehive::Context::new(&[("metamanager", "meta")], CancellationToken::new());
-        Recorder::new(&Settings::new("n1"), MetaClient::new(context)).1
+        Recorder::new(&Settings::new("n1")).1
     }
 
     fn occurrence(message: &str) -> Occurrence {
@@ -346,6 +387,15 @@ mod tests {
     }
 
     #[test]
+    fn an_object_with_a_long_name_has_events() {
+        let mut one = occurrence("x");
+        one.object.name = Some(format!("{}-{}", "a".repeat(229), "b".repeat(23)));
+        let (_, event, _) = sender().prepare(one, Instant::now()).unwrap();
+        let name = event.metadata.name.unwrap_or_default();
+        assert!(name.starts_with("aaa") && name.contains("a.18") && name.len() <= 253, "{name}");
+    }
+
+    #[test]
     fn both_maps_stay_bounded() {
         let mut sender = sender();
         let now = Instant::now();
@@ -355,5 +405,20 @@ mod tests {
             sender.prepare(one, now);
         }
         assert!(sender.seen.len() <= REMEMBERED && sender.budgets.len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn very_many_objects_that_emit_too_much_are_held_back_together() {
+        let mut sender = sender();
+        let start = Instant::now();
+        let mut emit = |number: usize, now| {
+            let mut one = occurrence("x");
+            one.object.uid = Some(number.to_string());
+            sender.prepare(one, now).is_some()
+        };
+        let sent = (0..3 * REMEMBERED).filter(|number| emit(*number, start)).count();
+        assert!(sent < REMEMBERED + 25, "{sent}");
+        // Those that have been quiet since make room.
+        assert!(emit(3 * REMEMBERED, start + REFILL * 30) && emit(3 * REMEMBERED + 1, start + REFILL * 30));
     }
 }

@@ -109,9 +109,10 @@ pub fn runtime(dir: &Path, endpoint: &str, meta: &MetaClient) -> (Arc<Runtime>, 
     settings.node_ip = "192.0.2.2".parse().ok();
     settings.kubernetes_service = Some(("169.254.30.10".into(), 10550));
     let settings = Arc::new(settings);
-    let (recorder, sender) = Recorder::new(&settings, meta.clone());
+    let (recorder, mut sender) = Recorder::new(&settings);
+    let events_meta = meta.clone();
     #[allow(clippy::disallowed_methods, reason = "ends with the test")]
-    tokio::spawn(sender.run(CancellationToken::new()));
+    tokio::spawn(async move { sender.run(&events_meta, &CancellationToken::new()).await });
     (Arc::new(Runtime::connect(settings.clone(), meta.clone(), recorder)), settings)
 }
 
