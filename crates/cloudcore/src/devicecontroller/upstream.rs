@@ -34,12 +34,8 @@ impl DeviceController {
     /// Takes what a node says; the answer, unless it comes when what was reported has been written. Without any the edge says it again.
     pub async fn handle(&self, session: &SessionHandle, message: &Message) -> Option<Message> {
         let node = session.node();
-        // A message that comes early waits for the list; nothing is waited for where there are no devices.
-        let is_known = || self.view.devices.are_listed() || self.view.versions.is_absent(DEVICE);
-        if !is_known() {
-            let _ = tokio::time::timeout(LISTING, self.view.versions.all_listed()).await;
-        }
-        if !is_known() {
+        // A message that comes early waits for the list.
+        if !self.view.knows_devices(LISTING).await {
             warn!(node, "the devices have not been read yet; what the node says of them is not taken");
             return None;
         }

@@ -5,6 +5,7 @@ use wire::{EdgeResource, kind, operation};
 
 use super::references::{self, Kind, Reference};
 use super::view::{NamespacedName, View};
+use crate::kubernetes::kinds;
 
 /// Where nodes keep their leases.
 const LEASES: &str = "kube-node-lease";
@@ -35,6 +36,11 @@ pub fn needs_view(resource: &EdgeResource) -> bool {
             | kind::ENDPOINTS
             | kind::RUNTIME_CLASS
     )
+}
+
+/// Whether what is known of the devices decides about this content.
+pub fn needs_devices(resource: &EdgeResource, content: &Value) -> bool {
+    resource.kind == kind::EVENT && event_of(content)["involvedObject"]["kind"] == "Device"
 }
 
 /// Whether the node may make this request, with this content; otherwise why not.
@@ -89,7 +95,7 @@ fn decide(view: &View, node: &str, resource: &EdgeResource, verb: &str, content:
             }
         }
         kind::SERVICE_ACCOUNT_TOKEN => token(view, node, namespace, name, content),
-        kind::EVENT => event(view, node, content),
+        kind::EVENT => event(view, node, namespace, content),
         kind::CERTIFICATE_SIGNING_REQUEST if verb == operation::QUERY => Ok(Decision::Allowed),
         kind::CERTIFICATE_SIGNING_REQUEST => serving_request(content),
         // Which handlers there are is no secret; only reading is served.
@@ -208,8 +214,8 @@ pub fn event_of(content: &Value) -> &Value {
     if content["event"].is_object() { &content["event"] } else { content }
 }
 
-/// Events about the node itself and its pods.
-fn event(view: &View, node: &str, content: &Value) -> Result<Decision, String> {
+/// Events about the node itself, its pods and its devices.
+fn event(view: &View, node: &str, namespace: &str, content: &Value) -> Result<Decision, String> {
     must_be_object(content, "event")?;
     let about = &event_of(content)["involvedObject"];
     let text = |field: &str| about[field].as_str().unwrap_or_default();
@@ -219,7 +225,17 @@ fn event(view: &View, node: &str, content: &Value) -> Result<Decision, String> {
         Some("Pod") if is_segment(text("namespace")) && is_segment(text("name")) => {
             Ok(pod(view, node, text("namespace"), text("name")))
         }
-        _ => Err("the event is neither about it nor about a pod".to_owned()),
+        Some("Device") if about["apiVersion"] == kinds::DEVICES => {
+            match view.devices.read().get(text("namespace"), text("name")) {
+                Some(device) if device.node != node => Err("the device is not bound to it".to_owned()),
+                Some(device) if device.uid == text("uid") && namespace == text("namespace") => Ok(Decision::Allowed),
+                Some(_) if namespace != text("namespace") => {
+                    Err("an event is in the namespace of its device".to_owned())
+                }
+                _ => Err("there is no such device with this uid".to_owned()),
+            }
+        }
+        _ => Err("the event is neither about it nor about a pod or a device".to_owned()),
     }
 }
 

@@ -121,6 +121,9 @@ impl Upstream {
         let verb = message.route.operation.as_str();
         // What was decided about is what is sent: a text that says a field twice would be read otherwise elsewhere.
         let content: Value = message.content.parse().unwrap_or_default();
+        if authorize::needs_devices(resource, &content) && !self.view.knows_devices(LISTING).await {
+            return Err(Status::failure(503, "ServiceUnavailable", "cloudcore has not read the devices yet"));
+        }
         let forbidden = |why: String| Status::failure(403, "Forbidden", why);
         let decision = authorize::check(&self.view, node, resource, verb, &content).map_err(forbidden)?;
         // First come, first served, and few per node at once: no node holds the others up for long.

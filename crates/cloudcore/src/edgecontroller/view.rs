@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::references::Reference;
 use super::versions::Versions;
 use crate::devicecontroller::devices::KnownDevices;
+use crate::devicecontroller::downstream::DEVICE;
 
 /// Namespace and name.
 pub type NamespacedName = (String, String);
@@ -58,6 +60,15 @@ impl View {
     pub async fn listed(&self) {
         // The sender lives in `self`.
         let _ = self.listed.subscribe().wait_for(|listed| *listed).await;
+    }
+
+    /// Whether the devices were read, or the API knows none, within this time. Nothing is waited for where there are no devices.
+    pub async fn knows_devices(&self, within: Duration) -> bool {
+        let is_known = || self.devices.are_listed() || self.versions.is_absent(DEVICE);
+        if !is_known() {
+            let _ = tokio::time::timeout(within, self.versions.all_listed()).await;
+        }
+        is_known()
     }
 
     pub(super) fn are_listed(&self) -> bool {

@@ -265,3 +265,55 @@ async fn what_cannot_be_written_now_is_tried_again_and_confirmed_only_then() -> 
     assert_eq!(edge.request(report("stubborn", "temperature", "3")).await?["content"], "OK");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_tells_events_of_its_own_devices_and_of_no_other() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let (edge, _) = cloud.edge("n1").await?;
+    let (other, _) = cloud.edge("n2").await?;
+    let uid = cloud.create(DEVICES, &device("thermo", "n1", "")).await?["metadata"]["uid"].clone();
+    edge.wait("the device", SOON, |seen| seen.rows.get("default/device/thermo").map(drop)).await?;
+    let event = |name: &str, about: &Value| {
+        json!({"metadata": {"name": name, "namespace": "default"}, "involvedObject": about, "type": "Warning",
+            "reason": "ReportRefused", "message": "m", "count": 1, "source": {"component": "devicetwin"}})
+    };
+    let insert = |name: &str, about: &Value| {
+        message("edged", "meta", "insert", &format!("default/event/{name}"), event(name, about))
+    };
+    let about = json!({"kind": "Device", "apiVersion": "devices.kubeedge.io/v1beta1", "namespace": "default",
+        "name": "thermo", "uid": uid});
+    let with = |field: &str, value: &str| {
+        let mut about = about.clone();
+        about[field] = json!(value);
+        about
+    };
+    other.send(&insert("of-another-node", &about)).await?;
+    wait_logged(&["WARN", "a request was refused", "of-another-node", "the device is not bound to it"]).await?;
+    for (name, about, why) in [
+        ("of-another-uid", with("uid", "u"), "no such device with this uid"),
+        ("of-nobody", with("name", "nobody"), "no such device with this uid"),
+        ("of-a-path", with("name", "../thermo"), "no such device with this uid"),
+        ("of-another-group", with("apiVersion", "v1"), "neither about it nor about a pod or a device"),
+        ("of-a-model", with("kind", "DeviceModel"), "neither about it nor about a pod or a device"),
+        ("of-another-namespace", with("namespace", "web"), "no such device with this uid"),
+    ] {
+        edge.send(&insert(name, &about)).await?;
+        wait_logged(&["WARN", "a request was refused", name, why]).await?;
+    }
+    let mut elsewhere = insert("elsewhere", &about);
+    elsewhere["route"]["resource"] = json!("kube-system/event/elsewhere");
+    edge.send(&elsewhere).await?;
+    wait_logged(&["WARN", "kube-system/event/elsewhere", "in the namespace of its device"]).await?;
+
+    edge.send(&insert("own", &about)).await?;
+    let patch = json!({"count": 2}).to_string();
+    let again = json!({"event": event("own", &about), "patchData": patch});
+    edge.send(&message("edged", "meta", "patch", "default/event/own", again)).await?;
+    let path = "/api/v1/namespaces/default/events/own";
+    let told = cloud.wait_for(path, "the event, counted", |event| event["count"] == 2).await?;
+    assert_eq!((&told["involvedObject"], &told["reason"]), (&about, &json!("ReportRefused")));
+    let all = cloud.get("/api/v1/namespaces/default/events").await?;
+    let refused = all["items"].as_array().into_iter().flatten().filter(|event| event["reason"] == "ReportRefused");
+    assert_eq!(refused.count(), 1, "{all}");
+    Ok(())
+}
