@@ -58,7 +58,7 @@ pub enum Refusal {
     NoSuchType {
         /// The property.
         name: String,
-        /// The type.
+        /// The type, cut to the length of a name.
         kind: String,
     },
     /// No such device on this node.
@@ -72,6 +72,19 @@ impl Refusal {
         match self {
             Self::NoDevice => 404,
             _ => 400,
+        }
+    }
+
+    /// The refusal without what the payload says, but for the property's name: for events, of which those with the same text are one.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Long { .. } => format!("the payload has more than {MAX_PAYLOAD} bytes"),
+            Self::Shape { .. } => "the payload is no request as JSON".to_owned(),
+            Self::Type { name, kind, .. } => format!("property {name:?}: the value is no {kind}"),
+            Self::NoSuchType { name, .. } => {
+                format!("property {name:?}: there is no such type, only int, integer, float, boolean and string")
+            }
+            other => other.to_string(),
         }
     }
 }
@@ -103,7 +116,7 @@ pub fn values(name: &str, kind: &str, entry: &Entry) -> Result<(), Refusal> {
     for text in [&entry.expected, &entry.actual].into_iter().flatten().filter_map(text) {
         let fits = match kind {
             "int" | "integer" => text.parse::<i64>().is_ok(),
-            "float" => text.parse::<f64>().is_ok(),
+            "float" => is_float(text),
             "boolean" => matches!(text, "true" | "false"),
             _ => true,
         };
@@ -122,7 +135,7 @@ pub fn kind(name: &str, kind: &str) -> Result<(), Refusal> {
     if matches!(kind, "" | "int" | "integer" | "float" | "boolean" | STRING | DELETED) {
         return Ok(());
     }
-    Err(Refusal::NoSuchType { name: name.to_owned(), kind: kind.to_owned() })
+    Err(Refusal::NoSuchType { name: name.to_owned(), kind: kind.chars().take(MAX_NAME).collect() })
 }
 
 /// The text of a value, if it has any.
@@ -130,6 +143,51 @@ pub(crate) fn text(value: &Value) -> Option<&str> {
     value.value.as_deref().filter(|text| !text.is_empty())
 }
 
+/// As Go reads them: a number that is too large for 64 bits is none, `Inf` is.
+fn is_float(text: &str) -> bool {
+    let is_number = text.bytes().any(|byte| byte.is_ascii_digit());
+    text.parse::<f64>().is_ok_and(|value| value.is_finite() || !is_number)
+}
+
 fn is_allowed(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.,:/@#".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_each_type() {
+        for (kind, text, fits) in [
+            ("int", "-9223372036854775808", true),
+            ("int", "9223372036854775808", false),
+            ("integer", "1.0", false),
+            ("float", "1e308", true),
+            ("float", "-1e999", false),
+            ("float", "Inf", true),
+            ("float", "NaN", true),
+            ("float", "warm", false),
+            ("boolean", "True", false),
+            ("boolean", "false", true),
+            ("string", "anything", true),
+            ("int", "", true),
+        ] {
+            let value = Value { value: Some(text.to_owned()), metadata: None };
+            let entry = Entry { actual: Some(value), ..Entry::default() };
+            assert_eq!(values("p", kind, &entry).is_ok(), fits, "{kind} {text}");
+        }
+    }
+
+    #[test]
+    fn a_summary_says_nothing_of_the_payload() {
+        let [name, secret] = ["p", "secret"].map(str::to_owned);
+        for refusal in [
+            Refusal::Type { name: name.clone(), value: secret.clone(), kind: "int".to_owned() },
+            Refusal::NoSuchType { name, kind: secret.clone() },
+            Refusal::Shape { cause: secret },
+        ] {
+            assert!(refusal.to_string().contains("secret") && !refusal.summary().contains("secret"), "{refusal}");
+        }
+    }
 }
