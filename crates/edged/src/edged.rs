@@ -13,7 +13,7 @@ use wire::{Message, kind, operation};
 
 use crate::{
     access::Access,
-    api::{self, Api},
+    api::{self, Api, DevicePages},
     events::{EventType, Recorder},
     eviction::{Evictor, EvictorTools},
     images::ImageCollector,
@@ -37,12 +37,19 @@ const PROC: &str = "/proc";
 pub struct Edged {
     settings: Arc<Settings>,
     access: watch::Sender<Option<Arc<Access>>>,
+    devices: Option<DevicePages>,
 }
 
 impl Edged {
     /// A node agent with these settings; nothing starts before the module runs.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings), access: watch::Sender::new(None) }
+        Self { settings: Arc::new(settings), access: watch::Sender::new(None), devices: None }
+    }
+
+    /// Its API answers questions about devices with this.
+    #[must_use]
+    pub fn with_devices(self, devices: Option<DevicePages>) -> Self {
+        Self { devices, ..self }
     }
 
     /// What other modules may ask of the agent, as soon as it runs.
@@ -125,7 +132,7 @@ impl Edged {
         let stop_logs = stopping.clone();
         parts.spawn(async move { logs.rotate_logs(stop_logs).await });
         parts.spawn(Arc::clone(&access).run());
-        parts.spawn(Api::new(Arc::clone(&access)).serve(listener));
+        parts.spawn(Api::new(Arc::clone(&access), self.devices.clone()).serve(listener));
         parts.spawn(pass_runtime_events(Arc::clone(&runtime), desk.clone(), access, stopping.clone()));
         loop {
             tokio::select! {

@@ -8,6 +8,7 @@
 mod answer;
 mod auth;
 mod configz;
+mod devices;
 mod health;
 mod logs;
 mod metrics;
@@ -18,4 +19,5 @@ mod server;
 mod upgrade;
 mod websocket;
 
+pub use devices::{DeviceName, DevicePages, DeviceQuestion, Page};
 pub use server::{Api, listen};

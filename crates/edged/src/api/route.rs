@@ -2,6 +2,7 @@
 
 use http::Method;
 
+use super::devices::{DeviceName, DevicePath};
 use crate::access::ContainerName;
 
 /// What is asked for.
@@ -30,6 +31,8 @@ pub enum Route {
         /// Its UID, when that very one is meant.
         uid: Option<String>,
     },
+    /// `/devices` and what is below.
+    Devices(DevicePath),
     /// `/configz`.
     Configz,
     /// `/stats/summary`.
@@ -92,6 +95,11 @@ pub fn route(method: &Method, path: &str) -> Result<Route, RouteError> {
         ["healthz", "syncloop"] => (Route::Health(Check::SyncLoop), "GET"),
         ["pods"] => (Route::Pods, "GET"),
         ["runningpods"] => (Route::RunningPods, "GET"),
+        ["devices"] => (Route::Devices(DevicePath::List), "GET"),
+        ["devices", namespace, name, "twin"] => (Route::Devices(DevicePath::Twin(device(namespace, name))), "GET"),
+        ["devices", namespace, name, "history"] => {
+            (Route::Devices(DevicePath::History(device(namespace, name))), "GET")
+        }
         ["configz"] => (Route::Configz, "GET"),
         ["stats", "summary"] => (Route::Summary, "GET"),
         ["metrics"] => (Route::Metrics(Metrics::Agent), "GET"),
@@ -121,6 +129,10 @@ pub fn route(method: &Method, path: &str) -> Result<Route, RouteError> {
     }
 }
 
+fn device(namespace: &str, name: &str) -> DeviceName {
+    DeviceName { namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
 fn name(namespace: &str, pod: &str, uid: Option<&&str>, container: &str) -> ContainerName {
     ContainerName {
         namespace: namespace.to_owned(),
@@ -145,6 +157,9 @@ mod tests {
         assert_eq!(get("/exec/ns/p/c"), Ok(Route::Exec(name("ns", "p", None, "c"))));
         assert_eq!(get("/exec/ns/p/u/c"), Ok(Route::Exec(name("ns", "p", Some(&"u"), "c"))));
         assert_eq!(route(&Method::POST, "/run/ns/p/c"), Ok(Route::Run(name("ns", "p", None, "c"))));
+        assert_eq!(get("/devices/"), Ok(Route::Devices(DevicePath::List)));
+        assert_eq!(get("/devices/ns/d/twin"), Ok(Route::Devices(DevicePath::Twin(device("ns", "d")))));
+        assert_eq!(get("/devices/ns/d/history"), Ok(Route::Devices(DevicePath::History(device("ns", "d")))));
         let forward = |uid: Option<&str>| Route::PortForward {
             namespace: "ns".into(),
             pod: "p".into(),
@@ -167,6 +182,8 @@ mod tests {
             "/portForward/ns",
             "/portForward/ns/p/u/x",
             "/PODS",
+            "/devices/ns/d",
+            "/devices/ns/d/twin/x",
             "/../pods",
             "/logs/",
             "/debug/pprof",

@@ -15,10 +15,11 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::auth::{Auth, Denied};
+use super::devices::DevicePages;
 use super::query::Query;
 use super::route::{Route, RouteError, route};
 use super::upgrade::Target;
-use super::{answer, configz, health, logs, metrics, pods, upgrade};
+use super::{answer, configz, devices, health, logs, metrics, pods, upgrade};
 use crate::access::Access;
 use crate::node::facts;
 use crate::settings::Settings;
@@ -32,6 +33,7 @@ const RETRY: Duration = Duration::from_secs(10);
 pub struct Api {
     access: Arc<Access>,
     auth: Auth,
+    devices: Option<DevicePages>,
     /// Tasks of upgraded connections.
     pub(super) streams: TaskTracker,
 }
@@ -54,9 +56,9 @@ async fn bind(settings: &Settings, address: IpAddr) -> io::Result<TcpListener> {
 }
 
 impl Api {
-    /// An API on what the agent gives.
-    pub fn new(access: Arc<Access>) -> Self {
-        Self { auth: Auth::new(&access.settings), access, streams: TaskTracker::new() }
+    /// An API on what the agent gives, and DeviceTwin if there is one.
+    pub fn new(access: Arc<Access>, devices: Option<DevicePages>) -> Self {
+        Self { auth: Auth::new(&access.settings), access, devices, streams: TaskTracker::new() }
     }
 
     /// Serves until the agent stops.
@@ -122,6 +124,7 @@ impl Api {
             Route::Health(check) => health::check(access, check).await,
             Route::Pods => pods::configured(access).await,
             Route::RunningPods => pods::running(access).await,
+            Route::Devices(path) => devices::answer(self.devices.as_ref(), path, &query),
             Route::Configz => configz::answer(access).await,
             Route::Summary => metrics::summary(access, &query).await,
             Route::Metrics(page) => metrics::answer(access, page).await,

@@ -48,8 +48,18 @@ async fn everything_but_health_wants_a_token() {
         let answer = get(path, "").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
     }
-    for path in ["/pods", "/configz", "/metrics", "/stats/summary", "/exec/a/b/c", "/containerLogs/a/b/c", "/none", "/"]
-    {
+    for path in [
+        "/pods",
+        "/devices",
+        "/devices/a/b/history",
+        "/configz",
+        "/metrics",
+        "/stats/summary",
+        "/exec/a/b/c",
+        "/containerLogs/a/b/c",
+        "/none",
+        "/",
+    ] {
         let answer = get(path, "").await;
         assert!(answer.starts_with("HTTP/1.1 401 Unauthorized\r\n") && answer.contains(&token_file), "{answer}");
         assert!(answer.contains("www-authenticate: Bearer\r\n"));
@@ -81,6 +91,31 @@ async fn pods_and_the_configuration_in_force() {
     let config = &api.json("/configz").await["kubeletconfig"];
     assert_eq!((&config["address"], &config["readOnlyPort"]), (&"127.0.0.1".into(), &api.address.port().into()));
     assert_eq!(config["cgroupDriver"], "cgroupfs");
+}
+
+#[tokio::test]
+async fn questions_about_devices_are_handed_on_and_refusals_are_statuses() {
+    let (_node, api) = node().await;
+    let history = api.json("/devices/shop/t1/history?property=a%2Fb&limit=7&continue=1.2").await;
+    let question = history["question"].as_str().unwrap();
+    for part in ["\"shop\"", "\"t1\"", "\"a/b\"", "limit: 7", "\"1.2\""] {
+        assert!(question.contains(part), "{question}");
+    }
+    assert!(api.text("/devices").await.contains("List(Page { limit: 500, from: None })"));
+    for (path, code, reason, why) in [
+        ("/devices/shop/nobody/twin", 404, "NotFound", "no device nobody is on this node"),
+        ("/devices/shop/t1/history", 400, "BadRequest", "property: say which, property=NAME"),
+        ("/devices?limit=0", 400, "BadRequest", "limit: \"0\" is no number from 1 to 1000"),
+    ] {
+        let (status, text) = api.get(path).await;
+        let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &object["code"]), (code, &code.into()), "{text}");
+        assert_eq!(
+            (&object["kind"], &object["reason"], &object["message"]),
+            (&"Status".into(), &reason.into(), &why.into())
+        );
+    }
+    assert_eq!(api.request("POST", "/devices").await, (405, "method not allowed: use GET\n".into()));
 }
 
 /// What a caller over TLS gets: status and text.

@@ -81,7 +81,7 @@ impl Node {
         let mut settings = self.settings();
         change(&mut settings);
         let mut modules = ModuleManager::new();
-        modules.register(Edged::new(settings));
+        modules.register(Edged::new(settings).with_devices(Some(node_api::devices())));
         modules.register(self.cloud.module());
         self.stopping = CancellationToken::new();
         self.running.spawn(modules.run(self.stopping.clone()));

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use edged::api::{DevicePages, DeviceQuestion};
 use edged::streams::dial::{self, DialError, Io};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, response};
 use http_body_util::{BodyExt, Empty};
@@ -32,6 +33,16 @@ pub struct Answer {
     pub head: response::Parts,
     pub body: Incoming,
     _connection: JoinSet<()>,
+}
+
+/// Answers with the question, and knows no device that is called nobody.
+pub fn devices() -> DevicePages {
+    std::sync::Arc::new(|question: &DeviceQuestion| match question {
+        DeviceQuestion::Twin(device) if device.name == "nobody" => {
+            Err(Box::new(wire::Status::failure(404, "NotFound", "no device nobody is on this node")))
+        }
+        question => Ok(serde_json::json!({"question": format!("{question:?}")})),
+    })
 }
 
 impl NodeApi {
