@@ -14,6 +14,7 @@ pub mod settings;
 
 use api::edgecore::Config;
 use beehive::ModuleManager;
+use edged::events::Recorder;
 use store::{Database, Durability};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -64,10 +65,14 @@ pub async fn run(config: &Config, stopping: CancellationToken) -> Result<(), Sta
     if let Some(socket) = config.dmi_socket() {
         let changed = dmi::Changed::new();
         modules.register(dmi::Dmi::new(socket, database.clone(), to_twin, changed.clone()));
-        modules.register(devicetwin::DeviceTwin::new(&config.node_name(), database, arrived, bus, changed));
+        let node = config.node_name();
+        let events = Recorder::of("devicetwin", &node, agent.report_event);
+        let twin = devicetwin::DeviceTwin::new(&node, database.clone(), (arrived, bus), changed, events);
+        modules.register(twin);
     }
     if has_agent {
-        modules.register(edged::Edged::new(agent));
+        let pages = config.dmi_socket().map(|_| devicetwin::pages(database));
+        modules.register(edged::Edged::new(agent).with_devices(pages));
     }
     modules.run(stopping).await;
     Ok(())

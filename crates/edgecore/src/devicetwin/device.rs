@@ -7,6 +7,8 @@ use twin::payload::Version;
 use twin::topic::DeviceId;
 use twin::twin::{Property, Twin};
 
+use super::history::Asked;
+
 /// A device.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Device {
@@ -14,6 +16,19 @@ pub(super) struct Device {
     pub(super) twin: Twin,
     /// Properties whose values the cloud has not confirmed.
     pub(super) untold: BTreeSet<String>,
+    /// What is asked for of its history; its objects say so at each start.
+    pub(super) history: Asked,
+}
+
+/// A reported value that is to be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) property: String,
+    /// Unix milliseconds.
+    pub(super) time: i64,
+    pub(super) value: String,
+    /// Values of the property that are kept with this one.
+    pub(super) at_most: u32,
 }
 
 /// A device without its properties, as it is stored.
@@ -56,6 +71,8 @@ pub(super) struct Devices {
 struct Dirty {
     about: bool,
     properties: BTreeSet<String>,
+    /// In the order of their reports.
+    kept: Vec<Kept>,
     /// What the database has of it is of another device of this name, or of one that is gone.
     removed: bool,
 }
@@ -65,6 +82,7 @@ pub(super) enum Write {
     Remove { device: String },
     About { device: String, value: Vec<u8> },
     Property { device: String, name: String, value: Vec<u8> },
+    Keep { device: String, kept: Kept },
 }
 
 impl Device {
@@ -118,6 +136,11 @@ impl Devices {
         self.dirty.entry(id.clone()).or_default().properties.insert(property.to_owned());
     }
 
+    /// Values for the history of a device.
+    pub(super) fn keep(&mut self, id: &DeviceId, kept: Vec<Kept>) {
+        self.dirty.entry(id.clone()).or_default().kept.extend(kept);
+    }
+
     /// What has to be written, in its order.
     pub(super) fn take_writes(&mut self) -> Vec<Write> {
         let mut writes = Vec::new();
@@ -138,6 +161,7 @@ impl Devices {
                 let value = serde_json::to_vec(&stored).unwrap_or_default();
                 writes.push(Write::Property { device: device.clone(), name, value });
             }
+            writes.extend(dirty.kept.into_iter().map(|kept| Write::Keep { device: device.clone(), kept }));
         }
         writes
     }

@@ -2,10 +2,14 @@
 //!
 //! A request of a device comes from EventBus; it changes the twin in memory (`requests`, by the rules of crate `twin`), the change
 //! is written down with all others that came at the same time, and only then answered and told to the cloud (`reports`). Device
-//! objects come from MetaManager (`objects`). `device` has the state, whose only owner is this module; `rows` the database.
+//! objects come from MetaManager (`objects`). `device` has the state, whose only owner is this module; `rows` the database. `history` says
+//! which values are kept, `kept` keeps them; `pages` shows them, and the twins, to the node's API.
 
 mod device;
+mod history;
+mod kept;
 mod objects;
+mod pages;
 #[cfg(test)]
 mod replay;
 mod reports;
@@ -15,9 +19,12 @@ mod rows;
 mod tests;
 
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
+use edged::events::{EventSender, EventType, Recorder};
+use edged::meta::MetaClient;
 use store::{Database, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 use twin::topic::DeviceId;
 use wire::{AnswerError, EdgeResource, Message, group, kind, module, operation};
@@ -28,6 +35,8 @@ use device::Devices;
 use reports::Reports;
 use requests::{Answer, Told};
 
+pub(crate) use kept::TABLES as HISTORY;
+pub(crate) use pages::pages;
 pub(crate) use rows::TABLES;
 
 /// Requests that are written down together.
@@ -44,6 +53,9 @@ pub struct DeviceTwin {
     changed: Changed,
     /// Whether the link stands: nobody says so again to a module that was started again after a failure.
     connected: bool,
+    recorder: Recorder,
+    /// Sends what the recorder records; with `run` while that runs.
+    events: Option<EventSender>,
 }
 
 /// What is to be done next.
@@ -63,12 +75,20 @@ struct Batch {
 }
 
 impl DeviceTwin {
-    /// On the node's database, for the devices that EventBus hears.
-    pub fn new(node: &str, database: Database, arrived: mpsc::Receiver<Arrived>, bus: Bus, changed: Changed) -> Self {
-        Self { node: node.to_owned(), rows: rows::Rows::new(database), arrived, bus, changed, connected: false }
+    /// On the node's database, for the devices that EventBus and DMI hear. `events` sends what is recorded of devices, here and elsewhere.
+    pub fn new(
+        node: &str,
+        database: Database,
+        (arrived, bus): (mpsc::Receiver<Arrived>, Bus),
+        changed: Changed,
+        (recorder, events): (Recorder, EventSender),
+    ) -> Self {
+        let rows = rows::Rows::new(database);
+        Self { node: node.to_owned(), rows, arrived, bus, changed, connected: false, recorder, events: Some(events) }
     }
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
+        self.rows.forget_old().await;
         let mut devices = Devices::new(self.rows.devices().map_err(|error| Box::new(error) as ModuleError)?);
         let mut reports = Reports::default();
         reports.link(self.connected, &devices, Instant::now());
@@ -170,6 +190,11 @@ impl DeviceTwin {
         let Ok(resource) = EdgeResource::parse(&route.resource) else { return };
         // MetaManager has stored it.
         self.changed.tell();
+        if resource.kind == kind::DEVICE_MODEL {
+            let model = (route.operation != operation::DELETE).then(|| message.content.payload());
+            let (namespace, name) = (resource.namespace.as_str(), resource.name());
+            batch.answers.extend(history::model_changed(devices, namespace, name, model.as_deref()));
+        }
         if resource.kind != kind::DEVICE {
             return;
         }
@@ -194,6 +219,7 @@ impl DeviceTwin {
         reports: &mut Reports,
         batch: Batch,
     ) -> Result<Vec<Answer>, StoreError> {
+        batch.answers.iter().flat_map(|answer| &answer.notes).for_each(|note| self.note(devices, note));
         let mut again = Vec::new();
         let writes = devices.take_writes();
         let stored = if writes.is_empty() { Ok(()) } else { self.rows.write(writes).await };
@@ -222,6 +248,15 @@ impl DeviceTwin {
         Ok(again)
     }
 
+    /// Tells users what they have to know of a device that is in the cluster.
+    fn note(&self, devices: &Devices, note: &requests::Note) {
+        let (id, text) = (&note.device, note.text.as_str());
+        let uid = devices.get(id).map(|device| device.about.uid.as_str()).unwrap_or_default();
+        if !uid.is_empty() {
+            self.recorder.device(&id.namespace, &id.name, uid, EventType::Warning, note.reason, text);
+        }
+    }
+
     /// What is in memory only did not happen. What the objects wish is tried again.
     fn forget(&self, devices: &mut Devices, error: &StoreError) -> Result<Vec<Answer>, StoreError> {
         error!(%error, "changes of devices could not be stored");
@@ -240,7 +275,23 @@ impl Module for DeviceTwin {
     }
 
     fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
-        Box::pin(async move { self.serve(&context, inbox).await })
+        Box::pin(async move {
+            let (meta, stop) = (MetaClient::new(context.clone()), CancellationToken::new());
+            let mut events = self.events.take();
+            let serving = async {
+                let ended = self.serve(&context, inbox).await;
+                stop.cancel();
+                ended
+            };
+            let sending = async {
+                if let Some(events) = &mut events {
+                    events.run(&meta, &stop).await;
+                }
+            };
+            let (ended, ()) = tokio::join!(serving, sending);
+            self.events = events;
+            ended
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use twin::payload::{Entries, Entry, TypeMetadata, Value, Version};
 use twin::topic::DeviceId;
 
 use super::device::{About, Devices};
+use super::history::{self, Asked};
 use super::requests::{Answer, Told, listed, node_topic, take_in, tell_changes};
 
 /// A Device (`devices.kubeedge.io/v1beta1`).
@@ -99,10 +100,10 @@ struct Member {
 pub(super) fn put(
     devices: &mut Devices,
     node: &str,
-    object: &[u8],
+    text: &[u8],
     model: impl Fn(&str) -> Option<Vec<u8>>,
 ) -> Option<(DeviceId, Answer)> {
-    let object: Object = match serde_json::from_slice(object) {
+    let object: Object = match serde_json::from_slice(text) {
         Ok(object) => object,
         Err(error) => {
             warn!(%error, "a Device cannot be read");
@@ -130,8 +131,11 @@ pub(super) fn put(
         devices.add(&id, About { uid: object.metadata.uid.clone(), description, ..About::default() });
         answer.told.push(updated(devices, node, &id, true));
     }
+    let model_name = object.spec.device_model_ref.as_ref().map(|model| model.name.as_str()).unwrap_or_default();
+    let model = model(&format!("{}/{}/{model_name}", id.namespace, wire::kind::DEVICE_MODEL));
+    history::ask(devices, &id, Asked::new(text, model_name, model.as_deref()), &mut answer);
     name_properties(devices, &id, &object);
-    desire(devices, &id, &object, model, &mut answer);
+    desire(devices, &id, &object, model.as_deref(), &mut answer);
     Some((id, answer))
 }
 
@@ -186,13 +190,7 @@ fn name_properties(devices: &mut Devices, id: &DeviceId, object: &Object) {
 }
 
 /// What the object wishes otherwise than it did before counts for more than what the edge wished.
-fn desire(
-    devices: &mut Devices,
-    id: &DeviceId,
-    object: &Object,
-    model: impl Fn(&str) -> Option<Vec<u8>>,
-    answer: &mut Answer,
-) {
+fn desire(devices: &mut Devices, id: &DeviceId, object: &Object, model: Option<&[u8]>, answer: &mut Answer) {
     let Some(device) = devices.get_mut(id) else { return };
     let wishes = object.spec.properties.iter().flatten();
     let wishes: BTreeMap<&str, &Desired> = wishes
@@ -204,7 +202,7 @@ fn desire(
     if desired == device.about.desired {
         return;
     }
-    let kinds = kinds(object, model);
+    let kinds = kinds(model);
     let mut all = twin::twin::Outcome::default();
     for (name, wish) in wishes {
         if device.about.desired.get(name) == Some(&wish.value) {
@@ -228,6 +226,11 @@ fn desire(
             }
             Err(refusal) => {
                 warn!(device = %id, reason = %refusal, "a desired value is not taken; tried again when the Device changes");
+                answer.note(
+                    id,
+                    "DesiredValueRefused",
+                    format!("{}; tried again when the Device changes", refusal.summary()),
+                );
                 desired.remove(name);
             }
         }
@@ -245,10 +248,8 @@ fn desire(
 }
 
 /// The types of properties, by the model.
-fn kinds(object: &Object, model: impl Fn(&str) -> Option<Vec<u8>>) -> BTreeMap<String, String> {
-    let name = object.spec.device_model_ref.as_ref().map(|model| model.name.as_str()).unwrap_or_default();
-    let text = model(&format!("{}/{}/{name}", object.metadata.namespace, wire::kind::DEVICE_MODEL));
-    let model: Model = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+fn kinds(model: Option<&[u8]>) -> BTreeMap<String, String> {
+    let model: Model = model.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default();
     model.spec.properties.into_iter().map(|property| (property.name, kind_of(&property.kind))).collect()
 }
 

@@ -5,15 +5,19 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use twin::check::Refusal;
-use twin::payload::{Entries, Request};
+use twin::payload::{Entries, MAX_PAYLOAD, Request};
 use twin::topic::{DeviceId, Topic};
 use twin::twin::Outcome;
 
 use super::device::{About, Devices};
+use super::history;
 use crate::eventbus::Refused;
 
 /// States that a device may have (KubeEdge v1.23; in any case of letters).
 const STATES: [&str; 5] = ["online", "offline", "ok", "unknown", "unhealthy"];
+
+/// Letters of a state that an answer repeats.
+const MAX_STATE: usize = 128;
 
 /// A message for whoever has subscribed to its topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +32,20 @@ pub(super) struct Answer {
     pub(super) told: Vec<Told>,
     /// The device that the request was about, if it may have changed.
     pub(super) device: Option<DeviceId>,
+    /// What users hear of the device.
+    pub(super) notes: Vec<Note>,
     /// Where a refusal is told, and the id of the request.
     refusals: Option<(String, String)>,
     /// It was refused.
     pub(super) refused: Option<Refused>,
+}
+
+/// For an event of a device, if it exists.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Note {
+    pub(super) device: DeviceId,
+    pub(super) reason: &'static str,
+    pub(super) text: String,
 }
 
 /// Answers of twins, in the order of KubeEdge's fields.
@@ -77,12 +91,27 @@ impl NotDone {
             _ => 400,
         }
     }
+
+    /// As in [`Refusal::summary`].
+    fn summary(&self) -> String {
+        match self {
+            Self::Twin(refusal) => refusal.summary(),
+            Self::NoState => self.to_string(),
+            Self::State { .. } => format!("there is no such state, only {}", STATES.join(", ")),
+            Self::Shape(_) => "the payload is no request as JSON".to_owned(),
+        }
+    }
 }
 
 impl Answer {
     /// Of a change of this device.
     pub(super) fn about(id: &DeviceId) -> Self {
         Self { device: Some(id.clone()), ..Self::default() }
+    }
+
+    /// An event of this device.
+    pub(super) fn note(&mut self, device: &DeviceId, reason: &'static str, text: String) {
+        self.notes.push(Note { device: device.clone(), reason, text });
     }
 
     fn tell(&mut self, topic: String, payload: &impl Serialize) {
@@ -108,7 +137,7 @@ impl Answer {
 
 /// Carries out a request that came on this topic; `node` is the own one.
 pub(super) fn carry_out(devices: &mut Devices, node: &str, topic: &str, payload: &[u8]) -> Option<Answer> {
-    let topic = Topic::parse(topic)?;
+    let Some(topic) = Topic::parse(topic) else { return nobody(topic, payload) };
     let mut answer = Answer::default();
     let done = match &topic {
         Topic::MembershipGet => {
@@ -126,7 +155,29 @@ pub(super) fn carry_out(devices: &mut Devices, node: &str, topic: &str, payload:
     if let Err(error) = done {
         answer.device = None;
         answer.refuse(error.code(), &error.to_string());
+        let noted = match &topic {
+            Topic::StateUpdate(id) => Some((id, "ReportRefused", "state/update")),
+            Topic::TwinUpdate(id) => Some((id, "ReportRefused", "twin/update")),
+            Topic::CloudUpdated(id) => Some((id, "DesiredValueRefused", "twin/cloud_updated")),
+            _ => None,
+        };
+        if let Some((id, reason, what)) = noted {
+            answer.note(id, reason, format!("{what}: {}", error.summary()));
+        }
     }
+    Some(answer)
+}
+
+/// Of a name that no device can have whoever uses it hears where it would listen.
+fn nobody(topic: &str, payload: &[u8]) -> Option<Answer> {
+    let asks = ["/twin/update", "/twin/get", "/state/update"].iter().any(|request| topic.ends_with(request));
+    if !asks || !topic.starts_with("$hw/events/device/") {
+        return None;
+    }
+    let bare: Bare = parse(payload).unwrap_or_default();
+    let mut answer = Answer { refusals: Some((format!("{topic}/result"), bare.event_id)), ..Answer::default() };
+    let why = "no device has such a name: NAMESPACE/NAME, both of a-z 0-9 - .";
+    answer.refuse(Refusal::NoDevice.code(), why);
     Some(answer)
 }
 
@@ -135,8 +186,15 @@ pub(super) fn node_topic(node: &str, what: &str) -> String {
     format!("$hw/events/node/{node}/{what}")
 }
 
+fn parse<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, NotDone> {
+    if payload.len() > MAX_PAYLOAD {
+        return Err(Refusal::Long { bytes: payload.len() }.into());
+    }
+    serde_json::from_slice(payload).map_err(NotDone::Shape)
+}
+
 fn membership(devices: &Devices, topic: &str, payload: &[u8], answer: &mut Answer) -> Result<(), NotDone> {
-    let bare: Bare = serde_json::from_slice(payload).map_err(NotDone::Shape)?;
+    let bare: Bare = parse(payload)?;
     let all: Vec<_> = devices.all().into_iter().map(|(id, device)| listed(id, &device.about)).collect();
     answer.tell(topic.to_owned(), &json!({"event_id": bare.event_id, "timestamp": compose::now(), "devices": all}));
     Ok(())
@@ -157,11 +215,11 @@ pub(super) fn listed(id: &DeviceId, about: &About) -> serde_json::Value {
 
 fn state(devices: &mut Devices, id: &DeviceId, payload: &[u8], answer: &mut Answer) -> Result<(), NotDone> {
     answer.refusals = Some((id.topic("state/update/result"), String::new()));
-    let request: StateRequest = serde_json::from_slice(payload).map_err(NotDone::Shape)?;
+    let request: StateRequest = parse(payload)?;
     answer.refusals = Some((id.topic("state/update/result"), request.event_id));
     let state = request.state.ok_or(NotDone::NoState)?;
     if !STATES.iter().any(|known| known.eq_ignore_ascii_case(&state)) {
-        return Err(NotDone::State { state });
+        return Err(NotDone::State { state: state.chars().take(MAX_STATE).collect() });
     }
     let device = devices.get_mut(id).ok_or(Refusal::NoDevice)?;
     let about = &mut device.about;
@@ -211,6 +269,7 @@ fn update(
     let outcome = if is_of_cloud { device.twin.sync(entries, now)? } else { device.twin.update(entries, now)? };
     take_in(devices, id, &outcome);
     if !is_of_cloud {
+        history::keep(devices, id, &outcome.result);
         let result: &Entries = &outcome.result;
         let event_id = request.event_id.as_str();
         answer.tell(id.topic("twin/update/result"), &TwinAnswer { event_id, timestamp: now, twin: result });

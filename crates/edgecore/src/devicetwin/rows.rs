@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use beehive::compose;
 use store::rusqlite::{Connection, params};
 use store::{Database, StoreError};
 use tracing::warn;
@@ -9,6 +10,7 @@ use twin::topic::DeviceId;
 use wire::kind;
 
 use super::device::{About, Device, Stored, Write};
+use super::kept;
 
 /// The tables (a step of [`crate::metamanager::SCHEMA`]).
 pub(crate) const TABLES: &str = "CREATE TABLE device (id TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -76,7 +78,21 @@ impl Rows {
 
     /// Writes all of it or nothing.
     pub(super) async fn write(&self, writes: Vec<Write>) -> Result<(), StoreError> {
-        self.database.write(move |c| writes.iter().try_for_each(|write| write_one(c, write))).await
+        let now = compose::now();
+        let job = move |c: &Connection| {
+            writes.iter().try_for_each(|write| write_one(c, write))?;
+            let has_history = writes.iter().any(|write| matches!(write, Write::Keep { .. }));
+            if has_history { kept::make_room(c, now) } else { Ok(()) }
+        };
+        self.database.write(job).await
+    }
+
+    /// Forgets the part of the history that is too old. With each write that is done, too; only nobody may ask for history any more.
+    pub(super) async fn forget_old(&self) {
+        let now = compose::now();
+        if let Err(error) = self.database.write(move |c| kept::forget_old(c, now, usize::MAX)).await {
+            warn!(%error, "old values of devices could not be removed");
+        }
     }
 }
 
@@ -90,7 +106,9 @@ fn write_one(c: &Connection, write: &Write) -> store::rusqlite::Result<()> {
         Write::Remove { device } => {
             c.prepare_cached("DELETE FROM device WHERE id = ?1")?.execute([device])?;
             c.prepare_cached("DELETE FROM property WHERE device = ?1")?.execute([device])?;
+            kept::remove(c, device)?;
         }
+        Write::Keep { device, kept } => kept::keep(c, device, kept)?,
         Write::About { device, value } => {
             c.prepare_cached("INSERT OR REPLACE INTO device VALUES (?1, ?2)")?.execute(params![device, value])?;
         }

@@ -13,6 +13,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wire::{Content, source};
 
+mod history;
+mod refusals;
+
 use super::*;
 use crate::eventbus::Published;
 use crate::metamanager::SCHEMA;
@@ -31,6 +34,7 @@ struct Running {
     stop: CancellationToken,
     context: Context,
     hub: Inbox,
+    meta: Inbox,
     say: mpsc::Sender<Arrived>,
     heard: mpsc::Receiver<Published>,
     /// Told when the module has failed and is started again.
@@ -51,12 +55,14 @@ impl World {
     fn run(&mut self) {
         let database = self.database();
         let stop = CancellationToken::new();
-        let modules = [(module::EDGE_HUB, group::HUB), (module::TWIN, group::TWIN)];
+        let modules =
+            [(module::EDGE_HUB, group::HUB), (module::TWIN, group::TWIN), (module::META_MANAGER, group::META)];
         let (context, mut inboxes) = Context::new(&modules, stop.clone());
-        let (mut inbox, hub) = (inboxes.remove(1), inboxes.remove(0));
+        let (meta, mut inbox, hub) = (inboxes.remove(2), inboxes.remove(1), inboxes.remove(0));
         let (say, arrived) = mpsc::channel(16);
         let (bus, heard) = Bus::of_test(4096);
-        let mut twin = DeviceTwin::new(NODE, database, arrived, bus, Changed::new());
+        let events = Recorder::of("devicetwin", NODE, true);
+        let mut twin = DeviceTwin::new(NODE, database, (arrived, bus), Changed::new(), events);
         let on = context.clone();
         let failures = Arc::new(Notify::new());
         let failed = failures.clone();
@@ -67,7 +73,7 @@ impl World {
                 tokio::task::yield_now().await;
             }
         });
-        self.running = Some(Running { task, stop, context, hub, say, heard, failures });
+        self.running = Some(Running { task, stop, context, hub, meta, say, heard, failures });
     }
 
     /// Ends as by SIGKILL, and starts again.
@@ -95,13 +101,32 @@ impl World {
             .collect();
         let object =
             json!({"metadata": {"name": name, "namespace": "default", "uid": uid}, "spec": {"properties": properties}});
-        let path = format!("default/device/{name}");
+        self.store(verb, kind::DEVICE, name, object).await;
+    }
+
+    /// Waits until the messages so far are carried out: a device comes and goes after them.
+    async fn settle(&mut self) {
+        for verb in [operation::INSERT, operation::DELETE] {
+            self.object(verb, "marker", "marker", &[]).await;
+            let is_there = |told: &Value, field: &str| told[field][0]["name"] == "marker";
+            loop {
+                let (_, told) = self.hear().await;
+                if is_there(&told, "added_devices") || is_there(&told, "removed_devices") {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// MetaManager has stored an object of this kind, or removed it.
+    async fn store(&mut self, verb: &str, kind: &'static str, name: &str, object: Value) {
+        let path = format!("default/{kind}/{name}");
         let (key, text, is_there) = (path.clone(), object.to_string(), verb != operation::DELETE);
         let database = self.database();
         let stored = database.write(move |c| {
             c.execute("DELETE FROM meta WHERE key = ?1", [&key])?;
-            let sql = "INSERT INTO meta SELECT ?1, 'device', '', 1, ?2 WHERE ?3";
-            c.execute(sql, store::rusqlite::params![key, text.into_bytes(), is_there]).map(drop)
+            let sql = "INSERT INTO meta SELECT ?1, ?2, '', 1, ?3 WHERE ?4";
+            c.execute(sql, store::rusqlite::params![key, kind, text.into_bytes(), is_there]).map(drop)
         });
         stored.await.expect("stored");
         let content = Content::json(&object).expect("JSON");
@@ -117,6 +142,13 @@ impl World {
     async fn hear(&mut self) -> (String, Value) {
         let told = tokio::time::timeout(DEADLINE, self.running().heard.recv()).await.expect("in time").expect("told");
         (told.topic, serde_json::from_slice(&told.payload).expect("JSON"))
+    }
+
+    /// The next event on its way to the cloud: its verb, and itself.
+    async fn event(&mut self) -> (String, Value) {
+        let told = tokio::time::timeout(DEADLINE, self.running().meta.recv()).await.expect("in time").expect("told");
+        assert!(told.route.resource.starts_with("default/event/"), "{}", told.route.resource);
+        (told.route.operation.clone(), told.content.parse().expect("JSON"))
     }
 
     /// The next that the cloud hears.
@@ -287,7 +319,7 @@ async fn bad_requests_are_answered_and_disturb_nobody() {
         assert_eq!((told_on, &told["code"]), (result, &json!(code)), "{topic} {payload}");
         assert!(told["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{told}");
     }
-    world.say("$hw/events/device/a/b/c/twin/update", "x").await;
+    world.say("$hw/events/device/a/b/c/twin/other", "x").await;
     world.say(UPDATE, &update("1")).await;
     assert_eq!(world.hear().await.1["twin"]["t"]["actual"]["value"], "1");
 }

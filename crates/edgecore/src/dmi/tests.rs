@@ -9,6 +9,7 @@ use beehive::compose;
 use dmi::v1beta1 as proto;
 use dmi::v1beta1::device_manager_service_client::DeviceManagerServiceClient;
 use dmi::v1beta1::device_mapper_service_server::{DeviceMapperService, DeviceMapperServiceServer};
+use edged::events::Recorder;
 use prost::Message as _;
 use serde_json::{Value, json};
 use store::Durability;
@@ -80,7 +81,8 @@ impl World {
         let (to_twin, arrived) = mpsc::channel(16);
         let (database, changed) = (self.database(), Changed::new());
         let mut dmi = Dmi::new(self.socket(), database.clone(), to_twin, changed.clone());
-        let mut twin = DeviceTwin::new("n", database, arrived, Bus::silent(), changed);
+        let mut twin =
+            DeviceTwin::new("n", database, (arrived, Bus::silent()), changed, Recorder::of("devicetwin", "n", false));
         let mut tasks = JoinSet::new();
         let on = context.clone();
         tasks.spawn(async move { dmi.run(on, &mut of_dmi).await.expect("DMI") });

@@ -26,6 +26,7 @@ pub const SCHEMA: Schema = Schema {
     INSERT INTO settled SELECT 1 WHERE EXISTS (SELECT 1 FROM meta WHERE kind = 'pod')",
         crate::devicetwin::TABLES,
         crate::dmi::TABLE,
+        crate::devicetwin::HISTORY,
     ],
     if_damaged: "move it away to start with an empty one (the cloud sends its content again)",
 };

@@ -70,7 +70,7 @@ pub enum DevicePath {
 
 /// The answer to a question.
 pub fn answer(pages: Option<&DevicePages>, path: DevicePath, query: &Query) -> Response<Body> {
-    let why = "DeviceTwin does not run on this node: see modules.deviceTwin and modules.eventBus of edgecore.yaml";
+    let why = "DeviceTwin does not run on this node: see modules.deviceTwin of edgecore.yaml";
     let pages = pages.ok_or_else(|| Box::new(Status::failure(404, "NotFound", why)));
     let page = pages.and_then(|pages| pages(&question(path, query)?));
     match page {

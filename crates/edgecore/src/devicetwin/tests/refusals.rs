@@ -1,0 +1,137 @@
+//! What devices say that is wrong: each is answered, told to users once and counted, and disturbs nobody.
+
+use super::*;
+
+/// What an update with this entry of property `t` says.
+fn twin(entry: &str) -> String {
+    format!(r#"{{"event_id":"e1","twin":{{"t":{entry}}}}}"#)
+}
+
+#[tokio::test]
+async fn each_bad_request_is_answered_and_told_to_users() {
+    let mut world = World::start();
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    world.hear().await;
+    let of = |device: &str, what: &str| format!("$hw/events/device/{device}/{what}");
+    let own = |what: &str| of("default/t1", what);
+    let long = format!(r#"{{"event_id":"{}"}}"#, "x".repeat(10 << 20));
+    let actual =
+        |value: &str, kind: &str| twin(&format!(r#"{{"actual":{{"value":{value}}},"metadata":{{"type":"{kind}"}}}}"#));
+    let name = |name: &str| format!(r#"{{"event_id":"e1","twin":{{"{name}":{{"actual":{{"value":"1"}}}}}}}}"#);
+    let no_json = Some("the payload is no request as JSON");
+    let no_device = (404, None);
+    let (update, state) = ("twin/update", "state/update");
+    // Topic, payload, code and, if users hear of it, what.
+    for (topic, payload, (code, event)) in [
+        (own(update), "no JSON".to_owned(), (400, no_json)),
+        (own(update), long.clone(), (400, Some("the payload has more than 1048576 bytes"))),
+        (own(update), "21".to_owned(), (400, no_json)),
+        (own(update), "{}".to_owned(), (400, Some("the payload has no \"twin\""))),
+        (own(update), r#"{"event_id":"e1","twin":[]}"#.to_owned(), (400, no_json)),
+        (own(update), actual("21", "int"), (400, no_json)),
+        (own(update), actual("\"warm\"", "int"), (400, Some("property \"t\": the value is no int"))),
+        (own(update), actual("\"9223372036854775808\"", "int"), (400, Some("property \"t\": the value is no int"))),
+        (own(update), actual("\"1e999\"", "float"), (400, Some("property \"t\": the value is no float"))),
+        (own(update), actual("\"yes\"", "boolean"), (400, Some("property \"t\": the value is no boolean"))),
+        (own(update), actual("\"1\"", "secret"), (400, Some("property \"t\": there is no such type"))),
+        (own(update), actual("\"wärm\"", "string"), (400, Some("property \"t\": a value has at most 512"))),
+        (own(update), name("temperätur"), (400, Some("property \"temperätur\": a name has"))),
+        (own(update), name(""), (400, Some("property \"\": a name has"))),
+        (own("twin/cloud_updated"), "x".to_owned(), (400, no_json)),
+        (own("twin/get"), "x".to_owned(), (400, None)),
+        (own(state), "x".to_owned(), (400, no_json)),
+        (own(state), long.clone(), (400, Some("the payload has more than 1048576 bytes"))),
+        (own(state), r#"{"state":"secret"}"#.to_owned(), (400, Some("there is no such state, only online"))),
+        (own(state), r#"{"state":1}"#.to_owned(), (400, no_json)),
+        // Of another node, of nobody, of a name that nobody can have.
+        (of("default/elsewhere", update), actual("\"1\"", "int"), no_device),
+        (of("elsewhere", state), r#"{"state":"ok"}"#.to_owned(), no_device),
+        (of("default/tä", update), actual("\"1\"", "int"), no_device),
+        (of("a/b/c", update), actual("\"1\"", "int"), no_device),
+        (of("T1", "twin/get"), "{}".to_owned(), no_device),
+        (of("", state), long.clone(), no_device),
+    ] {
+        let shown = &payload[..payload.len().min(80)];
+        world.say(&topic, &payload).await;
+        let (told_on, told) = world.hear().await;
+        assert!(told_on.ends_with(if topic.ends_with("cloud_updated") { "update/result" } else { "/result" }));
+        assert_eq!(told["code"], code, "{topic} {shown}: {told}");
+        assert!(told["reason"].as_str().is_some_and(|reason| (10..1000).contains(&reason.len())), "{shown}: {told}");
+        let Some(text) = event else { continue };
+        let (_, event) = world.event().await;
+        let event = if event["event"].is_object() { &event["event"] } else { &event };
+        let message = event["message"].as_str().unwrap_or_default();
+        assert!(message.contains(text) && !message.contains("secret"), "{topic} {shown}: {message}");
+        let reason = if topic.ends_with("cloud_updated") { "DesiredValueRefused" } else { "ReportRefused" };
+        assert_eq!((&event["reason"], &event["type"]), (&json!(reason), &json!("Warning")));
+        assert_eq!(
+            (&event["metadata"]["namespace"], &event["source"]["component"]),
+            (&json!("default"), &json!("devicetwin"))
+        );
+        let about = json!({"kind": "Device", "apiVersion": "devices.kubeedge.io/v1beta1", "namespace": "default",
+            "name": "t1", "uid": "u1"});
+        assert_eq!(event["involvedObject"], about);
+    }
+    // Taken as it is: a property that the Device does not name (as KubeEdge v1.23), with slashes; times are the node's.
+    let future = r#"{"event_id":"e1","timestamp":99999999999999,"twin":
+        {"a/b":{"actual":{"value":"1","metadata":{"timestamp":99999999999999}}}}}"#;
+    world.say(&own(update), future).await;
+    let (_, told) = world.hear().await;
+    assert_eq!(told["twin"]["a/b"]["actual"]["value"], "1", "{told}");
+    let at = told["twin"]["a/b"]["actual"]["metadata"]["timestamp"].as_i64().expect("a time");
+    assert!((compose::now() - at).abs() < 60_000, "{at}");
+}
+
+#[tokio::test]
+async fn a_flood_from_one_device_costs_few_events_and_holds_nobody_up() {
+    let mut world = World::start();
+    for (name, uid) in [("t1", "u1"), ("t2", "u2")] {
+        world.object(operation::INSERT, name, uid, &[]).await;
+        world.hear().await;
+    }
+    for number in 0..1000 {
+        let payload =
+            format!(r#"{{"twin":{{"t{}":{{"actual":{{"value":"warm"}},"metadata":{{"type":"int"}}}}}}}}"#, number);
+        world.say(UPDATE, &payload).await;
+        assert_eq!(world.hear().await.1["code"], 400);
+    }
+    // The same again and again is one event.
+    for _ in 0..3 {
+        world.say("$hw/events/device/t2/twin/update", "x").await;
+        assert_eq!(world.hear().await.1["code"], 400);
+    }
+    let mut of_the_flood = 0;
+    let (verb, event) = loop {
+        let (verb, event) = world.event().await;
+        if event["involvedObject"]["uid"] != "u1" {
+            break (verb, event);
+        }
+        of_the_flood += 1;
+    };
+    assert_eq!(of_the_flood, 25, "the rest is held back");
+    assert_eq!((verb.as_str(), &event["involvedObject"]["name"]), (operation::INSERT, &json!("t2")));
+    for count in [2, 3] {
+        let (verb, patch) = world.event().await;
+        assert_eq!((verb.as_str(), &patch["event"]["count"]), (operation::PATCH, &json!(count)));
+    }
+}
+
+#[tokio::test]
+async fn of_a_device_that_is_not_in_the_cluster_there_are_no_events() {
+    let mut world = World::start();
+    let content = Content::json(&json!({"added_devices": [{"id": "default/t1", "name": "t1"}]})).expect("JSON");
+    world
+        .from(compose::message(source::DEVICE_CONTROLLER, group::TWIN, operation::UPDATE, "membership", content))
+        .await;
+    world.hear().await;
+    world.say(UPDATE, "x").await;
+    assert_eq!(world.hear().await.1["code"], 400);
+    // The object comes: of this refusal there is one.
+    world.object(operation::INSERT, "t1", "u1", &[]).await;
+    world.settle().await;
+    world.say("$hw/events/device/t1/state/update", "x").await;
+    world.hear().await;
+    let (verb, event) = world.event().await;
+    assert_eq!((verb.as_str(), &event["count"]), (operation::INSERT, &json!(1)));
+    assert!(event["message"].as_str().is_some_and(|text| text.starts_with("state/update: ")));
+}
