@@ -41,6 +41,8 @@ pub struct Metadata {
     pub name: String,
     /// The namespace.
     pub namespace: String,
+    /// What tells it from others of this name.
+    pub uid: String,
 }
 
 /// Why a device cannot be described to a mapper.
@@ -296,7 +298,7 @@ impl Device {
             report_to_cloud: state.report_to_cloud,
             report_cycle: state.report_cycle,
         };
-        let Metadata { name, namespace } = self.metadata;
+        let Metadata { name, namespace, .. } = self.metadata;
         Ok(proto::Device { name, spec: Some(spec), status: Some(status), namespace })
     }
 }

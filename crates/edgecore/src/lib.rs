@@ -64,9 +64,9 @@ pub async fn run(config: &Config, stopping: CancellationToken) -> Result<(), Sta
     };
     if let Some(socket) = config.dmi_socket() {
         let changed = dmi::Changed::new();
-        modules.register(dmi::Dmi::new(socket, database.clone(), to_twin, changed.clone()));
         let node = config.node_name();
         let events = Recorder::of("devicetwin", &node, agent.report_event);
+        modules.register(dmi::Dmi::new(socket, database.clone(), to_twin, changed.clone(), events.0.clone()));
         let twin = devicetwin::DeviceTwin::new(&node, database.clone(), (arrived, bus), changed, events);
         modules.register(twin);
     }

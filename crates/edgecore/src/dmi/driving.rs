@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dmi::v1beta1 as proto;
 use dmi::v1beta1::device_mapper_service_client::DeviceMapperServiceClient;
+use edged::events::{EventType, Recorder};
 use link::backoff::Backoff;
 use store::StoreError;
 use tokio::sync::watch;
@@ -37,7 +38,7 @@ pub(super) enum Call {
 type Client = DeviceMapperServiceClient<Channel>;
 
 /// Goes on as long as the mapper is the one of its protocol.
-pub(super) async fn drive(rows: Rows, mut mapper: Registration, mut changed: watch::Receiver<()>) {
+pub(super) async fn drive(rows: Rows, mut mapper: Registration, mut changed: watch::Receiver<()>, recorder: Recorder) {
     if !mapper.with_data {
         return;
     }
@@ -47,7 +48,7 @@ pub(super) async fn drive(rows: Rows, mut mapper: Registration, mut changed: wat
         Err(error) => return error!(socket = mapper.address, %error, "the mapper cannot be called"),
     };
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-    let mut complaints = Complaints::default();
+    let mut complaints = Complaints::new(recorder);
     loop {
         changed.mark_unchanged();
         let is_done = match round(&rows, &mut mapper, &client, &mut complaints).await {
@@ -76,7 +77,7 @@ async fn round(
 ) -> Result<bool, StoreError> {
     loop {
         let wanted = Wanted::read(rows.database(), &mapper.protocol)?;
-        complaints.left_out(&mapper.protocol, &wanted.left_out);
+        complaints.left_out(&mapper.protocol, &wanted);
         let due = due(&mapper.told, &wanted);
         let calls: Vec<Call> = due.into_iter().filter(|call| !complaints.has_refused(call)).take(ROUND).collect();
         if calls.is_empty() {
@@ -100,7 +101,7 @@ async fn round(
                     note_success(&mut mapper.told, &call);
                 }
                 Err(status) => {
-                    complaints.refused(&mapper.protocol, call, &status);
+                    complaints.refused(&mapper.protocol, call, &status, &wanted);
                     if is_unreachable(status.code()) {
                         is_reachable = false;
                         break;
@@ -232,8 +233,8 @@ impl Call {
 }
 
 /// What is wrong with a mapper, said once as long as it is the same.
-#[derive(Default)]
 struct Complaints {
+    recorder: Recorder,
     is_unreachable: bool,
     /// By object, what was said last.
     said: HashMap<String, String>,
@@ -243,39 +244,68 @@ struct Complaints {
 }
 
 impl Complaints {
+    fn new(recorder: Recorder) -> Self {
+        let (said, now) = (HashMap::new(), HashMap::new());
+        Self { recorder, is_unreachable: false, said, refused: Vec::new(), now }
+    }
+
     fn has_refused(&self, call: &Call) -> bool {
         self.refused.contains(call)
     }
 
-    fn left_out(&mut self, protocol: &str, devices: &[(String, String)]) {
-        for (device, reason) in devices {
-            if self.said.get(device) != Some(reason) && self.now.get(device) != Some(reason) {
+    /// Whether that has not been said yet of this object.
+    fn is_new(&mut self, object: &str, reason: &str) -> bool {
+        let known = [&self.said, &self.now].iter().any(|said| said.get(object).is_some_and(|said| said == reason));
+        self.now.insert(object.to_owned(), reason.to_owned());
+        !known
+    }
+
+    fn left_out(&mut self, protocol: &str, wanted: &Wanted) {
+        for (device, reason) in &wanted.left_out {
+            if self.is_new(device, reason) {
                 warn!(device, protocol, reason, "the mapper does not get this device");
+                self.record(
+                    device,
+                    wanted,
+                    "NotForMapper",
+                    format!("the mapper of {protocol:?} does not get this device: {reason}"),
+                );
             }
-            self.now.insert(device.clone(), reason.clone());
         }
     }
 
-    fn refused(&mut self, protocol: &str, call: Call, status: &Status) {
-        let reason = status.message();
+    fn refused(&mut self, protocol: &str, call: Call, status: &Status, wanted: &Wanted) {
+        let (reason, name) = (status.message(), call.object());
         if is_unreachable(status.code()) {
             if !std::mem::replace(&mut self.is_unreachable, true) {
                 warn!(
                     protocol,
                     call = call.name(),
-                    object = call.object(),
+                    object = name,
                     reason,
                     "the mapper does not answer: does it run? Tried again"
                 );
             }
             return;
         }
-        let object = format!("{} {}", call.name(), call.object());
-        if self.said.get(&object).is_none_or(|said| said != reason) {
-            warn!(protocol, call = call.name(), object = call.object(), reason, "the mapper refuses; tried again");
+        if self.is_new(&format!("{} {name}", call.name()), reason) {
+            warn!(protocol, call = call.name(), object = name, reason, "the mapper refuses; tried again");
+            if matches!(call, Call::Register(..) | Call::Update(..)) {
+                self.record(
+                    name,
+                    wanted,
+                    "MapperRefused",
+                    format!("the mapper of {protocol:?} does not take this device: {reason}"),
+                );
+            }
         }
-        self.now.insert(object, reason.to_owned());
         self.refused.push(call);
+    }
+
+    fn record(&self, device: &str, wanted: &Wanted, reason: &'static str, message: String) {
+        if let (Some((namespace, name)), Some(uid)) = (device.split_once('/'), wanted.uids.get(device)) {
+            self.recorder.device(namespace, name, uid, EventType::Warning, reason, message);
+        }
     }
 
     fn reached(&mut self, protocol: &str) {

@@ -6,6 +6,7 @@
 //! with the other. Reports go to DeviceTwin, like those of MQTT, and are answered when they have been written down.
 
 mod driving;
+mod missing;
 mod registration;
 mod service;
 #[cfg(test)]
@@ -17,9 +18,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
+use dmi::convert::Metadata;
+use edged::events::{EventType, Recorder};
 use store::{Database, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::eventbus::Arrived;
@@ -52,6 +56,7 @@ pub struct Dmi {
     rows: Rows,
     to_twin: mpsc::Sender<Arrived>,
     changed: Changed,
+    recorder: Recorder,
 }
 
 /// A mapper registers; it hears which devices it has to drive.
@@ -89,8 +94,14 @@ impl Default for Changed {
 
 impl Dmi {
     /// Listens at `socket`; reports go to DeviceTwin by `to_twin`.
-    pub fn new(socket: PathBuf, database: Database, to_twin: mpsc::Sender<Arrived>, changed: Changed) -> Self {
-        Self { socket, rows: Rows::new(database), to_twin, changed }
+    pub fn new(
+        socket: PathBuf,
+        database: Database,
+        to_twin: mpsc::Sender<Arrived>,
+        changed: Changed,
+        recorder: Recorder,
+    ) -> Self {
+        Self { socket, rows: Rows::new(database), to_twin, changed, recorder }
     }
 
     async fn serve(&self, context: &Context) -> Result<(), ModuleError> {
@@ -101,9 +112,19 @@ impl Dmi {
         let (registering, mut waiting) = mpsc::channel(WAITING);
         let listening = self.listen(context, registering);
         tokio::pin!(listening);
+        let mut changed = self.changed.0.subscribe();
+        let mut missing = missing::Missing::default();
+        let mut look = Some(Instant::now() + missing::PATIENCE);
         loop {
             tokio::select! {
                 () = &mut listening => return Ok(()),
+                Ok(()) = changed.changed() => look = look.or_else(|| Some(Instant::now() + missing::PATIENCE)),
+                () = until(look) => {
+                    look = None;
+                    for (device, protocol) in missing.news(self.rows.database(), |protocol| driven.contains_key(protocol))? {
+                        self.tell_missing(&device, &protocol);
+                    }
+                }
                 Some(Registering { mapper, answer }) = waiting.recv() => {
                     let registered = self.register(mapper, &mut driven).await;
                     // A mapper that does not wait any more registers again.
@@ -111,6 +132,16 @@ impl Dmi {
                 }
             }
         }
+    }
+
+    fn tell_missing(&self, device: &Metadata, protocol: &str) {
+        let Metadata { name, namespace, uid } = device;
+        warn!(device = format!("{namespace}/{name}"), protocol, "no mapper for this protocol has registered");
+        let socket = self.socket.display();
+        let message = format!(
+            "no mapper for protocol {protocol:?} has registered at {socket} of this node: start one; a device that speaks MQTT itself needs none"
+        );
+        self.recorder.device(namespace, name, uid, EventType::Warning, "NoMapper", message);
     }
 
     /// Serves mappers until the module stops.
@@ -170,9 +201,6 @@ impl Dmi {
             return Ok(Wanted::default());
         }
         let wanted = Wanted::read(self.rows.database(), &mapper.protocol)?;
-        for (device, reason) in &wanted.left_out {
-            warn!(device, protocol = mapper.protocol, reason, "the mapper does not get this device");
-        }
         self.rows.put(&Registration { told: wanted.digests(), ..mapper.clone() }).await?;
         mapper.told = wanted.digests();
         Ok(wanted)
@@ -181,8 +209,15 @@ impl Dmi {
     fn drive(&self, mapper: Registration, driven: &mut Driven) {
         let mut task = JoinSet::new();
         let protocol = mapper.protocol.clone();
-        task.spawn(driving::drive(self.rows.clone(), mapper, self.changed.0.subscribe()));
+        task.spawn(driving::drive(self.rows.clone(), mapper, self.changed.0.subscribe(), self.recorder.clone()));
         driven.insert(protocol, task);
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

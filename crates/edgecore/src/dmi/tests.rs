@@ -80,9 +80,9 @@ impl World {
         let (mut of_dmi, mut of_twin, hub) = (inboxes.remove(2), inboxes.remove(1), inboxes.remove(0));
         let (to_twin, arrived) = mpsc::channel(16);
         let (database, changed) = (self.database(), Changed::new());
-        let mut dmi = Dmi::new(self.socket(), database.clone(), to_twin, changed.clone());
-        let mut twin =
-            DeviceTwin::new("n", database, (arrived, Bus::silent()), changed, Recorder::of("devicetwin", "n", false));
+        let events = Recorder::of("devicetwin", "n", false);
+        let mut dmi = Dmi::new(self.socket(), database.clone(), to_twin, changed.clone(), events.0.clone());
+        let mut twin = DeviceTwin::new("n", database, (arrived, Bus::silent()), changed, events);
         let mut tasks = JoinSet::new();
         let on = context.clone();
         tasks.spawn(async move { dmi.run(on, &mut of_dmi).await.expect("DMI") });
@@ -486,6 +486,27 @@ async fn a_report_is_answered_when_it_is_stored_or_refused() {
     assert_eq!(world.report("a/b", "t", "1").await.expect_err("no name").code(), Code::InvalidArgument);
     world.kill().await;
     assert_eq!(world.stored("default/d", "t").as_deref(), Some("21"), "by whoever looks");
+}
+
+#[tokio::test]
+async fn a_device_without_a_mapper_is_named_once() {
+    let world = World::start();
+    world.put("devicemodel", &model("m", "C")).await;
+    for (name, protocol) in [("d1", "stub"), ("d2", "stub"), ("d3", "driven"), ("d4", "")] {
+        world.put("device", &device(name, protocol, "1")).await;
+    }
+    world.report("d2", "t", "1").await.expect("it speaks for itself");
+    let (database, mut missing) = (world.database(), missing::Missing::default());
+    let mut news = || {
+        let news = missing.news(&database, |protocol| protocol == "driven").expect("read");
+        news.into_iter().map(|(device, protocol)| format!("{} {protocol}", device.name)).collect::<Vec<_>>()
+    };
+    assert_eq!(news(), ["d1 stub"]);
+    assert!(news().is_empty());
+    world.delete("device", "d1").await;
+    assert!(news().is_empty());
+    world.put("device", &device("d1", "stub", "1")).await;
+    assert_eq!(news(), ["d1 stub"]);
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ pub(super) struct Wanted {
     pub(super) devices: BTreeMap<String, proto::Device>,
     /// Devices of this protocol that no mapper can be told of, and why.
     pub(super) left_out: Vec<(String, String)>,
+    /// The uids of all of these.
+    pub(super) uids: BTreeMap<String, String>,
 }
 
 impl Wanted {
@@ -25,20 +27,14 @@ impl Wanted {
     ///
     /// A model goes to the mapper of its devices' protocol, whatever its own `protocol` says (KubeEdge v1.23 needs both to be equal).
     pub(super) fn read(database: &Database, protocol: &str) -> Result<Self, StoreError> {
-        let texts = database.read(|c| {
-            let mut statement = c.prepare_cached("SELECT value FROM meta WHERE kind = ?1 ORDER BY key")?;
-            let rows = statement.query_map([kind::DEVICE], |row| row.get(0))?;
-            rows.collect::<store::rusqlite::Result<Vec<Vec<u8>>>>()
-        })?;
         let mut wanted = Self::default();
         let mut models: BTreeMap<String, Option<DeviceModel>> = BTreeMap::new();
-        for text in texts {
-            // DeviceTwin has told of one that cannot be read.
-            let Ok(device) = serde_json::from_slice::<Device>(&text) else { continue };
+        for device in devices(database)? {
             if device.protocol() != protocol {
                 continue;
             }
             let name = format!("{}/{}", device.metadata.namespace, device.metadata.name);
+            wanted.uids.insert(name.clone(), device.metadata.uid.clone());
             let model_name = format!("{}/{}", device.metadata.namespace, device.model());
             let path = format!("{}/{}/{}", device.metadata.namespace, kind::DEVICE_MODEL, device.model());
             if !models.contains_key(&model_name) {
@@ -76,6 +72,17 @@ impl Wanted {
         let model_list = self.devices.values().map(model).collect();
         proto::MapperRegisterResponse { model_list, device_list: self.devices.into_values().collect() }
     }
+}
+
+/// All Devices of the node.
+pub(super) fn devices(database: &Database) -> Result<Vec<Device>, StoreError> {
+    let texts = database.read(|c| {
+        let mut statement = c.prepare_cached("SELECT value FROM meta WHERE kind = ?1 ORDER BY key")?;
+        let rows = statement.query_map([kind::DEVICE], |row| row.get(0))?;
+        rows.collect::<store::rusqlite::Result<Vec<Vec<u8>>>>()
+    })?;
+    // DeviceTwin has told of one that cannot be read.
+    Ok(texts.iter().filter_map(|text| serde_json::from_slice(text).ok()).collect())
 }
 
 /// Tells whether two messages say the same.
