@@ -19,14 +19,22 @@ pub fn channel(path: &str) -> Result<Channel, tonic::transport::Error> {
     Ok(Endpoint::from_shared(format!("unix://{path}"))?.connect_timeout(CONNECT_LIMIT).connect_lazy())
 }
 
+/// Creates the folder of a socket (0750) if it is not there.
+///
+/// # Errors
+/// It cannot be created.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)
+}
+
 /// Listens at this path, for the owner alone (0600). The folder is created (0750) if it is not there; a socket of before is replaced at
 /// once, so that there is always one.
 ///
 /// # Errors
 /// The folder cannot be used, or something else than a socket has this path.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+    make_folder(path)?;
     if std::fs::symlink_metadata(path).is_ok_and(|found| !is_socket(&found)) {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
     }

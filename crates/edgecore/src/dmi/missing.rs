@@ -28,9 +28,10 @@ impl Missing {
     ) -> Result<Vec<(Metadata, String)>, StoreError> {
         let mut waiting = HashSet::new();
         let mut news = Vec::new();
-        for device in devices(database)? {
+        for (id, device) in devices(database)? {
+            // DeviceTwin has told of one that cannot be read.
+            let Ok(device) = device else { continue };
             let (protocol, about) = (device.protocol(), &device.metadata);
-            let id = format!("{}/{}", about.namespace, about.name);
             if protocol.is_empty() || has_mapper(protocol) || has_reported(database, &id)? {
                 continue;
             }

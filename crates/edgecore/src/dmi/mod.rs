@@ -5,6 +5,8 @@
 //! until the mapper has taken it. What it has been told is written down (`registration`), so that neither side has to be started again
 //! with the other. Reports go to DeviceTwin, like those of MQTT, and are answered when they have been written down.
 
+mod call;
+mod complaints;
 mod driving;
 mod missing;
 mod registration;
@@ -68,7 +70,7 @@ struct Registering {
 /// A mapper could not be registered.
 #[derive(Debug, thiserror::Error)]
 enum NotRegistered {
-    #[error("{MAX_MAPPERS} mappers are registered on this node already")]
+    #[error("mappers of {MAX_MAPPERS} protocols that have devices are registered on this node already")]
     TooMany,
     #[error("the node's database does not work, try again")]
     Storage(#[from] StoreError),
@@ -147,7 +149,8 @@ impl Dmi {
     /// Serves mappers until the module stops.
     async fn listen(&self, context: &Context, registering: mpsc::Sender<Registering>) {
         loop {
-            let claimed = Instance::claim(&self.socket).map_err(|error| error.to_string());
+            let claimed = dmi::socket::make_folder(&self.socket).map_err(|error| error.to_string());
+            let claimed = claimed.and_then(|()| Instance::claim(&self.socket).map_err(|error| error.to_string()));
             let failed = match claimed
                 .and_then(|claim| Ok((claim, dmi::socket::listen(&self.socket).map_err(|error| error.to_string())?)))
             {
@@ -170,7 +173,7 @@ impl Dmi {
     /// From now on this is the mapper of its protocol.
     async fn register(&self, mut mapper: Registration, driven: &mut Driven) -> Result<Wanted, NotRegistered> {
         if !driven.contains_key(&mapper.protocol) && driven.len() >= MAX_MAPPERS {
-            return Err(NotRegistered::TooMany);
+            self.make_room(driven).await?;
         }
         // The one before must note nothing any more.
         if let Some(mut before) = driven.remove(&mapper.protocol) {
@@ -194,13 +197,24 @@ impl Dmi {
         wanted
     }
 
+    /// Forgets a mapper that has no devices: it registers again if it is still there.
+    async fn make_room(&self, driven: &mut Driven) -> Result<(), NotRegistered> {
+        let devices = wanted::devices(self.rows.database())?;
+        let has_devices =
+            |protocol: &str| devices.iter().flat_map(|(_, device)| device).any(|d| d.protocol() == protocol);
+        let idle = driven.keys().find(|protocol| !has_devices(protocol)).cloned().ok_or(NotRegistered::TooMany)?;
+        warn!(protocol = idle, "the mapper of a protocol without devices is forgotten to make room for another");
+        driven.remove(&idle);
+        Ok(self.rows.remove(&idle).await?)
+    }
+
     /// What it has to drive; that it has been told so is written down.
     async fn registered(&self, mapper: &mut Registration) -> Result<Wanted, NotRegistered> {
         if !mapper.with_data {
             self.rows.put(mapper).await?;
             return Ok(Wanted::default());
         }
-        let wanted = Wanted::read(self.rows.database(), &mapper.protocol)?;
+        let wanted = Wanted::read_aside(self.rows.database(), &mapper.protocol).await?;
         self.rows.put(&Registration { told: wanted.digests(), ..mapper.clone() }).await?;
         mapper.told = wanted.digests();
         Ok(wanted)

@@ -82,4 +82,10 @@ impl Rows {
         let sql = "INSERT OR REPLACE INTO mapper VALUES (?1, ?2)";
         self.database.write(move |c| c.prepare_cached(sql)?.execute(params![protocol, value]).map(|_| ())).await
     }
+
+    pub(super) async fn remove(&self, protocol: &str) -> Result<(), StoreError> {
+        let protocol = protocol.to_owned();
+        let sql = "DELETE FROM mapper WHERE protocol = ?1";
+        self.database.write(move |c| c.prepare_cached(sql)?.execute([protocol]).map(|_| ())).await
+    }
 }

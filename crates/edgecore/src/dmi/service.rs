@@ -23,6 +23,8 @@ use crate::eventbus::{Arrived, Refused};
 const MAX_CALLS: usize = 64;
 /// How long a call may take: reports wait for the disk.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// Refused properties that an answer names.
+const MAX_NAMED: usize = 5;
 /// The longest path of a unix socket (Linux).
 const MAX_PATH: usize = 107;
 
@@ -130,7 +132,12 @@ async fn answered(answer: Answer) -> Result<Option<Refused>, Status> {
 
 fn done<T>(refusals: Vec<Refused>, answer: T) -> Result<Response<T>, Status> {
     let Some(first) = refusals.first() else { return Ok(Response::new(answer)) };
-    let reasons = refusals.iter().map(|refused| refused.reason.as_str()).collect::<Vec<_>>().join("; ");
+    // It travels in a header.
+    let named = refusals.iter().take(MAX_NAMED).map(|refused| refused.reason.as_str());
+    let mut reasons = named.collect::<Vec<_>>().join("; ");
+    if refusals.len() > MAX_NAMED {
+        reasons += &format!("; and {} more", refusals.len() - MAX_NAMED);
+    }
     Err(match first.code {
         404 => Status::not_found(reasons),
         _ => Status::invalid_argument(reasons),

@@ -52,8 +52,8 @@ struct State {
     calls: mpsc::Sender<String>,
     /// Objects that it refuses.
     refuses: Mutex<BTreeSet<String>>,
-    /// It never answers.
-    hangs: bool,
+    /// Objects about which it does not answer.
+    hangs: Mutex<BTreeSet<String>>,
 }
 
 struct Service(Arc<State>);
@@ -157,14 +157,14 @@ impl World {
 }
 
 impl Mapper {
-    fn at(dir: &Path, name: &str, hangs: bool) -> Self {
+    fn at(dir: &Path, name: &str) -> Self {
         let (calls, heard) = mpsc::channel(4096);
-        let state = Arc::new(State { calls, refuses: Mutex::default(), hangs });
+        let state = Arc::new(State { calls, refuses: Mutex::default(), hangs: Mutex::default() });
         Self { socket: dir.join(name), state, calls: heard, serving: None }
     }
 
     fn serving(dir: &Path, name: &str) -> Self {
-        let mut mapper = Self::at(dir, name, false);
+        let mut mapper = Self::at(dir, name);
         mapper.serve();
         mapper
     }
@@ -187,6 +187,15 @@ impl Mapper {
         }
     }
 
+    fn hang(&self, object: &str, hangs: bool) {
+        let mut all = self.state.hangs.lock().expect("lock");
+        if hangs {
+            all.insert(object.to_owned())
+        } else {
+            all.remove(object)
+        };
+    }
+
     fn refuse(&self, object: &str, refuses: bool) {
         let mut all = self.state.refuses.lock().expect("lock");
         if refuses {
@@ -201,10 +210,6 @@ impl Mapper {
         let heard = tokio::time::timeout(DEADLINE, self.calls.recv()).await;
         assert_eq!(heard.unwrap_or_else(|_| panic!("no {call}")).as_deref(), Some(call));
     }
-
-    fn hears_nothing(&mut self) {
-        assert_eq!(self.calls.try_recv().ok(), None);
-    }
 }
 
 impl Drop for Mapper {
@@ -216,7 +221,8 @@ impl Drop for Mapper {
 impl Service {
     async fn note(&self, call: &str, object: &str, more: &str) -> Result<(), Status> {
         self.0.calls.send(format!("{call} {object}{more}")).await.expect("heard");
-        if self.0.hangs {
+        let hangs = self.0.hangs.lock().expect("lock").contains(object);
+        if hangs {
             std::future::pending::<()>().await;
         }
         match self.0.refuses.lock().expect("lock").contains(object) {
@@ -345,7 +351,9 @@ async fn a_mapper_hears_of_every_change_of_its_devices() {
     world.put("device", &device("d", "another", "2")).await;
     mapper.hears("RemoveDevice d").await;
     mapper.hears("RemoveDeviceModel m").await;
-    mapper.hears_nothing();
+    world.put("device", &device("d", "stub", "3")).await;
+    mapper.hears("CreateDeviceModel m").await;
+    mapper.hears("RegisterDevice d t=3").await;
 }
 
 #[tokio::test]
@@ -364,18 +372,17 @@ async fn a_registration_says_what_is_there_and_the_last_one_counts() {
     assert_eq!(world.register(&second, "stub").await, answer);
     world.put("device", &device("d1", "stub", "5")).await;
     second.hears("UpdateDevice d1 t=5").await;
-    first.hears_nothing();
+    world.register(&first, "stub").await;
+    world.put("device", &device("d1", "stub", "6")).await;
+    first.hears("UpdateDevice d1 t=6").await;
     // One that does not want to hear of devices is not called.
     let request = proto::MapperRegisterRequest { with_data: false, mapper: Some(second.info("stub")) };
     let answer = world.client().await.mapper_register(request).await.expect("registered").into_inner();
     assert!(answer.device_list.is_empty());
-    world.put("device", &device("d1", "stub", "6")).await;
-    let of_another = Mapper::serving(world.dir.path(), "3.sock");
-    assert_eq!(
-        world.register(&of_another, "stub").await.device_list[0].spec.as_ref().map(|s| s.properties.len()),
-        Some(1)
-    );
-    second.hears_nothing();
+    world.put("device", &device("d1", "stub", "7")).await;
+    world.register(&second, "stub").await;
+    world.put("device", &device("d1", "stub", "8")).await;
+    second.hears("UpdateDevice d1 t=8").await;
 }
 
 #[tokio::test]
@@ -419,7 +426,6 @@ async fn what_a_mapper_refuses_holds_up_nothing_and_is_tried_again() {
     mapper.refuse("d1", true);
     world.register(&mapper, "stub").await;
     world.put("devicemodel", &model("m", "C")).await;
-    mapper.hears_nothing();
     let mut nested = device("d0", "stub", "1");
     nested["spec"]["protocol"]["configData"] = json!({"a": {"b": 1}});
     world.put("device", &nested).await;
@@ -456,8 +462,8 @@ impl Mapper {
 #[tokio::test]
 async fn a_mapper_that_hangs_holds_up_no_other() {
     let world = World::start();
-    let mut hanging = Mapper::at(world.dir.path(), "h.sock", true);
-    hanging.serve();
+    let mut hanging = Mapper::serving(world.dir.path(), "h.sock");
+    hanging.hang("m", true);
     let mut mapper = Mapper::serving(world.dir.path(), "m.sock");
     world.register(&hanging, "slow").await;
     world.register(&mapper, "stub").await;
@@ -469,7 +475,47 @@ async fn a_mapper_that_hangs_holds_up_no_other() {
     }
     mapper.calls_until("RegisterDevice d99 t=1").await;
     world.report("s", "t", "7").await.expect("stored");
-    hanging.hears_nothing();
+}
+
+#[tokio::test]
+async fn a_device_about_which_the_mapper_does_not_answer_holds_up_no_other() {
+    let world = World::start();
+    let mut mapper = Mapper::serving(world.dir.path(), "m.sock");
+    mapper.hang("a", true);
+    world.register(&mapper, "stub").await;
+    world.put("devicemodel", &model("m", "C")).await;
+    for name in ["a", "b", "c"] {
+        world.put("device", &device(name, "stub", "1")).await;
+    }
+    mapper.calls_until("RegisterDevice c t=1").await;
+    mapper.hang("a", false);
+    mapper.calls_until("UpdateDevice a t=1").await;
+}
+
+#[tokio::test]
+async fn what_a_mapper_may_have_taken_is_said_again_when_it_is_otherwise() {
+    let world = World::start();
+    let mut mapper = Mapper::serving(world.dir.path(), "m.sock");
+    world.put("devicemodel", &model("m", "C")).await;
+    for name in ["d", "e"] {
+        world.put("device", &device(name, "stub", "20")).await;
+    }
+    world.register(&mapper, "stub").await;
+    mapper.hang("d", true);
+    mapper.hang("e", true);
+    world.put("device", &device("d", "stub", "25")).await;
+    mapper.hears("UpdateDevice d t=25").await;
+    world.delete("device", "e").await;
+    mapper.calls_until("RemoveDevice e").await;
+    world.put("device", &device("d", "stub", "20")).await;
+    world.put("device", &device("e", "stub", "20")).await;
+    mapper.hang("d", false);
+    mapper.hang("e", false);
+    let mut left = BTreeSet::from(["UpdateDevice d t=20", "UpdateDevice e t=20"]);
+    while !left.is_empty() {
+        let call = tokio::time::timeout(DEADLINE, mapper.calls.recv()).await.expect("in time").expect("told");
+        left.remove(call.as_str());
+    }
 }
 
 #[tokio::test]
@@ -540,12 +586,22 @@ async fn states_and_registrations_that_make_no_sense_are_refused() {
         let refused = client.mapper_register(request.clone()).await.expect_err("refused");
         assert_eq!(refused.code(), Code::InvalidArgument, "{request:?}");
     }
+    // A mapper without devices makes room for another.
     for number in 0..=MAX_MAPPERS {
-        let mapper = Some(info(&format!("p{number}"), "/nowhere"));
-        let answer = client.mapper_register(proto::MapperRegisterRequest { with_data: true, mapper }).await;
-        let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
-        assert_eq!(code, if number < MAX_MAPPERS { Code::Ok } else { Code::ResourceExhausted });
+        world.put("device", &device(&format!("d{number}"), &format!("p{number}"), "1")).await;
     }
+    let mut register = async |protocol: &str| {
+        let request = proto::MapperRegisterRequest { with_data: true, mapper: Some(info(protocol, "/nowhere")) };
+        client.mapper_register(request).await.map_or_else(|status| status.code(), |_| Code::Ok)
+    };
+    for number in 0..MAX_MAPPERS {
+        assert_eq!(register(&format!("p{number}")).await, Code::Ok);
+    }
+    let last = format!("p{MAX_MAPPERS}");
+    assert_eq!(register(&last).await, Code::ResourceExhausted);
+    world.delete("device", "d7").await;
+    assert_eq!(register(&last).await, Code::Ok);
+    assert_eq!(register("p7").await, Code::ResourceExhausted);
 }
 
 /// What a mapper said to KubeEdge v1.23.1, and what it is told here.
