@@ -39,8 +39,8 @@ pub fn needs_view(resource: &EdgeResource) -> bool {
 }
 
 /// Whether what is known of the devices decides about this content.
-pub fn needs_devices(resource: &EdgeResource, content: &Value) -> bool {
-    resource.kind == kind::EVENT && event_of(content)["involvedObject"]["kind"] == "Device"
+pub fn needs_devices(resource: &EdgeResource, verb: &str, content: &Value) -> bool {
+    resource.kind == kind::EVENT && event_of(verb, content)["involvedObject"]["kind"] == "Device"
 }
 
 /// Whether the node may make this request, with this content; otherwise why not.
@@ -95,7 +95,7 @@ fn decide(view: &View, node: &str, resource: &EdgeResource, verb: &str, content:
             }
         }
         kind::SERVICE_ACCOUNT_TOKEN => token(view, node, namespace, name, content),
-        kind::EVENT => event(view, node, namespace, content),
+        kind::EVENT => event(view, node, namespace, verb, content),
         kind::CERTIFICATE_SIGNING_REQUEST if verb == operation::QUERY => Ok(Decision::Allowed),
         kind::CERTIFICATE_SIGNING_REQUEST => serving_request(content),
         // Which handlers there are is no secret; only reading is served.
@@ -209,21 +209,24 @@ fn token(view: &View, node: &str, namespace: &str, account: &str, request: &Valu
     }
 }
 
-/// The event in the content of a request: as it is, or beside a patch of it.
-pub fn event_of(content: &Value) -> &Value {
-    if content["event"].is_object() { &content["event"] } else { content }
+/// The event in the content of a request: the content itself, for it is what is sent; of a patch the event beside it.
+pub fn event_of<'a>(verb: &str, content: &'a Value) -> &'a Value {
+    if verb == operation::PATCH && content["event"].is_object() { &content["event"] } else { content }
 }
 
 /// Events about the node itself, its pods and its devices.
-fn event(view: &View, node: &str, namespace: &str, content: &Value) -> Result<Decision, String> {
+fn event(view: &View, node: &str, namespace: &str, verb: &str, content: &Value) -> Result<Decision, String> {
     must_be_object(content, "event")?;
-    let about = &event_of(content)["involvedObject"];
+    let about = &event_of(verb, content)["involvedObject"];
     let text = |field: &str| about[field].as_str().unwrap_or_default();
     match about["kind"].as_str() {
         Some("Node") if about["name"] == node => Ok(Decision::Allowed),
         // Both become part of a URL.
         Some("Pod") if is_segment(text("namespace")) && is_segment(text("name")) => {
-            Ok(pod(view, node, text("namespace"), text("name")))
+            if namespace != text("namespace") {
+                return Err("an event is in the namespace of its pod".to_owned());
+            }
+            Ok(pod(view, node, namespace, text("name")))
         }
         Some("Device") if about["apiVersion"] == kinds::DEVICES => {
             match view.devices.read().get(text("namespace"), text("name")) {
@@ -281,8 +284,9 @@ mod tests {
     #[test]
     fn a_node_reaches_what_is_its_own_and_nothing_else() {
         let token = |uid: &str| json!({"spec": {"boundObjectRef": {"kind": "Pod", "name": "a", "uid": uid}}});
-        let event =
-            |kind: &str, name: &str| json!({"involvedObject": {"kind": kind, "namespace": "web", "name": name}});
+        let about = |kind: &str, name: &str| json!({"kind": kind, "namespace": "web", "name": name});
+        let event = |kind: &str, name: &str| json!({"involvedObject": about(kind, name)});
+        let beside = |event: Value, about: Value| json!({"event": event, "involvedObject": about, "patchData": "{}"});
         for (verb, path, content, allowed) in [
             ("insert", "null/node/n1", json!({}), true),
             ("insert", "null/node/n2", json!({}), false),
@@ -314,6 +318,16 @@ mod tests {
             ("query", "web/serviceaccounttoken/default", json!({"spec": {}}), false),
             ("insert", "web/event/e", event("Pod", "a"), true),
             ("insert", "web/event/e", event("Node", "n2"), false),
+            ("insert", "default/event/e", event("Node", "n1"), true),
+            ("insert", "default/event/e", event("Pod", "a"), false),
+            // What is beside an event is for patches; what is sent otherwise is the whole.
+            ("insert", "web/event/e", beside(event("Pod", "a"), Value::Null), false),
+            ("insert", "web/event/e", beside(event("Pod", "a"), about("Node", "n2")), false),
+            ("update", "web/event/e", beside(event("Node", "n1"), about("Node", "n2")), false),
+            ("update", "web/event/e", beside(event("Node", "n2"), about("Pod", "a")), true),
+            ("patch", "web/event/e", beside(event("Pod", "a"), Value::Null), true),
+            ("patch", "web/event/e", beside(event("Node", "n2"), about("Pod", "a")), false),
+            ("patch", "default/event/e", beside(event("Pod", "a"), Value::Null), false),
             ("query", "web/clusterrole/admin", Value::Null, false),
             ("query", "default/service/kubernetes", Value::Null, true),
             ("query", "default/endpoints/kubernetes", Value::Null, true),

@@ -121,7 +121,7 @@ impl Upstream {
         let verb = message.route.operation.as_str();
         // What was decided about is what is sent: a text that says a field twice would be read otherwise elsewhere.
         let content: Value = message.content.parse().unwrap_or_default();
-        if authorize::needs_devices(resource, &content) && !self.view.knows_devices(LISTING).await {
+        if authorize::needs_devices(resource, verb, &content) && !self.view.knows_devices(LISTING).await {
             return Err(Status::failure(503, "ServiceUnavailable", "cloudcore has not read the devices yet"));
         }
         let forbidden = |why: String| Status::failure(403, "Forbidden", why);
@@ -303,7 +303,7 @@ impl Upstream {
     async fn change_event(&self, events: &str, name: &str, verb: &str, content: &Value) -> Result<Bytes, Status> {
         let path = format!("{events}/{name}");
         let failed = |error: KubernetesError| error.to_status();
-        let event = authorize::event_of(content);
+        let event = authorize::event_of(verb, content);
         let about = |event: &Value| ["kind", "namespace", "name"].map(|field| event["involvedObject"][field].clone());
         match self.kubernetes.get_value(&path).await {
             Ok(found) if about(&found) != about(event) => {
