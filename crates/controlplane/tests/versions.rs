@@ -181,6 +181,32 @@ async fn a_webhook_converts_what_is_asked_for_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_webhook_makes_of_an_object_must_fit_the_schema_to_be_kept() {
+    let world = World::start().await;
+    let webhook = Webhook::start().await;
+    world.create("customresourcedefinitions", "", definition(&webhook.conversion)).await;
+    let (api, user, options) = (world.api(), User::system("test"), WriteOptions::default());
+    let (old, new) = (|name: &str| place(&world, "v1", name), |name: &str| place(&world, "v2", name));
+    let rope = |name: &str| json!({"metadata": {"name": name, "finalizers": ["x/y"]}, "spec": {"size": 1}});
+    api.create(&user, &old(""), rope("a"), &options).await.expect("created");
+    webhook.answers(|request| {
+        let mut answer = good(request);
+        if request["desiredAPIVersion"] == "example.org/v2" {
+            answer["convertedObjects"][0]["spec"]["length"] = json!("long");
+        }
+        answer
+    });
+    let error = api.create(&user, &old(""), rope("b"), &options).await.expect_err("no integer");
+    assert!(error.code == 422 && error.message.contains("spec.length"), "{}", error.message);
+    assert!(api.get(&new("b")).is_err(), "nothing was stored");
+    let patch = json!({"spec": {"size": 2}});
+    let error = api.patch(&old("a"), &patch, PatchType::Merge, &options).await.expect_err("no integer");
+    assert!(error.code == 422 && error.message.contains("spec.length"), "{}", error.message);
+    assert_eq!(api.get(&new("a")).expect("kept")["spec"], json!({"length": 1}));
+    api.delete(&old("a"), &Default::default()).await.expect("it may go");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_webhook_harms_nothing_but_its_own_version() {
     let world = World::start().await;
     let webhook = Webhook::start().await;

@@ -1,8 +1,8 @@
 //! v1alpha2 of the kinds of `devices.kubeedge.io`, for clients that know nothing newer: converted both ways by a webhook.
 //!
 //! The API server keeps v1beta1. [`convert`] is pure: `device`, `model` and `status` know the kinds, `protocol` what devices and
-//! properties have to say about protocols, `parts` how something that only one version can say survives the other. [`webhook`]
-//! answers the API server, [`install`] tells it whom to ask. Read `parts` and `device` first.
+//! properties have to say about protocols, `parts` how something that only one version can say survives the other, `schemas` what
+//! may come back of it. [`webhook`] answers the API server, [`install`] tells it whom to ask. Read `parts` and `device` first.
 //!
 //! What the wanted version has no field for is kept in an annotation that is named after the version that it is of. Coming back, a
 //! kept part counts if the other version was not changed in that part; what the other version cannot say at all always counts.
@@ -12,6 +12,7 @@ pub mod install;
 mod model;
 mod parts;
 mod protocol;
+mod schemas;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,11 @@ const MAX_KEPT: usize = 192 << 10;
 const WHOLE: &str = "whole";
 const BODY: &str = "body";
 const DIGEST: &str = "digest";
+/// In the place of parts that are too long to be kept: how many bytes.
+const TOO_LONG: &str = "tooLong";
+/// The parts that can be kept, the one that counts for all others last.
+const PARTS: [&str; 9] =
+    ["spec", "status", "object", "nodeName", "nodeSelector", "protocol", "properties", "propertyVisitors", WHOLE];
 
 /// An object has no counterpart in the other version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -91,13 +97,43 @@ pub fn convert(object: Value, wanted: &str) -> Result<Value, CannotConvert> {
     body.remove("apiVersion");
     body.remove("kind");
     let kept = take(&mut metadata, wanted);
-    let (new, left) = translate(there, back, &body, &kept)?;
+    if let Some(bytes) = kept.get(TOO_LONG) {
+        let why = format!("{bytes} bytes that only {wanted} can say were too long to be kept in {version}");
+        return Err(CannotConvert::new("metadata.annotations", &why, &format!("write it as {wanted}")));
+    }
+    let misfits = |new: &Fields| schemas::misfits(wanted, &kind, new);
+    let (new, left) = fitting(&kept, misfits, |kept| translate(there, back, &body, kept))?;
     keep(&mut metadata, &version, left)?;
     let mut converted = new;
     converted.insert("apiVersion".to_owned(), json!(wanted));
     converted.insert("kind".to_owned(), json!(kind));
     converted.insert("metadata".to_owned(), metadata);
     Ok(Value::Object(converted))
+}
+
+/// The translation with those kept parts that fit the schema: with them it has no misfit that it would not have without any.
+fn fitting(
+    kept: &Fields,
+    misfits: impl Fn(&Fields) -> Vec<String>,
+    translate: impl Fn(&Fields) -> Result<(Fields, Fields), CannotConvert>,
+) -> Result<(Fields, Fields), CannotConvert> {
+    let all = translate(kept)?;
+    if kept.is_empty() || misfits(&all.0).is_empty() {
+        return Ok(all);
+    }
+    let mut best = translate(&Fields::new())?;
+    let own = misfits(&best.0);
+    let mut good = Fields::new();
+    for (name, part) in PARTS.iter().filter_map(|name| Some((*name, kept.get(*name)?))) {
+        good.insert(name.to_owned(), part.clone());
+        match translate(&good) {
+            Ok(with) if misfits(&with.0).iter().all(|misfit| own.contains(misfit)) => best = with,
+            _ => {
+                good.remove(name);
+            }
+        }
+    }
+    Ok(best)
 }
 
 fn translate(
@@ -144,8 +180,16 @@ fn take(metadata: &mut Value, wanted: &str) -> Fields {
     }
 }
 
+/// What is too long is left out on the way to the old version, which is mostly for reading: a list must not fail because of one
+/// object. That it was is kept instead, so that nothing is lost by writing the object back. What the old version alone can say is
+/// refused when it is written.
 fn keep(metadata: &mut Value, version: &str, left: Fields) -> Result<(), CannotConvert> {
-    let text = (!left.is_empty()).then(|| Value::Object(left).to_string());
+    let mut text = (!left.is_empty()).then(|| Value::Object(left).to_string());
+    if version == BETA
+        && let Some(text) = text.as_mut().filter(|text| text.len() > MAX_KEPT)
+    {
+        *text = json!({TOO_LONG: text.len()}).to_string();
+    }
     if let Some(text) = text.as_ref().filter(|text| text.len() > MAX_KEPT) {
         let why = format!("what only {version} can say takes {} bytes, {MAX_KEPT} can be kept", text.len());
         return Err(CannotConvert::new("metadata.annotations", &why, &format!("read and write it as {version}")));

@@ -284,6 +284,53 @@ fn a_spoilt_annotation_is_nothing() {
     }
 }
 
+#[test]
+fn a_kept_part_of_a_wrong_shape_is_ignored_and_the_others_count() {
+    let methods = json!([{"name": "reset"}]);
+    for (spoilt, good) in [
+        (json!({"spec": {"stateReport": "x"}, "status": {"state": "ok"}}), ("/status/state", json!("ok"))),
+        (json!({"spec": {"methods": methods}, "status": {"reportCycle": "x"}}), ("/spec/methods", methods.clone())),
+        (json!({"spec": {"methods": methods}, "status": 7}), ("/spec/methods", methods.clone())),
+        (
+            json!({"spec": {"methods": methods}, "properties": {"temperature": {"pushMethod": [1]}}}),
+            ("/spec/methods", methods.clone()),
+        ),
+        (
+            json!({"spec": {"methods": methods}, "properties": {"temperature": {"visitors": {"protocolName": "modbus", "configData": {"x": 1}}, "reportToCloud": "yes"}}}),
+            ("/spec/methods", methods.clone()),
+        ),
+    ] {
+        let mut old = sensor_tag();
+        old["metadata"]["annotations"] = json!({BETA: spoilt.to_string()});
+        let new = to(&old, BETA);
+        assert_eq!(new.pointer(good.0), Some(&good.1), "{spoilt}: {new}");
+        let misfits = super::schemas::misfits(BETA, "Device", new.as_object().expect("object"));
+        assert!(misfits.is_empty(), "{spoilt}: {misfits:?}");
+    }
+    // The whole, with a digest that anybody can find out.
+    let mut old = sensor_tag();
+    let body = json!({"spec": {"nodeName": 7}});
+    let digest = super::digest(&super::Fields::from_iter(
+        ["spec", "status"].map(|field| (field.to_owned(), old[field].clone())),
+    ));
+    old["metadata"]["annotations"] = json!({BETA: json!({"whole": {"digest": digest, "body": body}}).to_string()});
+    assert_eq!(to(&old, BETA)["spec"], to(&sensor_tag(), BETA)["spec"]);
+    // The same the other way.
+    let mut new = thermometer();
+    new["metadata"]["annotations"] = json!({ALPHA: json!({"spec": {"data": 7}}).to_string()});
+    assert_eq!(to(&new, ALPHA)["spec"], to(&thermometer(), ALPHA)["spec"]);
+}
+
+#[test]
+fn what_is_too_long_to_be_kept_can_be_read_and_is_not_written_back() {
+    let mut new = thermometer();
+    new["spec"]["methods"] = json!([{"name": "m", "description": "x".repeat(super::MAX_KEPT)}]);
+    let old = to(&new, ALPHA);
+    assert_eq!(old["spec"], to(&thermometer(), ALPHA)["spec"]);
+    let error = convert(old, BETA).expect_err("its methods would be lost").to_string();
+    assert!(error.contains("bytes that only") && error.contains("write it as devices.kubeedge.io/v1beta1"), "{error}");
+}
+
 #[tokio::test]
 async fn reviews_are_answered_in_order_or_refused_as_a_whole() {
     let ask = |objects: Value| {

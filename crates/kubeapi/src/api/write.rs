@@ -196,6 +196,7 @@ impl Api {
         object["apiVersion"] = json!(what.resource.api_version());
         object["kind"] = json!(what.resource.kind);
         let (mut kept, mut object) = self.as_kept(what, object).await.map_err(WriteError::Failed)?;
+        check_kept(what, &kept).map_err(WriteError::Failed)?;
         let change = Box::new(move |revision: u64| NewState { json: encode(&mut kept, revision), delete: false });
         let revision = self.storage().write(key, expect, change).await?;
         meta::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
@@ -263,6 +264,22 @@ impl Api {
             self.catalog().set_custom(group, plural, Vec::new());
         }
     }
+}
+
+/// What a conversion made of an object must fit the schema of the version that it is kept in: whoever reads that relies on it. An
+/// object that is going may be as it is.
+fn check_kept(what: &ResourceRef, kept: &Value) -> Result<(), ApiError> {
+    let resource = &what.resource;
+    let Some(custom) = resource.custom.as_ref().filter(|_| !resource.is_as_kept() && !meta::is_terminating(kept))
+    else {
+        return Ok(());
+    };
+    let mut causes = Vec::new();
+    schema::validate(&custom.versions.kept_schema, kept, &mut causes);
+    if causes.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid(&resource.kind, &resource.group, meta::name(kept), &causes))
 }
 
 /// Kind and version fit the path, every value fits its field; unknown fields are refused when the client wishes so, and dropped otherwise.
