@@ -3,6 +3,9 @@
 //! A cluster whose cloudcore never ran has strategy None there, as `deploy/crds.yaml` installs it. From then on it is the webhook,
 //! also while no cloudcore runs: v1alpha2 fails then instead of losing fields, v1beta1 goes on. Of several replicas the one that is
 //! named stays named as long as it answers.
+//!
+//! An administrator keeps cloudcore away from a definition with the annotation [`WHO`]. An address under which cloudcore does not reach
+//! itself is not published: v1alpha2 would fail then, and an API server that has to convert what it keeps would serve nothing at all.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +29,9 @@ const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitio
 /// The definitions whose objects are converted.
 const NAMES: [&str; 3] =
     ["devices.devices.kubeedge.io", "devicemodels.devices.kubeedge.io", "devicestatuses.devices.kubeedge.io"];
+/// Annotation of a definition: with [`NONE`] cloudcore leaves `spec.conversion` as it is.
+const WHO: &str = "ferroedge.io/conversion";
+const NONE: &str = "none";
 /// How often it is looked whether all is as it shall be.
 const CHECK: Duration = Duration::from_secs(60);
 /// The wait when it was not.
@@ -46,6 +52,8 @@ struct Said {
     forbidden: bool,
     foreign: bool,
     replica: bool,
+    kept_away: bool,
+    unreachable: bool,
 }
 
 impl Endpoint {
@@ -62,6 +70,11 @@ impl Endpoint {
         Ok(Self { url: format!("https://{host}:{port}{path}"), bundle, tls: link::tls::client(ca, None)? })
     }
 
+    /// Without the path, which is only for those who can read the definitions.
+    fn address(&self) -> &str {
+        self.url.split_once(PATH).map_or("", |(address, _)| address)
+    }
+
     fn conversion(&self) -> Value {
         let config = json!({"url": self.url, "caBundle": self.bundle});
         json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": config}})
@@ -72,18 +85,31 @@ impl Endpoint {
 pub async fn keep(kubernetes: Kubernetes, endpoint: Endpoint, stopping: CancellationToken) {
     let mut said = Said::default();
     loop {
-        let mut wait = CHECK;
-        for name in NAMES {
-            if let Err(error) = check(&kubernetes, &endpoint, name, &mut said).await {
-                // Rights are given by people; all else may be different soon.
-                wait = if error.code() == 403 { wait } else { RETRY };
-                tell(&error, name, &mut said);
-            }
-        }
-        if stopping.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+        let round = async {
+            let wait = round(&kubernetes, &endpoint, &mut said).await;
+            tokio::time::sleep(wait).await;
+        };
+        if stopping.run_until_cancelled(round).await.is_none() {
             return;
         }
     }
+}
+
+/// Looks after all definitions; how long to wait afterwards.
+async fn round(kubernetes: &Kubernetes, endpoint: &Endpoint, said: &mut Said) -> Duration {
+    let mut wait = CHECK;
+    for name in NAMES {
+        match check(kubernetes, endpoint, name, said).await {
+            Ok(true) => {}
+            Ok(false) => wait = RETRY,
+            Err(error) => {
+                // Rights and definitions are given by people; all else may be different soon.
+                wait = if [403, 404].contains(&error.code()) { wait } else { RETRY };
+                tell(&error, name, said);
+            }
+        }
+    }
+    wait
 }
 
 fn tell(error: &KubernetesError, definition: &str, said: &mut Said) {
@@ -99,30 +125,47 @@ fn tell(error: &KubernetesError, definition: &str, said: &mut Said) {
     }
 }
 
+/// Whether a definition is as it shall be, now at least.
 async fn check(
     kubernetes: &Kubernetes,
     endpoint: &Endpoint,
     name: &str,
     said: &mut Said,
-) -> Result<(), KubernetesError> {
+) -> Result<bool, KubernetesError> {
     let path = format!("{DEFINITIONS}/{name}");
     let definition = kubernetes.get_value(&path).await?;
     let found = &definition["spec"]["conversion"];
+    if definition["metadata"]["annotations"][WHO] == NONE {
+        if !std::mem::replace(&mut said.kept_away, true) {
+            info!(definition = name, "spec.conversion is left as it is: the annotation {WHO} says {NONE}");
+        }
+        return Ok(true);
+    }
     match judge(found, endpoint) {
-        Found::Right => return Ok(()),
+        Found::Right => return Ok(true),
         Found::Foreign => {
             if !std::mem::replace(&mut said.foreign, true) {
                 warn!(definition = name, "somebody else's webhook converts devices; it is left as it is");
             }
-            return Ok(());
+            return Ok(true);
         }
         Found::Replica(url) if answers(url, endpoint).await => {
             if !std::mem::replace(&mut said.replica, true) {
                 info!(definition = name, "another cloudcore converts v1alpha2");
             }
-            return Ok(());
+            return Ok(true);
         }
         Found::Nobody | Found::Replica(_) => {}
+    }
+    if !answers(&endpoint.url, endpoint).await {
+        if !std::mem::replace(&mut said.unreachable, true) {
+            warn!(
+                definition = name,
+                address = endpoint.address(),
+                "cloudcore does not reach itself at the address under which the API server would ask it to convert v1alpha2, and does not publish it: let the first of modules.cloudHub.advertiseAddress lead to its https port, from the API server too, or annotate the definition with {WHO}={NONE}; tried again"
+            );
+        }
+        return Ok(false);
     }
     let mut conversion = endpoint.conversion();
     // What is merged stays otherwise.
@@ -131,7 +174,7 @@ async fn check(
     let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"conversion": conversion}});
     kubernetes.patch(&path, "merge-patch", patch.to_string()).await?;
     info!(definition = name, "this cloudcore converts v1alpha2");
-    Ok(())
+    Ok(true)
 }
 
 /// Who converts as a definition has it.

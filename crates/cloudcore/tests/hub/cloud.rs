@@ -39,6 +39,8 @@ pub struct Cloud {
     /// What cloudcore shows the API.
     kubeconfig: PathBuf,
     dir: TempDir,
+    /// `advertiseAddress` of those that start from now on.
+    pub advertised: &'static str,
     running: Option<Running>,
 }
 
@@ -86,7 +88,7 @@ impl Cloud {
         let plane = controlplane::start(options, plane_stops.clone()).await?;
         let cluster = Cluster::open(plane.kubeconfig_path())?;
         let kubeconfig = plane.cloudcore_kubeconfig_path().to_owned();
-        Ok(Self { cluster, plane: Some(plane), plane_stops, kubeconfig, dir, running: None })
+        Ok(Self { cluster, plane: Some(plane), plane_stops, kubeconfig, dir, running: None, advertised: "127.0.0.1" })
     }
 
     /// Stops the embedded Kubernetes, does this to the folder of its state, and starts it again where it was.
@@ -122,7 +124,7 @@ impl Cloud {
 
     /// One more cloudcore; returns when it listens.
     pub async fn start_replica(&self, hub: &str) -> Result<Running> {
-        let config = Config::parse(&config(self.dir.path(), hub), Path::new("cloudcore.yaml"))?;
+        let config = Config::parse(&config(self.dir.path(), self.advertised, hub), Path::new("cloudcore.yaml"))?;
         let kubernetes = Kubernetes::connect(Some(&self.kubeconfig)).await?;
         let stopping = CancellationToken::new();
         let (listening, addresses) = oneshot::channel();
@@ -283,7 +285,7 @@ pub fn config_map(name: &str, value: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"key": value}})
 }
 
-fn config(dir: &Path, hub: &str) -> String {
+fn config(dir: &Path, advertised: &str, hub: &str) -> String {
     let files: String = [
         ("tlsCAFile", "ca.crt"),
         ("tlsCAKeyFile", "ca.key"),
@@ -294,7 +296,7 @@ fn config(dir: &Path, hub: &str) -> String {
     .map(|(key, file)| format!("    {key}: {}\n", dir.join(file).display()))
     .collect();
     format!(
-        "apiVersion: cloudcore.config.kubeedge.io/v1alpha2\nkind: CloudCore\ncommonConfig: {{monitorServer: {{bindAddress: \"127.0.0.1:0\"}}}}\nmodules:\n  cloudHub:\n    advertiseAddress: [127.0.0.1]\n\
+        "apiVersion: cloudcore.config.kubeedge.io/v1alpha2\nkind: CloudCore\ncommonConfig: {{monitorServer: {{bindAddress: \"127.0.0.1:0\"}}}}\nmodules:\n  cloudHub:\n    advertiseAddress: [{advertised}]\n\
          \x20   websocket: {{enable: true, address: 127.0.0.1, port: 0}}\n    https: {{enable: true, address: 127.0.0.1, port: 0}}\n    unixsocket: {{enable: true, address: \"unix://{}\"}}\n{files}{hub}",
         dir.join("cloudcore.sock").display()
     )

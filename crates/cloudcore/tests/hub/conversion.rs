@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::cloud::{Cloud, SOON, wait_logged};
+use crate::cloud::{Cloud, SOON, logged, wait_logged};
 use crate::device_reports::report;
 use crate::devices::{DEVICES, MODELS, device, model};
 
@@ -192,6 +192,42 @@ async fn replicas_and_others_do_not_fight_over_the_definitions() -> Result<()> {
     assert_eq!(cloud.get(&definition("devices")).await?["spec"], before["spec"], "the first stays named");
     let found = cloud.get(&definition("devicestatuses")).await?;
     assert_eq!(found["spec"]["conversion"], foreign["spec"]["conversion"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_administrator_keeps_the_definitions_to_himself() -> Result<()> {
+    let mut cloud = Cloud::start_without_hub().await?;
+    let own = json!({"metadata": {"annotations": {"ferroedge.io/conversion": "none"}}});
+    let before = cloud.patch(&definition("devices"), &own).await?;
+    // It is seen to after the first in each round.
+    cloud.start_hub("").await?;
+    for name in &NAMES[1..] {
+        let path = definition(name);
+        cloud.wait_for(&path, "the webhook", |found| found["spec"]["conversion"]["strategy"] == "Webhook").await?;
+    }
+    wait_logged(&["INFO", "spec.conversion is left as it is", "devices.devices.kubeedge.io"]).await?;
+    assert_eq!(cloud.get(&definition("devices")).await?["spec"], before["spec"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_leads_nowhere_is_not_published() -> Result<()> {
+    // Loopback too, and nobody listens there.
+    let mut cloud = Cloud::start_without_hub().await?;
+    let before = cloud.get(&definition("devices")).await?;
+    cloud.advertised = "127.0.0.9";
+    cloud.start_hub("").await?;
+    wait_logged(&[
+        "WARN",
+        "does not reach itself",
+        "https://127.0.0.9:",
+        "advertiseAddress",
+        "ferroedge.io/conversion",
+    ])
+    .await?;
+    ensure!(!logged().contains("/devices/convert/"), "only readers of the definitions know the path");
+    assert_eq!(cloud.get(&definition("devices")).await?["spec"], before["spec"]);
     Ok(())
 }
 
