@@ -13,6 +13,8 @@ const BETA: &[&str] = &["deviceModelRef", "nodeName", "protocol", "properties"];
 const PROPERTY: &[&str] = &["name", "desired", "visitors", "reportCycle", "collectCycle"];
 const VISITOR: &[&str] = &["propertyName", "reportCycle", "collectCycle"];
 const CYCLES: &[&str] = &["reportCycle", "collectCycle"];
+/// Whether the cloud hears of a property: always in v1alpha2, in v1beta1 if this is true.
+const REPORTED: &str = "reportToCloud";
 
 /// What nodes a selector may name, as v1alpha2 is used: in KubeEdge's examples the key is empty.
 const NODE_KEYS: [&str; 3] = ["", "kubernetes.io/hostname", "metadata.name"];
@@ -42,7 +44,7 @@ pub fn up(body: &Fields, kept: &Fields) -> Result<(Fields, Fields), CannotConver
     put_all(&mut left, "propertyVisitors", visitors_left);
     let mut status = Fields::new();
     let from_status = fields(body, "status", "status")?.unwrap_or(&none);
-    let reported = twins_up(from_status, &mut properties)?;
+    let reported = twins_up(from_status, known, &mut properties)?;
     if is_there || !properties.is_empty() {
         spec.insert("properties".to_owned(), properties.into_iter().map(Value::Object).collect());
     }
@@ -154,7 +156,17 @@ fn property_up(visitor: &Fields, kept: Option<&Value>, left: &mut Fields) -> Res
     put(&mut property, "visitors", new);
     put(left, name, old);
     rest(&Fields::new(), [&[], PROPERTY], kept, &mut property);
+    report(&mut property);
     Ok(property)
+}
+
+/// A v1alpha2 property is reported, unless v1beta1 had no such field; that is kept as null.
+fn report(property: &mut Fields) {
+    if property.get(REPORTED).is_some_and(Value::is_null) {
+        property.remove(REPORTED);
+    } else {
+        property.entry(REPORTED).or_insert(Value::Bool(true));
+    }
 }
 
 fn property_down(property: &Fields, kept: Option<&Value>, left: &mut Fields) -> Result<Value, CannotConvert> {
@@ -167,18 +179,26 @@ fn property_down(property: &Fields, kept: Option<&Value>, left: &mut Fields) -> 
     visitor.extend(new.as_ref().and_then(Value::as_object).cloned().unwrap_or_default());
     let mut own = rest(property, [PROPERTY, VISITOR], None, &mut Fields::new());
     put(&mut own, "visitors", old);
+    match own.get(REPORTED) {
+        Some(Value::Bool(true)) => own.remove(REPORTED),
+        Some(_) => None,
+        None => own.insert(REPORTED.to_owned(), Value::Null),
+    };
     put_all(left, name, own);
     Ok(Value::Object(visitor))
 }
 
 /// Puts what is desired to the properties; what was reported is left.
-fn twins_up(status: &Fields, properties: &mut Vec<Fields>) -> Result<Vec<Value>, CannotConvert> {
+fn twins_up(status: &Fields, known: &Fields, properties: &mut Vec<Fields>) -> Result<Vec<Value>, CannotConvert> {
     let mut reported = Vec::new();
     for twin in items(status, "twins", "status.twins")?.into_iter().flatten() {
         let name = text(twin, "propertyName");
         if let Some(desired) = twin.get("desired").filter(|desired| !desired.is_null()) {
             let at = properties.iter().position(|property| text(property, "name") == name).unwrap_or_else(|| {
-                properties.push(Fields::from_iter([("name".to_owned(), json!(name))]));
+                let mut property = Fields::from_iter([("name".to_owned(), json!(name))]);
+                put(&mut property, REPORTED, known.get(name).and_then(|kept| kept.get(REPORTED)).cloned());
+                report(&mut property);
+                properties.push(property);
                 properties.len() - 1
             });
             properties[at].entry("desired").or_insert_with(|| desired.clone());

@@ -89,9 +89,9 @@ fn an_old_device_means_the_same_in_v1beta1() {
             "protocol": {"protocolName": "modbus", "configData": {"slaveID": 1, "serialPort": "/dev/ttyS0", "baudRate": 9600, "dataBits": 8, "parity": "even",
                 "stopBits": 1, "collectTimeout": 50, "customizedValues": {"def1": "def1-val"}}},
             "properties": [
-                {"name": "temperature", "collectCycle": 500, "reportCycle": 1000, "visitors": {"protocolName": "modbus", "configData":
+                {"name": "temperature", "collectCycle": 500, "reportCycle": 1000, "reportToCloud": true, "visitors": {"protocolName": "modbus", "configData":
                     {"register": "CoilRegister", "offset": 2, "limit": 1, "scale": 1.5, "isSwap": true, "isRegisterSwap": true}}},
-                {"name": "temperature-enable", "desired": {"value": "OFF", "metadata": {"type": "string"}}, "visitors": {"protocolName": "modbus", "configData":
+                {"name": "temperature-enable", "reportToCloud": true, "desired": {"value": "OFF", "metadata": {"type": "string"}}, "visitors": {"protocolName": "modbus", "configData":
                     {"register": "DiscreteInputRegister", "offset": 3, "limit": 1, "customizedValues": {"x": 1}}}},
             ],
         })
@@ -154,6 +154,42 @@ fn what_new_clients_change_counts_for_old_ones() {
     assert_eq!(changed["spec"]["data"], old["spec"]["data"]);
     assert_eq!(changed["status"]["twins"][0], json!({"propertyName": "temperature", "desired": {"value": "3"}}));
     assert_eq!(to(&changed, BETA)["spec"], new["spec"]);
+}
+
+#[test]
+fn the_cloud_hears_of_every_property_of_an_old_device() {
+    let mut old = sensor_tag();
+    let twin = json!({"propertyName": "without-visitor", "desired": {"value": "1"}});
+    old["status"]["twins"].as_array_mut().expect("list").push(twin);
+    let mut new = to(&old, BETA);
+    for property in new["spec"]["properties"].as_array().expect("list") {
+        assert_eq!(property["reportToCloud"], true, "{property}");
+    }
+    assert_eq!(to(&new, ALPHA), old);
+    new["spec"]["properties"][0]["reportToCloud"] = json!(false);
+    assert_eq!(to(&to(&new, ALPHA), BETA)["spec"]["properties"][0]["reportToCloud"], false);
+
+    // What the new version says counts, also if it says nothing; a property that an old client adds is reported.
+    let beta = |properties: Value| object(BETA, "Device", json!({"spec": {"properties": properties}}));
+    let new = beta(
+        json!([{"name": "yes", "reportToCloud": true}, {"name": "no", "reportToCloud": false}, {"name": "nothing"}]),
+    );
+    let mut old = to(&new, ALPHA);
+    assert_eq!(
+        kept(&old, BETA),
+        json!({"properties": {"no": {"reportToCloud": false}, "nothing": {"reportToCloud": null}}})
+    );
+    assert_eq!(to(&old, BETA), new);
+    old["spec"]["propertyVisitors"].as_array_mut().expect("list").push(json!({"propertyName": "added"}));
+    let changed = to(&old, BETA);
+    let reported: Vec<&Value> =
+        changed["spec"]["properties"].as_array().expect("list").iter().map(|p| &p["reportToCloud"]).collect();
+    assert_eq!(reported, [&json!(true), &json!(false), &Value::Null, &json!(true)]);
+    // A twin is left of a property whose visitor an old client took away.
+    let new = beta(json!([{"name": "quiet", "desired": {"value": "1"}}]));
+    let mut old = to(&new, ALPHA);
+    old["spec"]["propertyVisitors"] = json!([]);
+    assert_eq!(to(&old, BETA)["spec"]["properties"], json!([{"name": "quiet", "desired": {"value": "1"}}]));
 }
 
 #[test]
