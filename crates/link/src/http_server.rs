@@ -31,8 +31,10 @@ use tracing::{debug, warn};
 
 use crate::newcomers::Newcomers;
 
-/// How long a peer may take for TLS, for its first request, and for the head of a request.
+/// How long a peer may take for TLS, and for the head of a request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a connection may have a place before its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(5);
 /// A connection that is quiet for so long between requests is closed: it has a place that others wait for.
 const IDLE: Duration = Duration::from_secs(90);
 /// How often the other end of an HTTP/2 connection is asked whether it lives, and how long it may take to answer.
@@ -284,7 +286,7 @@ impl Drop for Running {
 
 /// Resolves when no request came in time, or none followed the last one.
 async fn idle(mut running: watch::Receiver<usize>) {
-    let mut limit = HANDSHAKE;
+    let mut limit = FIRST_REQUEST;
     loop {
         let none = *running.borrow_and_update() == 0;
         let news = match none {
@@ -311,12 +313,12 @@ mod tests {
         let busy = Arc::new(busy);
         let began = tokio::time::Instant::now();
         idle(running.clone()).await;
-        assert_eq!(began.elapsed(), HANDSHAKE, "no request came");
+        assert_eq!(began.elapsed(), FIRST_REQUEST, "no request came");
 
         let began = tokio::time::Instant::now();
         let watching = idle(running.clone());
         let answering = async {
-            tokio::time::sleep(HANDSHAKE / 2).await;
+            tokio::time::sleep(FIRST_REQUEST / 2).await;
             let first = Running::begin(&busy);
             let body = Full::new(Bytes::new()).map_err(|never| match never {}).boxed();
             let answer = first.until_sent(Response::new(body));
@@ -328,6 +330,6 @@ mod tests {
             drop(second);
         };
         tokio::join!(watching, answering);
-        assert_eq!(began.elapsed(), HANDSHAKE / 2 + IDLE * 7);
+        assert_eq!(began.elapsed(), FIRST_REQUEST / 2 + IDLE * 7);
     }
 }

@@ -41,8 +41,18 @@ struct Refused {
 }
 
 impl Https {
-    /// Answers one request.
+    /// Answers one request. Only who knows the webhook's path may keep his connection, and with it one of the port's places.
     pub async fn handle(self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        if request.uri().path() == self.conversion.path() {
+            return self.conversion.handle(request).await;
+        }
+        let mut answer = self.join(request, peer).await;
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        answer
+    }
+
+    /// Answers those who join.
+    async fn join(self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let get = request.method() == Method::GET;
         match path.as_str() {
@@ -56,7 +66,6 @@ impl Https {
                     text(refused.status, refused.text)
                 }
             },
-            path if path == self.conversion.path() => self.conversion.handle(request).await,
             "/ca.crt" => not_allowed("GET"),
             "/edge.crt" => not_allowed("GET, POST"),
             path => match path.strip_prefix("/node/") {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cloud::{Cloud, SOON, logged, wait_logged};
 use crate::device_reports::report;
@@ -266,5 +267,48 @@ async fn only_those_who_know_the_path_are_listened_to() -> Result<()> {
     let review = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview",
         "request": {"uid": "u", "desiredAPIVersion": "devices.kubeedge.io/v1beta1", "objects": []}});
     assert_eq!(ask(&url, review.to_string().into_bytes()).await?, 200);
+    Ok(())
+}
+
+/// Connections that the port serves at once.
+const PLACES: usize = 512;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_do_not_keep_the_api_server_out() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let url = wait_installed(&cloud, "").await?;
+    let address = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).context("address")?.to_owned();
+    let ca = cloud.secret("casecret", "cadata").await?;
+    let tls = link::tls::client(&ca.into(), None)?;
+    let connector = tokio_rustls::TlsConnector::from(tls.clone());
+    let connect = async || -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+        let tcp = tokio::net::TcpStream::connect(&address).await?;
+        let name = link::rustls::pki_types::ServerName::try_from("127.0.0.1")?;
+        let mut stream = connector.connect(name, tcp).await?;
+        stream.write_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+        Ok(stream)
+    };
+    // Each has said something, and stays.
+    let mut idle = Vec::new();
+    for _ in 0..PLACES {
+        idle.push(connect().await?);
+    }
+    let mut text = String::new();
+    idle[0].read_to_string(&mut text).await.context("it is closed after the answer")?;
+    ensure!(text.starts_with("HTTP/1.1 404") && text.contains("connection: close"), "{text}");
+    let review = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview",
+        "request": {"uid": "u", "desiredAPIVersion": "devices.kubeedge.io/v1beta1", "objects": []}});
+    let body = review.to_string().into_bytes();
+    let call = link::http_client::Call {
+        method: "POST",
+        url: &url,
+        headers: &[],
+        body,
+        tls,
+        deadline: SOON,
+        max_answer: 4096,
+    };
+    assert_eq!(call.send().await?.0, 200);
+    drop(idle);
     Ok(())
 }
