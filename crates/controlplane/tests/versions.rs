@@ -207,6 +207,42 @@ async fn what_a_webhook_makes_of_an_object_must_fit_the_schema_to_be_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_counts_changes_of_what_is_kept() {
+    let world = World::start().await;
+    let webhook = Webhook::start().await;
+    world.create("customresourcedefinitions", "", definition(&webhook.conversion)).await;
+    let (api, user, options) = (world.api(), User::system("test"), WriteOptions::default());
+    let (old, new) = (place(&world, "v1", "a"), place(&world, "v2", "a"));
+    let rope = json!({"metadata": {"name": "a"}, "spec": {"length": 4}});
+    api.create(&user, &place(&world, "v2", ""), rope, &options).await.expect("created");
+    // v1 has the length as a label.
+    webhook.answers(|request| {
+        let mut answer = good(request);
+        let asked = &request["objects"][0];
+        let made = &mut answer["convertedObjects"][0];
+        if request["desiredAPIVersion"] == "example.org/v1" {
+            made["metadata"]["labels"]["length"] = json!(asked["spec"]["length"].to_string());
+            made["spec"] = json!({});
+        } else {
+            let length = asked["metadata"]["labels"]["length"].as_str().and_then(|text| text.parse::<u32>().ok());
+            made["spec"] = json!({"length": length});
+        }
+        answer
+    });
+    for (labels, generation) in [(json!({"other": "x"}), 1), (json!({"length": "5"}), 2), (json!({"length": "5"}), 2)] {
+        let patch = json!({"metadata": {"labels": labels}});
+        let patched = api.patch(&old, &patch, PatchType::Merge, &options).await.expect("patched");
+        let kept = api.get(&new).expect("kept");
+        assert_eq!(
+            (&patched["metadata"]["generation"], &kept["metadata"]["generation"]),
+            (&json!(generation), &json!(generation)),
+            "{labels}"
+        );
+    }
+    assert_eq!(api.get(&new).expect("kept")["spec"], json!({"length": 5}));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_webhook_harms_nothing_but_its_own_version() {
     let world = World::start().await;
     let webhook = Webhook::start().await;

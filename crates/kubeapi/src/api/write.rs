@@ -160,7 +160,7 @@ impl Api {
         }
         keep_system_fields(&current, &mut object);
         self.merge_sub(what, &current, &mut object)?;
-        let writes_spec = matches!(what.subresource.as_str(), "" | "ephemeralcontainers" | "resize");
+        let writes_spec = writes_spec(what);
         if writes_spec {
             defaults::for_update(resource, &current, &mut object);
         }
@@ -197,10 +197,39 @@ impl Api {
         object["kind"] = json!(what.resource.kind);
         let (mut kept, mut object) = self.as_kept(what, object).await.map_err(WriteError::Failed)?;
         check_kept(what, &kept).map_err(WriteError::Failed)?;
+        if let Expect::Revision(revision) = expect {
+            self.count_change(what, revision, &mut kept, &mut object).map_err(WriteError::Failed)?;
+        }
         let change = Box::new(move |revision: u64| NewState { json: encode(&mut kept, revision), delete: false });
         let revision = self.storage().write(key, expect, change).await?;
         meta::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
         Ok(object)
+    }
+
+    /// A change in another version may change the spec that is kept although its own spec is the same; that counts too.
+    fn count_change(
+        &self,
+        what: &ResourceRef,
+        revision: u64,
+        kept: &mut Value,
+        object: &mut Value,
+    ) -> Result<(), ApiError> {
+        if what.resource.is_as_kept() || !writes_spec(what) || !has_generation(&what.resource, kept) {
+            return Ok(());
+        }
+        let Some(stored) = self.storage().get(&what.key())?.filter(|stored| stored.revision == revision) else {
+            return Ok(());
+        };
+        let stored = super::read::parse(&stored.json)?;
+        let generation = |object: &Value| object["metadata"]["generation"].as_i64();
+        let is_comparable = stored["apiVersion"] == kept["apiVersion"] && generation(&stored) == generation(kept);
+        if is_comparable && stored["spec"] != kept["spec"] {
+            let next = json!(generation(kept).unwrap_or(1) + 1);
+            for object in [kept, object] {
+                meta::metadata(object).insert("generation".into(), next.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Deletes an object for good.
@@ -371,6 +400,10 @@ fn keep_system_fields(current: &Value, object: &mut Value) {
             value => metadata.insert(field.to_owned(), value.clone()),
         };
     }
+}
+
+fn writes_spec(what: &ResourceRef) -> bool {
+    matches!(what.subresource.as_str(), "" | "ephemeralcontainers" | "resize")
 }
 
 fn has_generation(resource: &Resource, object: &Value) -> bool {
