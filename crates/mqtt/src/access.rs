@@ -4,11 +4,14 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ring::{hmac, pbkdf2};
+use tokio::sync::Semaphore;
 
 use crate::topic::{covers, is_filter};
 
 /// Rounds of a password's hash at most: each try to log in costs that much.
 const MAX_ROUNDS: u32 = 1_000_000;
+/// Passwords that are hashed at a time; whoever else logs in waits. Each takes a core, of which a node has few.
+const HASHES: usize = 2;
 
 /// Somebody who may connect.
 #[derive(Clone, Debug)]
@@ -77,7 +80,10 @@ impl std::fmt::Debug for Password {
 }
 
 /// All users. Without any, everybody may do everything.
-pub(crate) struct Users(Vec<(Arc<User>, Secret)>);
+pub(crate) struct Users {
+    all: Vec<(Arc<User>, Arc<Secret>)>,
+    hashes: Arc<Semaphore>,
+}
 
 enum Secret {
     Plain(String),
@@ -90,7 +96,7 @@ pub(crate) struct Rights(Option<Arc<User>>);
 
 impl Users {
     pub(crate) fn new(users: Vec<User>) -> Result<Self, AccessError> {
-        let mut all: Vec<(Arc<User>, Secret)> = Vec::new();
+        let mut all: Vec<(Arc<User>, Arc<Secret>)> = Vec::new();
         for user in users {
             if all.iter().any(|(other, _)| other.name == user.name) {
                 return Err(AccessError::Twice(user.name));
@@ -102,19 +108,32 @@ impl Users {
                 Password::Plain(password) => Secret::Plain(password.clone()),
                 Password::Hashed(hash) => parse(hash).ok_or_else(|| AccessError::Hash(user.name.clone()))?,
             };
-            all.push((Arc::new(user), secret));
+            all.push((Arc::new(user), Arc::new(secret)));
         }
-        Ok(Self(all))
+        Ok(Self { all, hashes: Arc::new(Semaphore::new(HASHES)) })
     }
 
-    /// The rights of who says this; `None` when he may not come in.
-    pub(crate) fn admit(&self, user: Option<&str>, password: Option<&[u8]>) -> Option<Rights> {
-        if self.0.is_empty() {
+    /// The rights of who says this; `None` when he may not come in. A hash takes long, and others go on meanwhile.
+    pub(crate) async fn admit(&self, user: Option<&str>, password: Option<&[u8]>) -> Option<Rights> {
+        if self.all.is_empty() {
             return Some(Rights(None));
         }
         let (user, password) = (user?, password?);
-        let (user, secret) = self.0.iter().find(|(known, _)| known.name == user)?;
-        secret.is(password).then(|| Rights(Some(user.clone())))
+        let (user, secret) = self.all.iter().find(|(known, _)| known.name == user)?;
+        let is_right = match **secret {
+            Secret::Plain(_) => secret.is(password),
+            Secret::Hashed { .. } => {
+                let place = self.hashes.clone().acquire_owned().await.ok()?;
+                let (secret, password) = (secret.clone(), password.to_vec());
+                let hashing = tokio::task::spawn_blocking(move || {
+                    // Held until it is done, also when nobody waits for it any more.
+                    let _place = place;
+                    secret.is(&password)
+                });
+                hashing.await.unwrap_or(false)
+            }
+        };
+        is_right.then(|| Rights(Some(user.clone())))
     }
 }
 
@@ -167,32 +186,54 @@ fn parse(hash: &str) -> Option<Secret> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    #[test]
-    fn users_have_passwords_and_rights() {
+    /// `secret`, as `mosquitto_passwd -b` writes it.
+    fn hashed() -> Password {
+        use base64::Engine;
+        let base64 = base64::engine::general_purpose::STANDARD;
+        let (rounds, mut hash) = (NonZeroU32::new(101).unwrap(), [0; 64]);
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA512, rounds, b"salt", b"secret", &mut hash);
+        Password::Hashed(format!("$7$101${}${}", base64.encode(b"salt"), base64.encode(hash)))
+    }
+
+    #[tokio::test]
+    async fn users_have_passwords_and_rights() {
         let rule = |access, filter: &str| Rule { access, filter: filter.to_owned() };
         let rules = vec![rule(Access::Read, "in/#"), rule(Access::Write, "out/+"), rule(Access::ReadWrite, "both")];
         let user = |name: &str, password| User { name: name.to_owned(), password, rules: rules.clone() };
-        // `mosquitto_passwd -b` with the password `secret`, made with another program.
-        let mut hash = [0; 64];
-        let rounds = NonZeroU32::new(101).unwrap();
-        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA512, rounds, b"salt", b"secret", &mut hash);
-        let hash = {
-            use base64::Engine;
-            let base64 = base64::engine::general_purpose::STANDARD;
-            format!("$7$101${}${}", base64.encode(b"salt"), base64.encode(hash))
-        };
-        let users = vec![user("a", Password::Plain("secret".to_owned())), user("b", Password::Hashed(hash))];
+        let users = vec![user("a", Password::Plain("secret".to_owned())), user("b", hashed())];
         let users = Users::new(users).unwrap();
         for name in ["a", "b"] {
-            let rights = users.admit(Some(name), Some(b"secret")).unwrap();
+            let rights = users.admit(Some(name), Some(b"secret")).await.unwrap();
             assert!(rights.may_read("in/+/x") && !rights.may_read("#") && !rights.may_read("out/x"));
             assert!(rights.may_write("out/x") && !rights.may_write("in/x") && rights.may_write("both"));
-            assert!(users.admit(Some(name), Some(b"Secret")).is_none() && users.admit(Some(name), None).is_none());
+            assert!(users.admit(Some(name), Some(b"Secret")).await.is_none() && users.admit(Some(name), None).await.is_none());
         }
-        assert!(users.admit(Some("c"), Some(b"secret")).is_none() && users.admit(None, None).is_none());
+        assert!(users.admit(Some("c"), Some(b"secret")).await.is_none() && users.admit(None, None).await.is_none());
         assert!(Users::new(vec![user("a", Password::Hashed("$6$x".to_owned()))]).is_err());
         assert!(!format!("{:?}", user("a", Password::Plain("secret".to_owned()))).contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn few_passwords_are_hashed_at_a_time_and_nobody_else_waits() {
+        let user = |name: &str, password| User { name: name.to_owned(), password, rules: Vec::new() };
+        let slow = format!("$7$100000$AAAA${}==", "A".repeat(86));
+        let users = vec![user("plain", Password::Plain("secret".to_owned())), user("slow", Password::Hashed(slow))];
+        let users = Users::new(users).unwrap();
+        let all = users.hashes.clone().try_acquire_many_owned(HASHES as u32).unwrap();
+        let mut admitted = Box::pin(users.admit(Some("slow"), Some(b"secret")));
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut admitted).await.is_err(), "others are hashed");
+        assert!(users.admit(Some("plain"), Some(b"secret")).await.is_some());
+        drop(all);
+        tokio::select! {
+            biased;
+            _ = &mut admitted => panic!("it was hashed here"),
+            () = std::future::ready(()) => {}
+        }
+        assert!(admitted.await.is_none());
+        assert_eq!(users.hashes.available_permits(), HASHES);
     }
 }

@@ -148,7 +148,7 @@ async fn join(
     kick: oneshot::Sender<Refusal>,
     is_back: CancellationToken,
 ) -> Result<(Client, (Vec<u8>, Arc<Notify>)), Refusal> {
-    let rights = shared.users.admit(hello.user.as_deref(), hello.password.as_deref());
+    let rights = shared.users.admit(hello.user.as_deref(), hello.password.as_deref()).await;
     let rights = rights.ok_or(Refusal(reason::BAD_PASSWORD))?;
     if hello.will.as_ref().is_some_and(|will| !rights.may_write(&will.message.topic)) {
         return Err(Refusal(reason::NOT_AUTHORIZED));
