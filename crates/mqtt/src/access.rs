@@ -210,7 +210,10 @@ mod tests {
             let rights = users.admit(Some(name), Some(b"secret")).await.unwrap();
             assert!(rights.may_read("in/+/x") && !rights.may_read("#") && !rights.may_read("out/x"));
             assert!(rights.may_write("out/x") && !rights.may_write("in/x") && rights.may_write("both"));
-            assert!(users.admit(Some(name), Some(b"Secret")).await.is_none() && users.admit(Some(name), None).await.is_none());
+            assert!(
+                users.admit(Some(name), Some(b"Secret")).await.is_none()
+                    && users.admit(Some(name), None).await.is_none()
+            );
         }
         assert!(users.admit(Some("c"), Some(b"secret")).await.is_none() && users.admit(None, None).await.is_none());
         assert!(Users::new(vec![user("a", Password::Hashed("$6$x".to_owned()))]).is_err());

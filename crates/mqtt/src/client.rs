@@ -1,8 +1,7 @@
 //! The client for a broker next door. It connects again by itself, and while there is no broker it keeps what is published, within bounds.
 //!
-//! It speaks MQTT 3.1.1. `dial` is the way there, `conversation` one connection; what has to outlive a connection is here.
+//! It speaks MQTT 3.1.1. `dial` is the way there, `conversation` one connection, `sending` what has to outlive one.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,25 +16,16 @@ use tracing::{debug, info, warn};
 
 use crate::conversation::Conversation;
 use crate::dial::dial;
-use crate::encode::{self, Ack, Version};
 use crate::listen::StartError;
-use crate::message::Qos;
+use crate::sending::{MAX_BYTES, State, size};
 use crate::tls::ClientTls;
 use crate::topic::{is_filter, is_topic};
 use crate::{Publish, PublishError, Received};
 
-/// Messages that may wait for the broker; the oldest is dropped for one more.
-const MAX_WAITING: usize = 1000;
-/// Bytes that may wait.
-const MAX_BYTES: usize = 1 << 20;
 /// Messages from the broker that wait to be taken, and that were taken and not acknowledged.
 const RECEIVED: usize = 1000;
 /// The longest packet from the broker, above the longest message.
 pub(crate) const MAX_PACKET: usize = MAX_BYTES + (64 << 10);
-/// Publishes of QoS 1 and 2 on their way to the broker.
-const IN_FLIGHT: usize = 20;
-/// So much is written at once.
-const AT_ONCE: usize = 64 << 10;
 /// Waits between tries to connect.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -69,6 +59,8 @@ pub struct ClientConfig {
 /// A connection to a broker that comes back by itself.
 pub struct Client {
     shared: Arc<Shared>,
+    /// So long it may take no messages before nobody waits for it.
+    patience: Duration,
     /// Also one that is dropped stops.
     stop: DropGuard,
     tasks: TaskTracker,
@@ -78,31 +70,10 @@ pub struct Client {
 pub(crate) struct Shared {
     state: Mutex<State>,
     pub(crate) wake: Notify,
+    /// Wakes those who wait for room, or for the end of a connection.
+    room: Notify,
     /// The number of the connection; 0 while there is none.
     connection: AtomicU64,
-}
-
-#[derive(Default)]
-pub(crate) struct State {
-    filters: BTreeSet<String>,
-    /// What the broker has not been told: subscribe, or no more.
-    changed: VecDeque<(String, bool)>,
-    /// Subscriptions that it has not answered.
-    asked: VecDeque<(u16, String)>,
-    waiting: VecDeque<Publish>,
-    /// Of those that wait.
-    bytes: usize,
-    dropped: u64,
-    /// Sent and not acknowledged, in the order of sending.
-    flying: VecDeque<Flying>,
-    last_id: u16,
-}
-
-struct Flying {
-    packet_id: u16,
-    publish: Publish,
-    /// Of QoS 2: the broker has it, and has not heard that we know.
-    released: bool,
 }
 
 impl Client {
@@ -114,32 +85,48 @@ impl Client {
         if let Some(filter) = filters.iter().find(|filter| !is_filter(filter)) {
             return Err(StartError::Filter((*filter).to_owned()));
         }
-        let shared = Arc::new(Shared::default());
-        shared.lock().filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        let shared = Arc::new(Shared { state: Mutex::new(State::new(filters)), ..Shared::default() });
+        let patience = config.keep_alive;
         let (received, receiver) = mpsc::channel(RECEIVED);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(run(config, shared.clone(), received, stop.clone()));
         tasks.close();
-        Ok((Self { shared, stop: stop.drop_guard(), tasks }, receiver))
+        Ok((Self { shared, patience, stop: stop.drop_guard(), tasks }, receiver))
     }
 
-    /// Publishes, or keeps for when the broker is back.
+    /// Publishes, or keeps for when the broker is back. Never waits: when too much waits already the oldest is dropped.
     ///
     /// # Errors
     /// The topic is none, or the message is larger than all that may wait.
     pub fn publish(&self, publish: Publish) -> Result<(), PublishError> {
-        if !is_topic(&publish.topic) {
-            return Err(PublishError::Topic(publish.topic));
-        }
+        check(&publish)?;
+        self.shared.lock().put(publish);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Publishes as [`Self::publish`], but drops nothing while the broker is there: it waits for room. Nobody waits for a broker that has taken
+    /// nothing for as long as the keep-alive, until it does so again.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub async fn publish_with_room(&self, publish: Publish) -> Result<(), PublishError> {
+        check(&publish)?;
         let size = size(&publish);
-        if size > MAX_BYTES {
-            return Err(PublishError::TooLarge(size));
+        loop {
+            // Before the look, so that no wake is lost.
+            let room = self.shared.room.notified();
+            {
+                let mut state = self.shared.lock();
+                if !self.shared.is_connected() || state.takes(size) {
+                    state.put(publish);
+                    break;
+                }
+            }
+            if tokio::time::timeout(self.patience, room).await.is_err() {
+                self.shared.lock().stall();
+            }
         }
-        let mut state = self.shared.lock();
-        state.bytes += size;
-        state.waiting.push_back(publish);
-        state.bound();
-        drop(state);
         self.shared.wake.notify_one();
         Ok(())
     }
@@ -152,17 +139,13 @@ impl Client {
         if !is_filter(filter) {
             return Err(PublishError::Filter(filter.to_owned()));
         }
-        let mut state = self.shared.lock();
-        state.filters.insert(filter.to_owned());
-        self.shared.change(&mut state, filter, true);
+        self.shared.change(filter, true);
         Ok(())
     }
 
     /// Hears it no more.
     pub fn unsubscribe(&self, filter: &str) {
-        let mut state = self.shared.lock();
-        state.filters.remove(filter);
-        self.shared.change(&mut state, filter, false);
+        self.shared.change(filter, false);
     }
 
     /// Whether there is a broker.
@@ -202,7 +185,7 @@ async fn run(config: ClientConfig, shared: Arc<Shared>, received: mpsc::Sender<R
                     answers: &answers,
                 };
                 let ended = conversation.run(dialled, &mut to_answer, &stop).await;
-                shared.connection.store(0, Ordering::Release);
+                shared.disconnected();
                 if since.elapsed() >= STEADY {
                     backoff.reset();
                 }
@@ -237,111 +220,48 @@ impl Shared {
         self.connection.load(Ordering::Acquire) != 0
     }
 
-    fn change(&self, state: &mut State, filter: &str, subscribe: bool) {
-        // At each connection the broker is told everything anyway.
-        if self.is_connected() {
-            state.changed.retain(|(other, _)| other != filter);
-            state.changed.push_back((filter.to_owned(), subscribe));
-            self.wake.notify_one();
-        }
+    fn change(&self, filter: &str, subscribe: bool) {
+        self.lock().change(filter, subscribe, self.is_connected());
+        self.wake.notify_one();
     }
 
     fn connected(&self, number: u64, session_present: bool, was_absent: bool, broker: &str) {
         let mut state = self.lock();
-        state.changed = state.filters.iter().map(|filter| (filter.clone(), true)).collect();
-        state.asked.clear();
-        if !session_present {
-            // The broker knows nothing of these any more. It may have handed one on: better twice than not at all.
-            while let Some(Flying { publish, .. }) = state.flying.pop_back() {
-                state.bytes += size(&publish);
-                state.waiting.push_front(publish);
-            }
-            state.bound();
-        }
-        let (waiting, dropped) = (state.waiting.len(), std::mem::take(&mut state.dropped));
+        let (waiting, dropped) = state.connected(session_present);
         match was_absent {
             true => info!(broker, waiting, dropped, "the MQTT broker is back"),
-            false => info!(broker, "connected to the MQTT broker"),
+            false => info!(broker, waiting, dropped, "connected to the MQTT broker"),
         }
         self.connection.store(number, Ordering::Release);
     }
 
+    fn disconnected(&self) {
+        self.connection.store(0, Ordering::Release);
+        self.room.notify_waiters();
+    }
+
+    /// What is to be sent now. `true` when nothing waits, and everything is acknowledged.
+    pub(crate) fn take(&self, out: &mut BytesMut) -> bool {
+        let mut state = self.lock();
+        if state.take(out) {
+            self.room.notify_waiters();
+        }
+        state.all_is_said()
+    }
+
     /// The broker has a message.
     pub(crate) fn acknowledged(&self, packet_id: u16) {
-        self.lock().flying.retain(|flying| flying.packet_id != packet_id);
+        self.lock().acknowledged(packet_id);
         self.wake.notify_one();
     }
 }
 
-impl State {
-    /// Drops the oldest until the rest fits.
-    fn bound(&mut self) {
-        while self.waiting.len() > MAX_WAITING || self.bytes > MAX_BYTES {
-            let Some(oldest) = self.waiting.pop_front() else { return };
-            self.bytes -= size(&oldest);
-            if self.dropped == 0 {
-                warn!("too many messages wait for the MQTT broker: the oldest are dropped");
-            }
-            self.dropped += 1;
-        }
+fn check(publish: &Publish) -> Result<(), PublishError> {
+    if !is_topic(&publish.topic) {
+        return Err(PublishError::Topic(publish.topic.clone()));
     }
-
-    /// What a broker that remembers us may have, and has not acknowledged.
-    pub(crate) fn send_again(&self, out: &mut BytesMut) {
-        for Flying { packet_id, publish, released } in &self.flying {
-            match released {
-                true => out.extend_from_slice(&encode::ack(Version::V3, Ack::Release, *packet_id, 0)),
-                false => encode::publish(publish, *packet_id, true, out),
-            }
-        }
+    match size(publish) {
+        size if size > MAX_BYTES => Err(PublishError::TooLarge(size)),
+        _ => Ok(()),
     }
-
-    /// What is to be sent now. `true` when nothing waits, and everything is acknowledged.
-    pub(crate) fn take(&mut self, out: &mut BytesMut) -> bool {
-        while let Some((filter, subscribe)) = self.changed.pop_front() {
-            let packet_id = self.next_id();
-            encode::subscription(subscribe, packet_id, &filter, out);
-            if subscribe {
-                self.asked.push_back((packet_id, filter));
-            }
-        }
-        while self.flying.len() < IN_FLIGHT && out.len() < AT_ONCE {
-            let Some(publish) = self.waiting.pop_front() else { break };
-            self.bytes -= size(&publish);
-            let packet_id = if publish.qos == Qos::AtMostOnce { 0 } else { self.next_id() };
-            encode::publish(&publish, packet_id, false, out);
-            if packet_id != 0 {
-                self.flying.push_back(Flying { packet_id, publish, released: false });
-            }
-        }
-        self.waiting.is_empty() && self.flying.is_empty()
-    }
-
-    /// The broker has a message of QoS 2.
-    pub(crate) fn released(&mut self, packet_id: u16) {
-        if let Some(flying) = self.flying.iter_mut().find(|flying| flying.packet_id == packet_id) {
-            flying.released = true;
-        }
-    }
-
-    /// The broker has answered a subscription: to what.
-    pub(crate) fn subscribed(&mut self, packet_id: u16) -> Option<String> {
-        let index = self.asked.iter().position(|(asked, _)| *asked == packet_id)?;
-        self.asked.remove(index).map(|(_, filter)| filter)
-    }
-
-    fn next_id(&mut self) -> u16 {
-        loop {
-            self.last_id = self.last_id.wrapping_add(1);
-            let id = self.last_id;
-            if id != 0 && self.flying.iter().all(|flying| flying.packet_id != id) {
-                return id;
-            }
-        }
-    }
-}
-
-/// What a message takes, about.
-fn size(publish: &Publish) -> usize {
-    publish.topic.len() + publish.payload.len()
 }

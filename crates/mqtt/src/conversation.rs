@@ -78,7 +78,7 @@ impl Conversation<'_> {
             while let Ok(answer) = to_answer.try_recv() {
                 self.answer(answer, &mut out, stop)?;
             }
-            let all_is_said = self.shared.lock().take(&mut out);
+            let all_is_said = self.shared.take(&mut out);
             if !out.is_empty() {
                 let sent = tokio::time::timeout(self.config.connect_timeout, send_all(to, &mut out)).await;
                 sent.map_err(|_| Ended::Silent)??;

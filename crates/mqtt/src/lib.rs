@@ -4,7 +4,7 @@
 //! PUBREC after that, so it means that edgecore has committed the message. [`Bus`] is either end.
 //!
 //! Of the broker read `listen` for how it starts, `connection` for one client, `router` for who gets what, and `outbox` for what waits for a client.
-//! `replies` has the answers, `journal` the disk. Of the client read `client`, then `dial` and `conversation`. Rules are those of MQTT 3.1.1 and 5; limits are mosquitto's.
+//! `replies` has the answers, `journal` the disk. Of the client read `client`, then `dial`, `conversation` and `sending`. Rules are those of MQTT 3.1.1 and 5; limits are mosquitto's.
 
 mod access;
 mod client;
@@ -25,6 +25,7 @@ mod replies;
 mod retained;
 mod room;
 mod router;
+mod sending;
 mod tls;
 pub mod topic;
 
@@ -147,14 +148,15 @@ impl Bus {
         Ok((Self::Client(client), received))
     }
 
-    /// Publishes a message.
+    /// Publishes a message; waits while the broker has too much to do.
     ///
     /// # Errors
-    /// It could not be published. An external broker that is absent is no error: the message waits for it.
+    /// It could not be published. An external broker that is absent is no error: the message waits for it, and the oldest is dropped when too much
+    /// waits already.
     pub async fn publish(&self, publish: Publish) -> Result<(), PublishError> {
         match self {
             Self::Broker(broker) => broker.publish(publish).await,
-            Self::Client(client) => client.publish(publish),
+            Self::Client(client) => client.publish_with_room(publish).await,
         }
     }
 

@@ -198,3 +198,111 @@ async fn what_cannot_be_taken_is_not_acknowledged_and_what_is_too_long_is() {
     let _raw = accepted(&listener, false).await;
     connected(&client).await;
 }
+
+#[tokio::test]
+async fn nothing_is_dropped_while_the_broker_is_there() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (bus, _received) = Bus::client(to(listener.local_addr().unwrap()), &[]).unwrap();
+    let Bus::Client(client) = &bus else { panic!("it is a client") };
+    let mut raw = accepted(&listener, false).await;
+    connected(client).await;
+    // More than may wait, at once and without a pause: in number, then in bytes.
+    let (many, large) = (3000_u32, "x".repeat(400_000));
+    let saying = async {
+        for number in 0..many {
+            bus.publish(message("t", &number.to_string())).await.unwrap();
+        }
+        for _ in 0..10 {
+            bus.publish(message("t", &large)).await.unwrap();
+        }
+    };
+    let hearing = async {
+        for number in 0..many + 10 {
+            let packet = raw.receive().await;
+            let (payload, id) = (number.to_string(), (number + 1) as u16);
+            let expected = if number < many { payload.as_bytes() } else { large.as_bytes() };
+            assert!(packet == publish(0x32, "t", id, &[], expected), "{number}");
+            let [high, low] = id.to_be_bytes();
+            raw.send(&[0x40, 2, high, low]).await;
+        }
+    };
+    soon(async { tokio::join!(saying, hearing) }).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_broker_that_takes_nothing() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let patient = to(listener.local_addr().unwrap());
+    let (bus, _received) = Bus::client(patient.clone(), &[]).unwrap();
+    let Bus::Client(client) = &bus else { panic!("it is a client") };
+    let raw = accepted(&listener, false).await;
+    connected(client).await;
+    // 20 are on their way, and 1,000 wait.
+    let saying = async {
+        for _ in 0..1100 {
+            bus.publish(message("t", "x")).await.unwrap();
+        }
+    };
+    let mut saying = Box::pin(saying);
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut saying).await.is_err(), "it waits for room");
+    // A connection that ends ends that.
+    drop(raw);
+    soon(saying).await;
+    bus.stop().await;
+
+    // One that answers our pings, and acknowledges nothing.
+    let (bus, _received) = Bus::client(ClientConfig { keep_alive: Duration::from_secs(1), ..patient }, &[]).unwrap();
+    let Bus::Client(client) = &bus else { panic!("it is a client") };
+    let mut raw = accepted(&listener, false).await;
+    connected(client).await;
+    let saying = async {
+        for number in 0..1100 {
+            bus.publish(message("t", &number.to_string())).await.unwrap();
+        }
+    };
+    let mut ids = Vec::new();
+    let answering = async {
+        loop {
+            let packet = raw.receive().await;
+            match packet[0] {
+                0xc0 => raw.send(&[0xd0, 0]).await,
+                _ => ids.push([packet[5], packet[6]]),
+            }
+        }
+    };
+    tokio::select! {
+        () = soon(saying) => {}
+        () = answering => {}
+    }
+    assert!(client.is_connected());
+    // It goes on after the oldest were dropped.
+    for [high, low] in ids {
+        raw.send(&[0x40, 2, high, low]).await;
+    }
+    let next = soon(async {
+        loop {
+            let packet = raw.receive().await;
+            if packet[0] == 0x32 {
+                break String::from_utf8(packet[7..].to_vec()).unwrap();
+            }
+        }
+    });
+    assert_eq!(next.await, "100");
+}
+
+#[tokio::test]
+async fn a_broker_that_says_nothing_any_more_is_left() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut config = to(listener.local_addr().unwrap());
+    (config.keep_alive, config.connect_timeout) = (Duration::from_secs(1), Duration::from_secs(1));
+    let (bus, _received) = Bus::client(config, &[]).unwrap();
+    let Bus::Client(client) = &bus else { panic!("it is a client") };
+    let _hangs = accepted(&listener, false).await;
+    connected(client).await;
+    let saying = async {
+        for _ in 0..3000 {
+            bus.publish(message("t", &"x".repeat(10_000))).await.unwrap();
+        }
+    };
+    let (_again, ()) = soon(async { tokio::join!(accepted(&listener, false), saying) }).await;
+}

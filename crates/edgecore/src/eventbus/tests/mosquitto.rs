@@ -1,5 +1,6 @@
 //! Mosquitto beside edgecore (mode 2), with TLS and users.
 
+use super::super::WAITING;
 use super::world::{Certificates, Log, Mosquitto, PASSWORD, Running, beside, client, hashed, run, settings, until};
 use api::edgecore::{ExternalBroker, TlsFiles};
 
@@ -100,6 +101,28 @@ async fn nothing_is_lost_over_outages_of_a_broker_with_tls_and_users() {
     arrived.complete();
     edge.stop().await;
     assert!(log.lines(PASSWORD).is_empty());
+}
+
+#[tokio::test]
+async fn nothing_that_is_said_at_once_is_dropped_while_the_broker_is_there() {
+    let Some(mut mosquitto) = Mosquitto::new("allow_anonymous true\nmax_queued_messages 0\n") else { return };
+    mosquitto.start().await;
+    let (log, _guard) = Log::start();
+    let dir = tempfile::tempdir().expect("folder");
+    let edge = Running::start(settings(None, Some(beside(mosquitto.address))), dir.path());
+    until("it is there", || !log.lines("connected to the MQTT broker").is_empty()).await;
+    let device = ["-i", "device", "-c", "-t", RESULT];
+    let device = |more: &[&str]| client("mosquitto_sub", mosquitto.address, &[&device[..], more].concat());
+    assert!(run(device(&["-E"])).await.0);
+    let mut expected = String::new();
+    for number in 0..4 * WAITING {
+        edge.bus.publish(RESULT.to_owned(), number.to_string().into_bytes()).await;
+        expected += &format!("{number}\n");
+    }
+    let heard = run(device(&["-C", &(4 * WAITING).to_string()])).await.1;
+    assert_eq!(heard, expected);
+    edge.stop().await;
+    assert!(log.lines("dropped").iter().all(|line| line.contains("dropped=0")));
 }
 
 #[tokio::test]
