@@ -157,6 +157,7 @@ impl Conversation<'_> {
                     warn!(filter, "the MQTT broker refuses a subscription: do its rules allow the user to read that?");
                 }
             }
+            Heard::Unsubscribed(packet_id) => self.shared.lock().unsubscribed(packet_id),
             Heard::Nothing => {}
             Heard::Connected { .. } | Heard::Refused(_) => return Err(Ended::Nonsense(reason::PROTOCOL_ERROR)),
         }

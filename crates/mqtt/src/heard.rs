@@ -22,6 +22,8 @@ pub(crate) enum Heard {
     Ack { ack: Ack, packet_id: u16 },
     /// SUBACK.
     Subscribed { packet_id: u16, refused: bool },
+    /// UNSUBACK.
+    Unsubscribed(u16),
     /// Nothing to do.
     Nothing,
 }
@@ -45,7 +47,8 @@ pub(crate) fn heard(frame: Frame) -> Result<Heard, Refusal> {
             let refused = codes.iter().any(|code| *code >= 0x80);
             Ok(Heard::Subscribed { packet_id: packet_id(&body)?, refused })
         }
-        (11, [_, _]) | (13, []) => Ok(Heard::Nothing),
+        (11, [_, _]) => Ok(Heard::Unsubscribed(packet_id(&body)?)),
+        (13, []) => Ok(Heard::Nothing),
         _ => Err(Refusal(reason::PROTOCOL_ERROR)),
     }
 }

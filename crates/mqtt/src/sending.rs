@@ -22,6 +22,8 @@ const AT_ONCE: usize = 64 << 10;
 #[derive(Default)]
 pub(crate) struct State {
     filters: BTreeSet<String>,
+    /// Filters that it shall hear no more, until the broker has answered that.
+    unwanted: BTreeSet<String>,
     /// What the broker has not been told: subscribe, or no more.
     changed: VecDeque<(String, bool)>,
     /// What it has been told and has not answered.
@@ -79,10 +81,12 @@ impl State {
 
     /// Hears a filter, or no more. The broker is told at once if it is there, and else when it is back.
     pub(crate) fn change(&mut self, filter: &str, subscribe: bool, connected: bool) {
-        match subscribe {
-            true => self.filters.insert(filter.to_owned()),
-            false => self.filters.remove(filter),
+        let (wanted, other) = match subscribe {
+            true => (&mut self.filters, &mut self.unwanted),
+            false => (&mut self.unwanted, &mut self.filters),
         };
+        other.remove(filter);
+        wanted.insert(filter.to_owned());
         if connected {
             self.changed.retain(|(other, _)| other != filter);
             self.changed.push_back((filter.to_owned(), subscribe));
@@ -94,6 +98,7 @@ impl State {
         self.asked.clear();
         self.stalled = false;
         if !session_present {
+            self.unwanted.clear();
             // The broker knows nothing of these any more. It may have handed one on: better twice than not at all. They are few, and were held
             // already: nothing is dropped for them.
             while let Some(Flying { publish, .. }) = self.flying.pop_back() {
@@ -101,7 +106,8 @@ impl State {
                 self.waiting.push_front(publish);
             }
         }
-        self.changed = self.filters.iter().map(|filter| (filter.clone(), true)).collect();
+        let gone = self.unwanted.iter().map(|filter| (filter.clone(), false));
+        self.changed = gone.chain(self.filters.iter().map(|filter| (filter.clone(), true))).collect();
         (self.waiting.len(), std::mem::take(&mut self.dropped))
     }
 
@@ -161,6 +167,16 @@ impl State {
     pub(crate) fn subscribed(&mut self, packet_id: u16) -> Option<String> {
         let index = self.asked.iter().position(|(asked, _)| *asked == packet_id)?;
         self.asked.remove(index).map(|(_, filter)| filter)
+    }
+
+    /// The broker has answered that it says no more of a filter.
+    pub(crate) fn unsubscribed(&mut self, packet_id: u16) {
+        let Some(filter) = self.subscribed(packet_id) else { return };
+        // It may have been wanted and not wanted again meanwhile.
+        let asked = self.asked.iter().map(|(_, asked)| asked);
+        if !asked.chain(self.changed.iter().map(|(changed, _)| changed)).any(|other| *other == filter) {
+            self.unwanted.remove(&filter);
+        }
     }
 
     fn next_id(&mut self) -> u16 {

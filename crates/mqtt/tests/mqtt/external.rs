@@ -7,7 +7,7 @@ use mqtt::{Bus, Client, ClientConfig, Publish, Qos};
 use rumqttc::QoS;
 use tokio::net::TcpListener;
 
-use crate::support::{Peer, Raw, broker, config, publish, soon};
+use crate::support::{Peer, Raw, broker, config, packet, publish, soon, subscribe};
 
 pub fn to(address: SocketAddr) -> ClientConfig {
     ClientConfig {
@@ -305,4 +305,40 @@ async fn a_broker_that_says_nothing_any_more_is_left() {
         }
     };
     let (_again, ()) = soon(async { tokio::join!(accepted(&listener, false), saying) }).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_remembers_us_hears_what_is_unwanted() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let mut config = to(listener.local_addr().unwrap());
+    config.keep_session = true;
+    let (client, _received) = Client::start(config, &["old", "wanted"]).unwrap();
+    let gone = async |raw: Raw| {
+        drop(raw);
+        soon(async {
+            while client.is_connected() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    };
+    let mut raw = accepted(&listener, false).await;
+    for (id, filter) in [(1, "old"), (2, "wanted")] {
+        assert_eq!(raw.receive().await, subscribe(id, &[], filter, 1));
+        raw.send(&[0x90, 3, 0, id as u8, 1]).await;
+    }
+    gone(raw).await;
+    client.unsubscribe("old");
+    // Told again until it has answered that.
+    for id in [3, 5] {
+        let mut raw = accepted(&listener, true).await;
+        assert_eq!(raw.receive().await, packet(0xa2, &[0, id, 0, 3, b'o', b'l', b'd']));
+        assert_eq!(raw.receive().await, subscribe(u16::from(id) + 1, &[], "wanted", 1));
+        if id == 5 {
+            raw.send(&[0xb0, 2, 0, id]).await;
+        }
+        gone(raw).await;
+    }
+    let mut raw = accepted(&listener, true).await;
+    assert_eq!(raw.receive().await, subscribe(7, &[], "wanted", 1));
 }
