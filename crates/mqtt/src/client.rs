@@ -14,16 +14,18 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, Ways};
 use crate::dial::dial;
+use crate::handover::HandOver;
 use crate::listen::StartError;
+use crate::replies::Answer;
 use crate::sending::{MAX_BYTES, State, size};
 use crate::tls::ClientTls;
 use crate::topic::{is_filter, is_topic};
 use crate::{Publish, PublishError, Received};
 
-/// Messages from the broker that wait to be taken, and that were taken and not acknowledged.
-const RECEIVED: usize = 1000;
+/// Messages from the broker that wait to be handed over, that were handed over, and that were taken and not acknowledged: of each so many.
+pub(crate) const RECEIVED: usize = 1000;
 /// The longest packet from the broker, above the longest message.
 pub(crate) const MAX_PACKET: usize = MAX_BYTES + (64 << 10);
 /// Waits between tries to connect.
@@ -74,6 +76,8 @@ pub(crate) struct Shared {
     room: Notify,
     /// The number of the connection; 0 while there is none.
     connection: AtomicU64,
+    /// What it has not heard of connections before this one the broker says again.
+    repeats: AtomicU64,
 }
 
 impl Client {
@@ -89,7 +93,17 @@ impl Client {
         let patience = config.keep_alive;
         let (received, receiver) = mpsc::channel(RECEIVED);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(run(config, shared.clone(), received, stop.clone()));
+        let (arrived, to_hand) = mpsc::channel(RECEIVED);
+        let (answers, to_answer) = mpsc::channel(RECEIVED);
+        let ways = Ways { received: received.clone(), arrived, answers: answers.clone() };
+        let (ours, stopped) = (shared.clone(), stop.clone());
+        tasks.spawn(async move {
+            let hand_over = HandOver { shared: &ours, received, answers };
+            tokio::select! {
+                () = run(config, &ours, &ways, to_answer, stopped) => {}
+                () = hand_over.run(to_hand) => {}
+            }
+        });
         tasks.close();
         Ok((Self { shared, patience, stop: stop.drop_guard(), tasks }, receiver))
     }
@@ -161,9 +175,14 @@ impl Client {
 }
 
 /// Connects again and again.
-async fn run(config: ClientConfig, shared: Arc<Shared>, received: mpsc::Sender<Received>, stop: CancellationToken) {
+async fn run(
+    config: ClientConfig,
+    shared: &Shared,
+    ways: &Ways,
+    mut to_answer: mpsc::Receiver<Answer>,
+    stop: CancellationToken,
+) {
     let broker = format!("{}:{}", config.host, config.port);
-    let (answers, mut to_answer) = mpsc::channel(RECEIVED);
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     let (mut connection, mut trouble) = (0, String::new());
     loop {
@@ -177,13 +196,7 @@ async fn run(config: ClientConfig, shared: Arc<Shared>, received: mpsc::Sender<R
                 let was_absent = !std::mem::take(&mut trouble).is_empty();
                 shared.connected(connection, dialled.session_present, was_absent, &broker);
                 let since = Instant::now();
-                let conversation = Conversation {
-                    config: &config,
-                    shared: &shared,
-                    connection,
-                    received: &received,
-                    answers: &answers,
-                };
+                let conversation = Conversation { config: &config, shared, connection, ways };
                 let ended = conversation.run(dialled, &mut to_answer, &stop).await;
                 shared.disconnected();
                 if since.elapsed() >= STEADY {
@@ -220,6 +233,16 @@ impl Shared {
         self.connection.load(Ordering::Acquire) != 0
     }
 
+    /// Whether it is the connection that there is.
+    pub(crate) fn is_current(&self, connection: u64) -> bool {
+        self.connection.load(Ordering::Acquire) == connection
+    }
+
+    /// Whether the broker says again what it has not heard of on that connection.
+    pub(crate) fn is_repeated(&self, connection: u64) -> bool {
+        connection < self.repeats.load(Ordering::Acquire)
+    }
+
     fn change(&self, filter: &str, subscribe: bool) {
         self.lock().change(filter, subscribe, self.is_connected());
         self.wake.notify_one();
@@ -231,6 +254,9 @@ impl Shared {
         match was_absent {
             true => info!(broker, waiting, dropped, "the MQTT broker is back"),
             false => info!(broker, waiting, dropped, "connected to the MQTT broker"),
+        }
+        if session_present {
+            self.repeats.store(number, Ordering::Release);
         }
         self.connection.store(number, Ordering::Release);
     }

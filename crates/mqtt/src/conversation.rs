@@ -14,10 +14,11 @@ use crate::client::{ClientConfig, GRACE, MAX_PACKET, Shared};
 use crate::connection::{Stream, more, send_all};
 use crate::dial::Dialled;
 use crate::encode::{self, Ack, GOODBYE, PING, Version, reason};
+use crate::handover::Incoming;
 use crate::heard::{Heard, heard};
 use crate::message::Qos;
 use crate::packet::{Refusal, frame, head};
-use crate::replies::{Answer, End, Token};
+use crate::replies::Answer;
 use crate::{Publish, Received, Taken};
 
 /// A connection, as both halves see it.
@@ -26,8 +27,16 @@ pub(crate) struct Conversation<'a> {
     pub(crate) shared: &'a Shared,
     /// Its number.
     pub(crate) connection: u64,
-    pub(crate) received: &'a mpsc::Sender<Received>,
-    pub(crate) answers: &'a mpsc::Sender<Answer>,
+    pub(crate) ways: &'a Ways,
+}
+
+/// Where it goes what the broker sends; the same for all connections.
+pub(crate) struct Ways {
+    /// Of QoS 0.
+    pub(crate) received: mpsc::Sender<Received>,
+    /// Of QoS 1 and 2, to be handed over.
+    pub(crate) arrived: mpsc::Sender<Incoming>,
+    pub(crate) answers: mpsc::Sender<Answer>,
 }
 
 /// Why it ended.
@@ -39,8 +48,6 @@ pub(crate) enum Ended {
     Silent,
     #[error("it says what is not MQTT 3.1.1 (code {0})")]
     Nonsense(u8),
-    #[error("a message of it could not be taken, and is asked for again")]
-    NotTaken,
 }
 
 impl Conversation<'_> {
@@ -76,7 +83,7 @@ impl Conversation<'_> {
         self.shared.lock().send_again(&mut out);
         loop {
             while let Ok(answer) = to_answer.try_recv() {
-                self.answer(answer, &mut out, stop)?;
+                self.answer(answer, &mut out);
             }
             let all_is_said = self.shared.take(&mut out);
             if !out.is_empty() {
@@ -91,7 +98,7 @@ impl Conversation<'_> {
                 return Ok(());
             }
             tokio::select! {
-                Some(answer) = to_answer.recv() => self.answer(answer, &mut out, stop)?,
+                Some(answer) = to_answer.recv() => self.answer(answer, &mut out),
                 () = self.shared.wake.notified() => {}
                 _ = ping.tick() => out.extend_from_slice(&PING),
                 () = stop.cancelled(), if !stopping => {}
@@ -99,16 +106,10 @@ impl Conversation<'_> {
         }
     }
 
-    fn answer(&self, answer: Answer, out: &mut BytesMut, stop: &CancellationToken) -> Result<(), Ended> {
-        if answer.connection != self.connection {
-            return Ok(());
+    fn answer(&self, answer: Answer, out: &mut BytesMut) {
+        if answer.connection == self.connection {
+            out.extend_from_slice(&encode::ack(Version::V3, answer.ack, answer.packet_id, 0));
         }
-        if answer.failed {
-            // At the end there is something to say yet; the broker repeats it when we are back.
-            return if stop.is_cancelled() { Ok(()) } else { Err(Ended::NotTaken) };
-        }
-        out.extend_from_slice(&encode::ack(Version::V3, answer.ack, answer.packet_id, 0));
-        Ok(())
     }
 
     async fn read(&self, from: &mut ReadHalf<Stream>, mut read: BytesMut) -> Result<(), Ended> {
@@ -137,13 +138,13 @@ impl Conversation<'_> {
         match heard {
             Heard::Publish { publish, .. } if publish.qos == Qos::AtMostOnce => {
                 let received = Received { publish, taken: Taken(None, None) };
-                let full = matches!(self.received.try_send(received), Err(mpsc::error::TrySendError::Full(_)));
+                let full = matches!(self.ways.received.try_send(received), Err(mpsc::error::TrySendError::Full(_)));
                 if full && !*overrun {
                     warn!("messages of QoS 0 come faster than they are taken: some are dropped");
                 }
                 *overrun = full;
             }
-            Heard::Publish { publish, packet_id } => self.hand_over(publish, packet_id).await?,
+            Heard::Publish { publish, packet_id } => self.arrived(publish, packet_id).await,
             Heard::Ack { ack: Ack::Acknowledged | Ack::Complete, packet_id } => self.shared.acknowledged(packet_id),
             Heard::Ack { ack: Ack::Received, packet_id } => {
                 self.shared.lock().released(packet_id);
@@ -164,21 +165,17 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    async fn hand_over(&self, publish: Publish, packet_id: u16) -> Result<(), Ended> {
-        // The broker has few of these on their way, so this waits only when nobody takes them for long.
-        let place = self.answers.clone().reserve_owned().await.map_err(|_| Ended::NotTaken)?;
+    /// Waits while too much is not handed over yet; the broker then has to wait, too.
+    async fn arrived(&self, publish: Publish, packet_id: u16) {
         let ack = if publish.qos == Qos::ExactlyOnce { Ack::Received } else { Ack::Acknowledged };
-        let answer = Answer { connection: self.connection, ack, packet_id, failed: false };
-        let taken = Taken(Some(Token::new(End::Elsewhere(place, answer))), None);
-        self.received.send(Received { publish, taken }).await.map_err(|refused| {
-            refused.0.taken.fail();
-            Ended::NotTaken
-        })
+        let answer = Answer { connection: self.connection, ack, packet_id };
+        // Whoever hands over ends together with us.
+        let _ = self.ways.arrived.send(Incoming { publish, place: None, answer }).await;
     }
 
     async fn say(&self, ack: Ack, packet_id: u16) {
         // The writing half has the other end.
-        let _ = self.answers.send(Answer { connection: self.connection, ack, packet_id, failed: false }).await;
+        let _ = self.ways.answers.send(Answer { connection: self.connection, ack, packet_id }).await;
     }
 }
 

@@ -4,7 +4,7 @@
 //! PUBREC after that, so it means that edgecore has committed the message. [`Bus`] is either end.
 //!
 //! Of the broker read `listen` for how it starts, `connection` for one client, `router` for who gets what, and `outbox` for what waits for a client.
-//! `replies` has the answers, `journal` the disk. Of the client read `client`, then `dial`, `conversation` and `sending`. Rules are those of MQTT 3.1.1 and 5; limits are mosquitto's.
+//! `replies` has the answers, `journal` the disk. Of the client read `client`, then `dial`, `conversation`, `sending` and `handover`. Rules are those of MQTT 3.1.1 and 5; limits are mosquitto's.
 
 mod access;
 mod client;
@@ -14,6 +14,7 @@ mod conversation;
 mod dial;
 mod encode;
 mod farewell;
+mod handover;
 mod heard;
 mod journal;
 mod listen;
@@ -74,7 +75,8 @@ impl Received {
 }
 
 /// What is owed for a message: that it is where it must be ([`Taken::complete`]). Until then its publisher waits, and those of the same client
-/// after it. Dropped, it cannot be taken: MQTT 5 clients are told so, others are disconnected and publish again.
+/// after it. Dropped, it cannot be taken: MQTT 5 clients of the embedded broker are told so, others are disconnected and publish again.
+/// Of an external broker: it and those after it are received again, after a pause.
 pub struct Taken(Option<Arc<Token>>, #[expect(dead_code, reason = "held until it is dropped")] Place);
 
 impl Taken {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use crate::encode::{Ack, Version, ack, reason};
 use crate::outbox::Outbox;
@@ -45,8 +45,6 @@ pub(crate) enum End {
     Answered(Arc<Replies>, Vec<u8>),
     /// Somebody in this process waits.
     Local(oneshot::Sender<()>),
-    /// A broker elsewhere gets its acknowledgement, if the connection is still the same.
-    Elsewhere(mpsc::OwnedPermit<Answer>, Answer),
 }
 
 /// The answer to a message of a broker elsewhere.
@@ -56,8 +54,6 @@ pub(crate) struct Answer {
     pub(crate) connection: u64,
     pub(crate) ack: Ack,
     pub(crate) packet_id: u16,
-    /// It cannot be taken. MQTT 3.1.1 has no word for it: the broker says it again on another connection.
-    pub(crate) failed: bool,
 }
 
 /// Held by all that must be done before an answer.
@@ -169,9 +165,6 @@ impl Drop for Token {
             Some(End::Answered(replies, bytes)) => replies.answer(&bytes),
             Some(End::Local(sender)) if !failed => {
                 let _ = sender.send(());
-            }
-            Some(End::Elsewhere(place, answer)) => {
-                place.send(Answer { failed, ..answer });
             }
             Some(End::Local(_)) | None => {}
         }

@@ -14,8 +14,8 @@ pub(crate) struct Room {
     all: u32,
 }
 
-/// A place, until it is dropped.
-pub(crate) type Place = Option<OwnedSemaphorePermit>;
+/// A place, until all who have it have dropped it.
+pub(crate) type Place = Option<Arc<OwnedSemaphorePermit>>;
 
 impl Room {
     pub(crate) fn of(bytes: usize) -> Self {
@@ -25,7 +25,10 @@ impl Room {
 
     /// Waits for a place. A message that is larger than the whole room goes alone.
     pub(crate) async fn take(&self, bytes: usize) -> Place {
-        let units = u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.all);
-        self.free.clone().acquire_many_owned(units).await.ok()
+        self.free.clone().acquire_many_owned(self.units(bytes)).await.ok().map(Arc::new)
+    }
+
+    fn units(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.all)
     }
 }

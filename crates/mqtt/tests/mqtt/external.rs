@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mqtt::{Bus, Client, ClientConfig, Publish, Qos};
+use mqtt::{Bus, Client, ClientConfig, Publish, Qos, Received, Taken};
 use rumqttc::QoS;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use crate::support::{Peer, Raw, broker, config, packet, publish, soon, subscribe};
 
@@ -179,7 +180,7 @@ async fn a_broker_that_remembers_us_gets_the_rest_again() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_taken_is_not_acknowledged_and_what_is_too_long_is() {
+async fn what_is_too_long_is_acknowledged_and_nonsense_ends_a_connection() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let (client, mut received) = Client::start(to(listener.local_addr().unwrap()), &[]).unwrap();
     let mut raw = accepted(&listener, false).await;
@@ -188,11 +189,7 @@ async fn what_cannot_be_taken_is_not_acknowledged_and_what_is_too_long_is() {
     raw.send(&publish(0x32, "t", 8, &[], b"taken")).await;
     assert_eq!(soon(received.recv()).await.unwrap().take().payload, "taken");
     assert_eq!(raw.receive().await, [0x40, 2, 0, 8]);
-    raw.send(&publish(0x32, "t", 9, &[], b"not taken")).await;
-    soon(received.recv()).await.unwrap().taken.fail();
-    assert_eq!(raw.closed_after().await, b"", "the broker repeats it on another connection");
-    let mut raw = accepted(&listener, false).await;
-    // Nonsense ends a connection, too, and not the client.
+    // The connection, and not the client.
     raw.send(&[0x90, 1, 0]).await;
     assert_eq!(raw.closed_after().await, b"");
     let _raw = accepted(&listener, false).await;
@@ -341,4 +338,73 @@ async fn a_broker_that_remembers_us_hears_what_is_unwanted() {
     }
     let mut raw = accepted(&listener, true).await;
     assert_eq!(raw.receive().await, subscribe(7, &[], "wanted", 1));
+}
+
+/// The next message from the broker, which must be this one.
+async fn comes(received: &mut mpsc::Receiver<Received>, payload: &str) -> Taken {
+    let Received { publish, taken } = soon(received.recv()).await.unwrap();
+    assert_eq!(publish.payload, payload);
+    taken
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_comes_again_in_its_order() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (_client, mut received) = Client::start(to(listener.local_addr().unwrap()), &[]).unwrap();
+    let mut raw = accepted(&listener, false).await;
+    for (first, id, payload) in [(0x32, 7, "a"), (0x32, 8, "b"), (0x34, 9, "c")] {
+        raw.send(&publish(first, "t", id, &[], payload.as_bytes())).await;
+    }
+    let (a, b, c) = (comes(&mut received, "a").await, comes(&mut received, "b").await, comes(&mut received, "c").await);
+    a.complete();
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 7]);
+    c.complete();
+    b.fail();
+    // One at a time, and until it is taken.
+    comes(&mut received, "b").await.fail();
+    let b = comes(&mut received, "b").await;
+    // Meanwhile the connection is used.
+    raw.send(&publish(0x32, "t", 10, &[], b"d")).await;
+    raw.send(&[0x50, 2, 0, 99]).await;
+    assert_eq!(raw.receive().await, [0x62, 2, 0, 99]);
+    assert!(received.is_empty());
+    b.complete();
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 8]);
+    comes(&mut received, "c").await.complete();
+    assert_eq!(raw.receive().await, [0x50, 2, 0, 9]);
+    comes(&mut received, "d").await.complete();
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 10]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_outlives_a_connection() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (_client, mut received) = Client::start(to(listener.local_addr().unwrap()), &[]).unwrap();
+    let mut raw = accepted(&listener, false).await;
+    raw.send(&publish(0x32, "t", 1, &[], b"a")).await;
+    let a = comes(&mut received, "a").await;
+    raw.send(&publish(0x32, "t", 2, &[], b"b")).await;
+    let b = comes(&mut received, "b").await;
+    drop(raw);
+    // The broker has forgotten us, and has another message with that id.
+    let mut raw = accepted(&listener, false).await;
+    raw.send(&publish(0x32, "t", 1, &[], b"c")).await;
+    let c = comes(&mut received, "c").await;
+    (a.fail(), b.fail(), c.fail());
+    for payload in ["a", "b", "c"] {
+        comes(&mut received, payload).await.complete();
+    }
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 1], "once");
+    raw.send(&publish(0x32, "t", 2, &[], b"d")).await;
+    let d = comes(&mut received, "d").await;
+    drop(raw);
+    // This one remembers, and says it again.
+    let mut raw = accepted(&listener, true).await;
+    raw.send(&publish(0x3a, "t", 2, &[], b"d")).await;
+    let again = comes(&mut received, "d").await;
+    d.fail();
+    again.complete();
+    comes(&mut received, "d").await.complete();
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 2]);
+    assert!(received.is_empty());
 }
