@@ -19,10 +19,11 @@ use crate::dial::dial;
 use crate::handover::HandOver;
 use crate::listen::StartError;
 use crate::replies::Answer;
+use crate::room::Room;
 use crate::sending::{MAX_BYTES, State, size};
 use crate::tls::ClientTls;
 use crate::topic::{is_filter, is_topic};
-use crate::{Publish, PublishError, Received};
+use crate::{Publish, PublishError, Received, local};
 
 /// Messages from the broker that wait to be handed over, that were handed over, and that were taken and not acknowledged: of each so many.
 pub(crate) const RECEIVED: usize = 1000;
@@ -95,7 +96,8 @@ impl Client {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (arrived, to_hand) = mpsc::channel(RECEIVED);
         let (answers, to_answer) = mpsc::channel(RECEIVED);
-        let ways = Ways { received: received.clone(), arrived, answers: answers.clone() };
+        let ways =
+            Ways { received: received.clone(), arrived, answers: answers.clone(), room: Room::of(local::WAITING) };
         let (ours, stopped) = (shared.clone(), stop.clone());
         tasks.spawn(async move {
             let hand_over = HandOver { shared: &ours, received, answers };

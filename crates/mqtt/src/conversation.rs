@@ -19,6 +19,8 @@ use crate::heard::{Heard, heard};
 use crate::message::Qos;
 use crate::packet::{Refusal, frame, head};
 use crate::replies::Answer;
+use crate::room::Room;
+use crate::sending::size;
 use crate::{Publish, Received, Taken};
 
 /// A connection, as both halves see it.
@@ -37,6 +39,8 @@ pub(crate) struct Ways {
     /// Of QoS 1 and 2, to be handed over.
     pub(crate) arrived: mpsc::Sender<Incoming>,
     pub(crate) answers: mpsc::Sender<Answer>,
+    /// For all that is not taken yet.
+    pub(crate) room: Room,
 }
 
 /// Why it ended.
@@ -137,8 +141,11 @@ impl Conversation<'_> {
     async fn handle(&self, heard: Heard, overrun: &mut bool) -> Result<(), Ended> {
         match heard {
             Heard::Publish { publish, .. } if publish.qos == Qos::AtMostOnce => {
-                let received = Received { publish, taken: Taken(None, None) };
-                let full = matches!(self.ways.received.try_send(received), Err(mpsc::error::TrySendError::Full(_)));
+                let place = self.ways.room.try_take(size(&publish));
+                let full = place.is_none() || {
+                    let received = Received { publish, taken: Taken(None, place) };
+                    matches!(self.ways.received.try_send(received), Err(mpsc::error::TrySendError::Full(_)))
+                };
                 if full && !*overrun {
                     warn!("messages of QoS 0 come faster than they are taken: some are dropped");
                 }
@@ -169,8 +176,9 @@ impl Conversation<'_> {
     async fn arrived(&self, publish: Publish, packet_id: u16) {
         let ack = if publish.qos == Qos::ExactlyOnce { Ack::Received } else { Ack::Acknowledged };
         let answer = Answer { connection: self.connection, ack, packet_id };
+        let place = self.ways.room.take(size(&publish)).await;
         // Whoever hands over ends together with us.
-        let _ = self.ways.arrived.send(Incoming { publish, place: None, answer }).await;
+        let _ = self.ways.arrived.send(Incoming { publish, place, answer }).await;
     }
 
     async fn say(&self, ack: Ack, packet_id: u16) {

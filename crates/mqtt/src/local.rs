@@ -10,8 +10,8 @@ use crate::room::Room;
 use crate::topic::Tree;
 use crate::{Publish, Received, Taken};
 
-/// Bytes that edgecore may have and not have taken.
-const WAITING: usize = 16 << 20;
+/// Bytes that edgecore may have and not have taken, of each broker.
+pub(crate) const WAITING: usize = 16 << 20;
 
 /// The local end, as connections see it.
 pub(crate) struct LocalEnd {

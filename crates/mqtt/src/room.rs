@@ -28,6 +28,11 @@ impl Room {
         self.free.clone().acquire_many_owned(self.units(bytes)).await.ok().map(Arc::new)
     }
 
+    /// A place, if there is one now.
+    pub(crate) fn try_take(&self, bytes: usize) -> Place {
+        self.free.clone().try_acquire_many_owned(self.units(bytes)).ok().map(Arc::new)
+    }
+
     fn units(&self, bytes: usize) -> u32 {
         u32::try_from(bytes / UNIT + 1).unwrap_or(u32::MAX).min(self.all)
     }

@@ -7,6 +7,7 @@ use mqtt::{Bus, Client, ClientConfig, Publish, Qos, Received, Taken};
 use rumqttc::QoS;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::support::{Peer, Raw, broker, config, packet, publish, soon, subscribe};
 
@@ -407,4 +408,44 @@ async fn what_cannot_be_taken_outlives_a_connection() {
     comes(&mut received, "d").await.complete();
     assert_eq!(raw.receive().await, [0x40, 2, 0, 2]);
     assert!(received.is_empty());
+}
+
+#[tokio::test]
+async fn large_messages_wait_at_the_broker() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (_client, mut received) = Client::start(to(listener.local_addr().unwrap()), &[]).unwrap();
+    let mut raw = accepted(&listener, false).await;
+    // Of QoS 0 some are dropped.
+    for _ in 0..60 {
+        raw.send(&publish(0x30, "t", 0, &[], &vec![0; 1_000_000])).await;
+    }
+    raw.send(&publish(0x32, "t", 1, &[], b"small")).await;
+    let mut heard = Vec::new();
+    soon(async {
+        while heard.last().is_none_or(|one: &Received| one.publish.qos == Qos::AtMostOnce) {
+            heard.push(received.recv().await.unwrap());
+        }
+    })
+    .await;
+    assert_eq!(heard.len(), 17, "16 MiB at most");
+    drop(heard);
+    assert_eq!(comes(&mut received, "small").await.complete(), ());
+    assert_eq!(raw.receive().await, [0x40, 2, 0, 1]);
+
+    let mut flooding = JoinSet::new();
+    flooding.spawn(async move {
+        for id in 1..=60 {
+            raw.send(&publish(0x32, "t", id, &[], &vec![0; 1_000_000])).await;
+        }
+        raw
+    });
+    let flooded = tokio::time::timeout(Duration::from_secs(2), flooding.join_next()).await;
+    assert!(flooded.is_err() && received.len() < 20, "{} MB", received.len());
+    for _ in 0..60 {
+        soon(received.recv()).await.unwrap().take();
+    }
+    let mut raw = soon(flooding.join_next()).await.unwrap().unwrap();
+    for id in 1..=60 {
+        assert_eq!(raw.receive().await, [0x40, 2, 0, id]);
+    }
 }
