@@ -50,10 +50,15 @@ impl HandOver<'_> {
                     let Some(Given { incoming, .. }) = given.pop_front() else { continue };
                     match taken {
                         true => self.answer(incoming.answer).await,
+                        false if self.is_repeated(&incoming) => {}
                         false => self.again(incoming, &mut given).await,
                     }
                 }
-                Some(next) = incoming.recv(), if given.len() < RECEIVED => given.push_back(self.give(next).await),
+                Some(next) = incoming.recv(), if given.len() < RECEIVED => {
+                    // Nothing waits for what comes again.
+                    given.retain(|one| !self.is_repeated(&one.incoming));
+                    given.push_back(self.give(next).await);
+                }
             }
         }
     }
@@ -85,11 +90,10 @@ impl HandOver<'_> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut was_taken = false;
         while let Some(next) = all.pop_front() {
-            let is_repeated = || self.shared.is_repeated(next.answer.connection);
-            if !was_taken && !is_repeated() {
+            if !was_taken && !self.is_repeated(&next) {
                 tokio::time::sleep(backoff.next_wait()).await;
             }
-            if is_repeated() {
+            if self.is_repeated(&next) {
                 continue;
             }
             let Given { incoming, taken } = self.give(next).await;
@@ -103,6 +107,11 @@ impl HandOver<'_> {
             }
         }
         info!(messages, "what the MQTT broker has sent has been taken");
+    }
+
+    /// Whether the broker says it again on its own, because another connection has followed.
+    fn is_repeated(&self, incoming: &Incoming) -> bool {
+        self.shared.is_repeated(incoming.answer.connection)
     }
 
     async fn answer(&self, answer: Answer) {
