@@ -391,7 +391,9 @@ async fn what_cannot_be_taken_outlives_a_connection() {
     let mut raw = accepted(&listener, false).await;
     raw.send(&publish(0x32, "t", 1, &[], b"c")).await;
     let c = comes(&mut received, "c").await;
-    (a.fail(), b.fail(), c.fail());
+    a.fail();
+    b.fail();
+    c.fail();
     for payload in ["a", "b", "c"] {
         comes(&mut received, payload).await.complete();
     }
