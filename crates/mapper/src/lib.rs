@@ -10,6 +10,7 @@ mod edgecore;
 pub mod modbus;
 mod outbox;
 mod push;
+mod readings;
 mod registry;
 mod service;
 pub mod simulated;

@@ -13,7 +13,8 @@ use crate::device::{Device, DeviceError, Id};
 use crate::driver::Driver;
 use crate::outbox::Outbox;
 use crate::push::Pusher;
-use crate::worker::{Readings, Worker};
+use crate::readings::Readings;
+use crate::worker::Worker;
 
 /// Devices of one mapper.
 pub(crate) const MAX_DEVICES: usize = 1000;

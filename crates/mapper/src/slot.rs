@@ -38,7 +38,15 @@ pub(crate) struct Slot {
     pub written: Written,
     /// The last fault of reading: said once.
     fault: Option<Fault>,
+    /// Since it did not answer.
+    silence: Option<Silence>,
     pub pushes: Vec<Push>,
+}
+
+/// A property that does not answer waits by itself: others of the device may answer.
+struct Silence {
+    not_before: Instant,
+    backoff: Backoff,
 }
 
 impl Slot {
@@ -50,8 +58,43 @@ impl Slot {
             told: false,
             written: Written::Nothing,
             fault: None,
+            silence: None,
             pushes,
         }
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.silence.is_some()
+    }
+
+    /// It did not answer; `backoff` is for the first time. Whether it is the first time.
+    pub fn fall_silent(&mut self, backoff: Backoff) -> bool {
+        let is_first = self.silence.is_none();
+        let mut backoff = self.silence.take().map_or(backoff, |silence| silence.backoff);
+        let not_before = Instant::now() + backoff.next_wait();
+        self.silence = Some(Silence { not_before, backoff });
+        is_first
+    }
+
+    /// It has answered; whether it was silent before.
+    pub fn speaks(&mut self) -> bool {
+        self.silence.take().is_some()
+    }
+
+    /// The device is back, and this property may be too.
+    pub fn ask_soon(&mut self) {
+        if let Some(silence) = &mut self.silence {
+            silence.not_before = Instant::now();
+        }
+    }
+
+    /// Whether nothing can be expected of it: it is silent, or left alone.
+    pub fn is_mute(&self) -> bool {
+        self.is_silent() || self.is_misconfigured()
+    }
+
+    fn not_before(&self) -> Option<Instant> {
+        self.silence.as_ref().map(|silence| silence.not_before)
     }
 
     /// The device was opened: it may have forgotten what it was told.
@@ -66,6 +109,7 @@ impl Slot {
         if matches!(old.written, Written::Done(_)) {
             self.written = old.written;
         }
+        self.silence = old.silence;
     }
 
     pub fn must_write(&self, desired: &str) -> bool {
@@ -74,12 +118,18 @@ impl Slot {
 
     /// When it is to be written; none if it need not be.
     fn write_due(&self, desired: &str) -> Option<Instant> {
-        match &self.written {
-            _ if desired.is_empty() => None,
-            Written::Done(value) | Written::Never(value) if value == desired => None,
-            Written::Later(value, due, _) if value == desired => Some(*due),
-            _ => Some(Instant::now()),
-        }
+        let due = match &self.written {
+            _ if desired.is_empty() => return None,
+            Written::Done(value) | Written::Never(value) if value == desired => return None,
+            Written::Later(value, due, _) if value == desired => *due,
+            _ => Instant::now(),
+        };
+        self.not_before().max(Some(due))
+    }
+
+    /// When it is to be read; none if it need not be.
+    fn collect_due(&self) -> Option<Instant> {
+        if self.is_misconfigured() { None } else { self.not_before().max(Some(self.next_collect)) }
     }
 
     /// It is read and told at once, so that whoever wished it sees it.
@@ -100,7 +150,7 @@ impl Slot {
     }
 
     pub fn must_collect(&self, now: Instant) -> bool {
-        self.next_collect <= now && !self.is_misconfigured()
+        self.collect_due().is_some_and(|due| due <= now)
     }
 
     /// It was read, or not. Turns that were missed are left out.
@@ -135,7 +185,7 @@ impl Slot {
     /// When there is something to do.
     pub fn next_due(&self, desired: &str, is_open: bool) -> Option<Instant> {
         let report = self.reading.as_ref().filter(|_| !self.told).map(|_| self.next_report);
-        let collect = Some(self.next_collect).filter(|_| is_open && !self.is_misconfigured());
+        let collect = self.collect_due().filter(|_| is_open);
         let write = self.write_due(desired).filter(|_| is_open);
         [report, collect, write].into_iter().flatten().min()
     }
@@ -218,5 +268,21 @@ mod tests {
         assert!(slot.complain(&Fault::Config("no offset".to_owned())));
         assert!(!slot.must_collect(now));
         assert_eq!(slot.next_due("", true), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_silent_waits_longer_each_time_until_it_speaks() {
+        let (first, longest) = (Duration::from_secs(1), Duration::from_secs(60));
+        let mut slot = Slot::new(Instant::now(), Vec::new());
+        assert!(slot.fall_silent(Backoff::new(first, longest)) && slot.is_silent());
+        assert!(!slot.must_collect(Instant::now()) && !slot.must_write("1"));
+        tokio::time::advance(first).await;
+        assert!(slot.must_collect(Instant::now()) && slot.must_write("1"));
+        assert!(!slot.fall_silent(Backoff::new(first, longest)), "it was silent before");
+        tokio::time::advance(first - Duration::from_millis(1)).await;
+        assert!(!slot.must_collect(Instant::now()));
+        slot.ask_soon();
+        assert!(slot.must_collect(Instant::now()) && slot.is_silent());
+        assert!(slot.speaks() && !slot.speaks() && !slot.is_silent());
     }
 }

@@ -75,7 +75,7 @@ fn answered<T>(answer: tokio_modbus::Result<T>) -> Result<T, Fault> {
     match answer {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(exception @ (ExceptionCode::GatewayPathUnavailable | ExceptionCode::GatewayTargetDevice))) => {
-            Err(Fault::Unreachable(format!("its gateway says: {exception}")))
+            Err(Fault::Silent(format!("its gateway says: {exception}")))
         }
         Ok(Err(exception)) => Err(Fault::Refused(format!("the device says: {exception}"))),
         Err(error) => Err(Fault::Unreachable(error.to_string())),

@@ -1,4 +1,4 @@
-//! Mappers against a stand-in for edgecore: registration, reports, what shall be, Modbus, pushes.
+//! Mappers against a stand-in for edgecore: registration, reports, turns, what shall be, Modbus, pushes.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -11,3 +11,4 @@ mod reports;
 mod script;
 mod stub;
 mod support;
+mod turns;

@@ -26,6 +26,8 @@ struct Tables {
     holding: Vec<u16>,
     /// Does not answer.
     hangs: bool,
+    /// The gateway says that nobody answers for this register.
+    silent: Option<u16>,
 }
 
 #[derive(Clone)]
@@ -45,6 +47,7 @@ impl Plc {
             input: vec![0; SIZE],
             holding: vec![0; SIZE],
             hangs: false,
+            silent: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let plc = Self { tables: Arc::new(Mutex::new(tables)), address: listener.local_addr().unwrap() };
@@ -82,6 +85,9 @@ impl Plc {
             Request::ReadCoils(at, count) => Response::ReadCoils(part(&tables.coils, at, count)?),
             Request::ReadDiscreteInputs(at, count) => Response::ReadDiscreteInputs(part(&tables.discrete, at, count)?),
             Request::ReadInputRegisters(at, count) => Response::ReadInputRegisters(part(&tables.input, at, count)?),
+            Request::ReadHoldingRegisters(at, _) if tables.silent == Some(at) => {
+                return Err(ExceptionCode::GatewayTargetDevice);
+            }
             Request::ReadHoldingRegisters(at, count) => {
                 Response::ReadHoldingRegisters(part(&tables.holding, at, count)?)
             }
@@ -274,6 +280,20 @@ async fn a_device_that_dies_and_comes_back() {
     let _power = plc.power_on();
     until("a is online again", || last("a").as_deref() == Some("online")).await;
     until("and told again what it shall be", || plc.tables().holding[1] == 5).await;
+    mapper.stop().await;
+}
+
+#[tokio::test]
+async fn a_register_for_which_nobody_answers_silences_no_other() {
+    let (plc, _power) = Plc::new().await;
+    plc.tables().silent = Some(9);
+    let holding = |offset: u16| json!({"register": "HoldingRegister", "offset": offset});
+    let properties = vec![at("fixed", "", holding(9)), at("speed", "5", holding(1))];
+    let (_folder, edgecore, mapper) = start(vec![of("a", plc.address, UNIT, properties)]).await;
+    until("the other is told", || edgecore.known().reported("a", "speed") == Some("5")).await;
+    assert!(edgecore.known().states.iter().all(|(_, state)| state == "online"));
+    plc.tables().silent = None;
+    until("and this when it answers", || edgecore.known().reported("a", "fixed") == Some("0")).await;
     mapper.stop().await;
 }
 
