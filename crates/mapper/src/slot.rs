@@ -63,6 +63,13 @@ impl Slot {
         }
     }
 
+    /// The device is another one, or was described wrongly before: nothing that it said counts any more.
+    pub fn begin_anew(&mut self) {
+        self.written = Written::Nothing;
+        self.fault = None;
+        self.silence = None;
+    }
+
     pub fn is_silent(&self) -> bool {
         self.silence.is_some()
     }
@@ -268,6 +275,9 @@ mod tests {
         assert!(slot.complain(&Fault::Config("no offset".to_owned())));
         assert!(!slot.must_collect(now));
         assert_eq!(slot.next_due("", true), None);
+        slot.written = Written::Never("9".to_owned());
+        slot.begin_anew();
+        assert!(slot.must_collect(now) && slot.must_write("9"), "its configuration is another one");
     }
 
     #[tokio::test(start_paused = true)]

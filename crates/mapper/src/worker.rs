@@ -332,6 +332,7 @@ impl<D: Driver> Worker<D> {
             self.backoff.reset();
             self.rewrite = true;
             self.doubts = 0;
+            self.slots.values_mut().for_each(Slot::begin_anew);
         }
         if old.state_cycle != self.device.state_cycle {
             self.next_state = Instant::now();

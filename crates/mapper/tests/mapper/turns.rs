@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use dmi::v1beta1 as proto;
 use mapper::{Fault, Value};
+use serde_json::json;
 
 use crate::script::Script;
 use crate::stub::Stub;
-use crate::support::{CYCLE, Running, device, model, property, until, wish};
+use crate::support::{CYCLE, Running, configuration, device, model, property, until, wish};
 
 /// A mapper whose device `a` has `target`, `n` and `s`, in this order.
 async fn start(target: &str, prepare: impl FnOnce(&mut crate::script::State)) -> Site {
@@ -145,5 +146,21 @@ async fn a_wish_that_was_taken_back_during_another_write_is_not_written() {
     client.update_device(wish(&mut site.a, "n", "2")).await.unwrap();
     until("both are written", || site.writes().len() > 1).await;
     assert_eq!(site.writes(), ["target=1", "n=2"]);
+    site.mapper.stop().await;
+}
+
+#[tokio::test]
+async fn a_corrected_configuration_of_the_device_is_tried() {
+    let mut site = start("7", |state| state.needs = Some("ip")).await;
+    until("all have failed", || site.asked("target") > 1 && site.asked("s") > 0).await;
+    let protocol = proto::ProtocolConfig {
+        protocol_name: "stub".to_owned(),
+        config_data: configuration(&json!({"ip": "10.0.0.2"})),
+    };
+    site.a.spec.as_mut().unwrap().protocol = Some(protocol);
+    let mut client = site.mapper.client().await;
+    client.update_device(proto::UpdateDeviceRequest { device: Some(site.a) }).await.unwrap();
+    until("it is written", || site.edgecore.known().reported("a", "target") == Some("7")).await;
+    until("and read", || site.edgecore.known().reported("a", "s") == Some("4")).await;
     site.mapper.stop().await;
 }
