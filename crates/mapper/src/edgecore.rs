@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::device::Id;
 use crate::driver::Driver;
-use crate::outbox::{News, Outbox};
+use crate::outbox::{News, Outbox, Sender};
 use crate::registry::Registry;
 
 /// How long edgecore may take for a call.
@@ -123,21 +123,21 @@ impl<D: Driver> Edgecore<D> {
 
     /// Tells what waits, until edgecore is lost.
     async fn tell(&self, client: Client, socket: Option<Identity>, stopping: &CancellationToken) -> Lost {
-        let mut calls: JoinSet<(Id, Outcome)> = JoinSet::new();
+        let mut calls: JoinSet<(Sender, Outcome)> = JoinSet::new();
         let mut look = tokio::time::interval(LOOK);
         loop {
             while calls.len() < MAX_CALLS {
-                let Some((id, news)) = self.outbox.take() else { break };
+                let Some((sender, news)) = self.outbox.take() else { break };
                 let client = client.clone();
                 calls.spawn(async move {
-                    let outcome = send(client, &id, news).await;
-                    (id, outcome)
+                    let outcome = send(client, &sender.id, news).await;
+                    (sender, outcome)
                 });
             }
             tokio::select! {
-                Some(Ok((id, outcome))) = calls.join_next() => match outcome {
-                    Outcome::Told(refused) => self.outbox.told(&id, refused),
-                    Outcome::Later(error) => self.outbox.later(&id, &error.to_string()),
+                Some(Ok((sender, outcome))) = calls.join_next() => match outcome {
+                    Outcome::Told(refused) => self.outbox.told(&sender, refused),
+                    Outcome::Later(error) => self.outbox.later(&sender, &error.to_string()),
                     Outcome::Lost(error) => return Lost::Call(error),
                 },
                 () = self.outbox.due(), if calls.len() < MAX_CALLS => {}

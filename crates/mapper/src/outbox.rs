@@ -21,8 +21,22 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// What waits of all devices.
 #[derive(Default)]
 pub(crate) struct Outbox {
-    devices: Mutex<BTreeMap<Id, Waiting>>,
+    devices: Mutex<Devices>,
     wake: Notify,
+}
+
+#[derive(Default)]
+struct Devices {
+    by_id: BTreeMap<Id, Waiting>,
+    /// Devices that have come so far.
+    generation: u64,
+}
+
+/// The device that news are of, and not one that has its name afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sender {
+    pub id: Id,
+    generation: u64,
 }
 
 /// News of one device, by property, and its state.
@@ -35,6 +49,7 @@ pub(crate) struct News {
 }
 
 struct Waiting {
+    generation: u64,
     news: News,
     /// On its way; empty otherwise.
     sending: Option<News>,
@@ -61,15 +76,19 @@ impl News {
 }
 
 impl Outbox {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Id, Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, Devices> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A device has come.
     pub fn open(&self, id: &Id) {
-        self.lock().insert(
+        let mut devices = self.lock();
+        devices.generation += 1;
+        let generation = devices.generation;
+        devices.by_id.insert(
             id.clone(),
             Waiting {
+                generation,
                 news: News::default(),
                 sending: None,
                 not_before: None,
@@ -82,12 +101,12 @@ impl Outbox {
 
     /// A device has gone, and what waits of it too.
     pub fn close(&self, id: &Id) {
-        self.lock().remove(id);
+        self.lock().by_id.remove(id);
     }
 
     /// Nothing of other properties than these waits any longer.
     pub fn retain(&self, id: &Id, wanted: impl Fn(&str) -> bool) {
-        if let Some(waiting) = self.lock().get_mut(id) {
+        if let Some(waiting) = self.lock().by_id.get_mut(id) {
             waiting.news.twins.retain(|name, _| wanted(name));
             if let Some(sending) = &mut waiting.sending {
                 sending.twins.retain(|name, _| wanted(name));
@@ -100,7 +119,7 @@ impl Outbox {
         if news.is_empty() {
             return;
         }
-        if let Some(waiting) = self.lock().get_mut(id) {
+        if let Some(waiting) = self.lock().by_id.get_mut(id) {
             let older = std::mem::replace(&mut waiting.news, news);
             waiting.news.take_back(older);
             waiting.since.get_or_insert_with(Instant::now);
@@ -109,23 +128,23 @@ impl Outbox {
     }
 
     /// The news to tell next. Until one of the methods below, no more is given of this device.
-    pub fn take(&self) -> Option<(Id, News)> {
+    pub fn take(&self) -> Option<(Sender, News)> {
         let now = Instant::now();
         let mut devices = self.lock();
-        let due = devices.iter_mut().filter(|(_, waiting)| waiting.due().is_some_and(|due| due <= now));
+        let due = devices.by_id.iter_mut().filter(|(_, waiting)| waiting.due().is_some_and(|due| due <= now));
         let (id, waiting) = due.min_by_key(|(_, waiting)| waiting.since)?;
         let news = std::mem::take(&mut waiting.news);
         waiting.sending = Some(news.clone());
         waiting.since = None;
-        Some((id.clone(), news))
+        Some((Sender { id: id.clone(), generation: waiting.generation }, news))
     }
 
     /// Edgecore has it, but for what it refused, each with the reason: that is dropped.
-    pub fn told(&self, id: &Id, refused: Vec<(String, String)>) {
-        if let Some(waiting) = self.lock().get_mut(id) {
+    pub fn told(&self, sender: &Sender, refused: Vec<(String, String)>) {
+        if let Some(waiting) = self.lock().of(sender) {
             for (what, why) in refused {
                 if waiting.refused.get(&what) != Some(&why) {
-                    warn!(device = %id, property = what, error = why, "edgecore refuses what is reported; it is dropped");
+                    warn!(device = %sender.id, property = what, error = why, "edgecore refuses what is reported; it is dropped");
                     waiting.refused.insert(what, why);
                 }
             }
@@ -136,8 +155,9 @@ impl Outbox {
     }
 
     /// Edgecore could not take it now, for this reason.
-    pub fn later(&self, id: &Id, why: &str) {
-        if let Some(waiting) = self.lock().get_mut(id) {
+    pub fn later(&self, sender: &Sender, why: &str) {
+        if let Some(waiting) = self.lock().of(sender) {
+            let id = &sender.id;
             match waiting.not_before {
                 None => warn!(device = %id, error = why, "edgecore could not take a report; it gets the latest later"),
                 Some(_) => debug!(device = %id, error = why, "edgecore still could not take a report"),
@@ -149,7 +169,7 @@ impl Outbox {
 
     /// Edgecore has gone: whatever is on its way may be lost.
     pub fn take_all_back(&self) {
-        for waiting in self.lock().values_mut() {
+        for waiting in self.lock().by_id.values_mut() {
             waiting.take_back();
             waiting.not_before = None;
         }
@@ -157,7 +177,7 @@ impl Outbox {
 
     /// When something may be due.
     pub async fn due(&self) {
-        let next = self.lock().values().filter_map(Waiting::due).min();
+        let next = self.lock().by_id.values().filter_map(Waiting::due).min();
         let at_that_time = async {
             match next {
                 Some(due) => tokio::time::sleep_until(due).await,
@@ -168,6 +188,13 @@ impl Outbox {
             () = self.wake.notified() => {}
             () = at_that_time => {}
         }
+    }
+}
+
+impl Devices {
+    /// None if it has gone, even if another one has its name.
+    fn of(&mut self, sender: &Sender) -> Option<&mut Waiting> {
+        self.by_id.get_mut(&sender.id).filter(|waiting| waiting.generation == sender.generation)
     }
 }
 

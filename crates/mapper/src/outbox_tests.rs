@@ -12,15 +12,26 @@ fn id(name: &str) -> Id {
     Id::new("", name)
 }
 
+/// Takes what is expected of this device.
+fn taken(outbox: &Outbox, name: &str, expected: &News) -> Sender {
+    let (sender, news) = outbox.take().expect("something is due");
+    assert_eq!((&sender.id, &news), (&id(name), expected));
+    sender
+}
+
+fn name((sender, _): (Sender, News)) -> String {
+    sender.id.name
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_told_waits_below_what_is_newer() {
     let outbox = Outbox::default();
     outbox.open(&id("a"));
     outbox.put(&id("a"), news(&[("t", "1"), ("u", "1")], Some("online")));
-    assert_eq!(outbox.take(), Some((id("a"), news(&[("t", "1"), ("u", "1")], Some("online")))));
+    let sender = taken(&outbox, "a", &news(&[("t", "1"), ("u", "1")], Some("online")));
     outbox.put(&id("a"), news(&[("t", "2")], None));
     assert_eq!(outbox.take(), None, "one at a time");
-    outbox.later(&id("a"), "");
+    outbox.later(&sender, "");
     assert_eq!(outbox.take(), None, "not at once");
     let again = async {
         loop {
@@ -31,8 +42,8 @@ async fn what_could_not_be_told_waits_below_what_is_newer() {
         }
     };
     let again = tokio::time::timeout(FIRST_WAIT * 2, again).await.expect("within the first wait");
-    assert_eq!(again, (id("a"), news(&[("t", "2"), ("u", "1")], Some("online"))));
-    outbox.told(&id("a"), Vec::new());
+    assert_eq!(again, (sender.clone(), news(&[("t", "2"), ("u", "1")], Some("online"))));
+    outbox.told(&sender, Vec::new());
     assert_eq!(outbox.take(), None);
 }
 
@@ -45,11 +56,11 @@ async fn one_that_waits_delays_no_other_and_the_longest_is_first() {
     outbox.put(&id("c"), news(&[("t", "1")], None));
     tokio::time::advance(Duration::from_millis(1)).await;
     outbox.put(&id("a"), news(&[("t", "1")], None));
-    assert_eq!(outbox.take().map(|(id, _)| id), Some(id("c")));
-    outbox.later(&id("c"), "");
-    assert_eq!(outbox.take().map(|(id, _)| id), Some(id("a")));
+    let sender = taken(&outbox, "c", &news(&[("t", "1")], None));
+    outbox.later(&sender, "");
+    assert_eq!(outbox.take().map(name).as_deref(), Some("a"));
     outbox.take_all_back();
-    let mut again = [outbox.take(), outbox.take()].map(|taken| taken.map(|(id, _)| id.name));
+    let mut again = [outbox.take(), outbox.take()].map(|taken| taken.map(name));
     again.sort();
     assert_eq!(again, [Some("a".to_owned()), Some("c".to_owned())]);
 }
@@ -62,9 +73,27 @@ async fn a_device_that_has_gone_is_not_told_of() {
     outbox.open(&id("a"));
     outbox.put(&id("a"), news(&[("t", "1"), ("u", "1")], None));
     outbox.retain(&id("a"), |name| name == "u");
-    assert_eq!(outbox.take(), Some((id("a"), news(&[("u", "1")], None))));
+    let sender = taken(&outbox, "a", &news(&[("u", "1")], None));
     outbox.close(&id("a"));
-    outbox.later(&id("a"), "");
+    outbox.later(&sender, "");
     tokio::time::advance(LONGEST_WAIT).await;
     assert_eq!(outbox.take(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namesake_gets_no_answer_of_its_predecessor() {
+    let outbox = Outbox::default();
+    outbox.open(&id("a"));
+    outbox.put(&id("a"), news(&[("t", "1")], None));
+    let gone = taken(&outbox, "a", &news(&[("t", "1")], None));
+    outbox.close(&id("a"));
+    outbox.open(&id("a"));
+    outbox.put(&id("a"), news(&[("t", "2")], None));
+    outbox.later(&gone, "");
+    let here = taken(&outbox, "a", &news(&[("t", "2")], None));
+    // It is still on its way, and may have to come back.
+    outbox.told(&gone, Vec::new());
+    outbox.later(&here, "");
+    tokio::time::advance(LONGEST_WAIT).await;
+    taken(&outbox, "a", &news(&[("t", "2")], None));
 }
