@@ -57,12 +57,19 @@ enum Lost {
 
 /// What came of news.
 enum Outcome {
-    /// But for these properties, each with the reason.
-    Told(Vec<(String, String)>),
-    /// Edgecore is there and could not take it.
-    Later(Status),
+    Told(Told),
     /// Edgecore did not answer.
     Lost(Status),
+}
+
+/// What edgecore has answered, if it has not taken all.
+#[derive(Default)]
+struct Told {
+    /// What is wrong, each with the reason.
+    refused: Vec<(String, String)>,
+    /// What could not be taken now, and why.
+    failed: News,
+    why: Option<Status>,
 }
 
 impl<D: Driver> Edgecore<D> {
@@ -136,8 +143,10 @@ impl<D: Driver> Edgecore<D> {
             }
             tokio::select! {
                 Some(Ok((sender, outcome))) = calls.join_next() => match outcome {
-                    Outcome::Told(refused) => self.outbox.told(&sender, refused),
-                    Outcome::Later(error) => self.outbox.later(&sender, &error.to_string()),
+                    Outcome::Told(Told { refused, why: None, .. }) => self.outbox.told(&sender, refused),
+                    Outcome::Told(Told { refused, failed, why: Some(error) }) => {
+                        self.outbox.later(&sender, &failed, refused, &error.to_string());
+                    }
                     Outcome::Lost(error) => return Lost::Call(error),
                 },
                 () = self.outbox.due(), if calls.len() < MAX_CALLS => {}
@@ -152,42 +161,62 @@ impl<D: Driver> Edgecore<D> {
     }
 }
 
-/// The state, then the values in calls of bounded size.
+/// The state, then the values in calls of bounded size. What fails keeps nothing else away.
 async fn send(mut client: Client, id: &Id, news: News) -> Outcome {
+    match send_all(&mut client, id, news).await {
+        Ok(told) => Outcome::Told(told),
+        Err(lost) => Outcome::Lost(lost),
+    }
+}
+
+async fn send_all(client: &mut Client, id: &Id, news: News) -> Result<Told, Status> {
     let (device_name, device_namespace) = (id.name.clone(), id.namespace.clone());
-    let mut refused = Vec::new();
+    let mut told = Told::default();
     if let Some(state) = news.state {
         let request = ReportDeviceStatesRequest { device_name, device_namespace, state: state.to_owned() };
         match limited(client.report_device_states(request)).await {
             Ok(_) => {}
             Err(error) if error.code() == Code::InvalidArgument => {
-                refused.push(("the state".to_owned(), error.message().to_owned()));
+                told.refused.push(("the state".to_owned(), error.message().to_owned()));
             }
-            Err(error) => return outcome(error),
+            Err(error) => {
+                told.why = Some(answer(error)?);
+                told.failed.state = Some(state);
+            }
         }
     }
     for twins in calls(news.twins.into_values()) {
-        match status(&mut client, id, twins.clone()).await {
+        match status(client, id, twins.clone()).await {
             Ok(()) => {}
-            Err(error) if error.code() != Code::InvalidArgument => return outcome(error),
-            Err(error) if twins.len() == 1 => refused.extend(refusal(&twins, &error)),
-            Err(_) => {
+            Err(error) if error.code() == Code::InvalidArgument && twins.len() > 1 => {
                 // All of a report counts or nothing: one by one, only what is refused stays away.
                 for twin in twins {
-                    match status(&mut client, id, vec![twin.clone()]).await {
-                        Ok(()) => {}
-                        Err(error) if error.code() == Code::InvalidArgument => refused.extend(refusal(&[twin], &error)),
-                        Err(error) => return outcome(error),
+                    if let Err(error) = status(client, id, vec![twin.clone()]).await {
+                        told.not_taken(vec![twin], error)?;
                     }
                 }
             }
+            Err(error) => told.not_taken(twins, error)?,
         }
     }
-    Outcome::Told(refused)
+    Ok(told)
 }
 
-fn refusal(twins: &[Twin], error: &Status) -> Option<(String, String)> {
-    twins.first().map(|twin| (twin.property_name.clone(), error.message().to_owned()))
+impl Told {
+    /// These were refused, one only, or have failed.
+    ///
+    /// # Errors
+    /// Edgecore is lost.
+    fn not_taken(&mut self, twins: Vec<Twin>, error: Status) -> Result<(), Status> {
+        let by_name = twins.into_iter().map(|twin| (twin.property_name.clone(), twin));
+        if error.code() == Code::InvalidArgument {
+            self.refused.extend(by_name.map(|(name, _)| (name, error.message().to_owned())));
+        } else {
+            self.why = Some(answer(error)?);
+            self.failed.twins.extend(by_name);
+        }
+        Ok(())
+    }
 }
 
 async fn status(client: &mut Client, id: &Id, twins: Vec<Twin>) -> Result<(), Status> {
@@ -217,11 +246,11 @@ fn calls(twins: impl Iterator<Item = Twin>) -> Vec<Vec<Twin>> {
     calls
 }
 
-/// An answer of edgecore has no source; one of the connection has.
-fn outcome(error: Status) -> Outcome {
+/// An answer of edgecore has no source; one of the connection has, and is an error.
+fn answer(error: Status) -> Result<Status, Status> {
     match std::error::Error::source(&error) {
-        Some(_) => Outcome::Lost(error),
-        None => Outcome::Later(error),
+        Some(_) => Err(error),
+        None => Ok(error),
     }
 }
 
@@ -259,10 +288,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_edgecore_says_is_no_lost_connection() {
-        assert!(matches!(outcome(Status::unavailable("its disk is full")), Outcome::Later(_)));
+        assert!(answer(Status::unavailable("its disk is full")).is_ok());
         let broken = Status::from_error(Box::new(std::io::Error::other("broken pipe")));
-        assert!(matches!(outcome(broken), Outcome::Lost(_)));
+        assert!(answer(broken).is_err());
         let late = limited(std::future::pending::<Result<tonic::Response<()>, _>>()).await.expect_err("no answer");
-        assert!(matches!(outcome(late), Outcome::Lost(_)));
+        assert!(answer(late).is_err());
     }
 }

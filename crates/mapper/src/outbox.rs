@@ -142,25 +142,25 @@ impl Outbox {
     /// Edgecore has it, but for what it refused, each with the reason: that is dropped.
     pub fn told(&self, sender: &Sender, refused: Vec<(String, String)>) {
         if let Some(waiting) = self.lock().of(sender) {
-            for (what, why) in refused {
-                if waiting.refused.get(&what) != Some(&why) {
-                    warn!(device = %sender.id, property = what, error = why, "edgecore refuses what is reported; it is dropped");
-                    waiting.refused.insert(what, why);
-                }
-            }
+            waiting.refuse(&sender.id, refused);
             waiting.sending = None;
             waiting.not_before = None;
             waiting.backoff.reset();
         }
     }
 
-    /// Edgecore could not take it now, for this reason.
-    pub fn later(&self, sender: &Sender, why: &str) {
+    /// The same, but that some could not be taken now, for this reason: that is told again.
+    pub fn later(&self, sender: &Sender, failed: &News, refused: Vec<(String, String)>, why: &str) {
         if let Some(waiting) = self.lock().of(sender) {
             let id = &sender.id;
             match waiting.not_before {
                 None => warn!(device = %id, error = why, "edgecore could not take a report; it gets the latest later"),
                 Some(_) => debug!(device = %id, error = why, "edgecore still could not take a report"),
+            }
+            waiting.refuse(id, refused);
+            if let Some(sending) = &mut waiting.sending {
+                sending.twins.retain(|name, _| failed.twins.contains_key(name));
+                sending.state = sending.state.and(failed.state);
             }
             waiting.take_back();
             waiting.not_before = Some(Instant::now() + waiting.backoff.next_wait());
@@ -207,8 +207,17 @@ impl Waiting {
         self.not_before.max(self.since)
     }
 
+    fn refuse(&mut self, id: &Id, refused: Vec<(String, String)>) {
+        for (what, why) in refused {
+            if self.refused.get(&what) != Some(&why) {
+                warn!(device = %id, property = what, error = why, "edgecore refuses what is reported; it is dropped");
+                self.refused.insert(what, why);
+            }
+        }
+    }
+
     fn take_back(&mut self) {
-        if let Some(older) = self.sending.take() {
+        if let Some(older) = self.sending.take().filter(|older| !older.is_empty()) {
             self.news.take_back(older);
             self.since.get_or_insert_with(Instant::now);
         }

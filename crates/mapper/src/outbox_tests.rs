@@ -12,6 +12,10 @@ fn id(name: &str) -> Id {
     Id::new("", name)
 }
 
+fn everything() -> News {
+    news(&[("t", ""), ("u", "")], Some("online"))
+}
+
 /// Takes what is expected of this device.
 fn taken(outbox: &Outbox, name: &str, expected: &News) -> Sender {
     let (sender, news) = outbox.take().expect("something is due");
@@ -31,7 +35,7 @@ async fn what_could_not_be_told_waits_below_what_is_newer() {
     let sender = taken(&outbox, "a", &news(&[("t", "1"), ("u", "1")], Some("online")));
     outbox.put(&id("a"), news(&[("t", "2")], None));
     assert_eq!(outbox.take(), None, "one at a time");
-    outbox.later(&sender, "");
+    outbox.later(&sender, &everything(), Vec::new(), "");
     assert_eq!(outbox.take(), None, "not at once");
     let again = async {
         loop {
@@ -57,7 +61,7 @@ async fn one_that_waits_delays_no_other_and_the_longest_is_first() {
     tokio::time::advance(Duration::from_millis(1)).await;
     outbox.put(&id("a"), news(&[("t", "1")], None));
     let sender = taken(&outbox, "c", &news(&[("t", "1")], None));
-    outbox.later(&sender, "");
+    outbox.later(&sender, &everything(), Vec::new(), "");
     assert_eq!(outbox.take().map(name).as_deref(), Some("a"));
     outbox.take_all_back();
     let mut again = [outbox.take(), outbox.take()].map(|taken| taken.map(name));
@@ -75,7 +79,7 @@ async fn a_device_that_has_gone_is_not_told_of() {
     outbox.retain(&id("a"), |name| name == "u");
     let sender = taken(&outbox, "a", &news(&[("u", "1")], None));
     outbox.close(&id("a"));
-    outbox.later(&sender, "");
+    outbox.later(&sender, &everything(), Vec::new(), "");
     tokio::time::advance(LONGEST_WAIT).await;
     assert_eq!(outbox.take(), None);
 }
@@ -89,11 +93,22 @@ async fn a_namesake_gets_no_answer_of_its_predecessor() {
     outbox.close(&id("a"));
     outbox.open(&id("a"));
     outbox.put(&id("a"), news(&[("t", "2")], None));
-    outbox.later(&gone, "");
+    outbox.later(&gone, &everything(), Vec::new(), "");
     let here = taken(&outbox, "a", &news(&[("t", "2")], None));
     // It is still on its way, and may have to come back.
     outbox.told(&gone, Vec::new());
-    outbox.later(&here, "");
+    outbox.later(&here, &everything(), Vec::new(), "");
     tokio::time::advance(LONGEST_WAIT).await;
     taken(&outbox, "a", &news(&[("t", "2")], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_failed_is_told_again() {
+    let outbox = Outbox::default();
+    outbox.open(&id("a"));
+    outbox.put(&id("a"), news(&[("t", "1"), ("u", "1")], Some("online")));
+    let sender = taken(&outbox, "a", &news(&[("t", "1"), ("u", "1")], Some("online")));
+    outbox.later(&sender, &news(&[("u", "1")], None), Vec::new(), "");
+    tokio::time::advance(LONGEST_WAIT).await;
+    taken(&outbox, "a", &news(&[("u", "1")], None));
 }

@@ -131,3 +131,19 @@ async fn states_are_told_and_a_device_that_hangs_delays_no_other() {
     assert!(edgecore.known().states.iter().all(|(device, _)| device == "a"));
     mapper.stop().await;
 }
+
+#[tokio::test]
+async fn a_state_that_cannot_be_told_keeps_no_value_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut edgecore, script) = (Stub::new(folder.path()), script(&["a"]));
+    edgecore.known().models = vec![machine()];
+    edgecore.known().devices = vec![of("a")];
+    edgecore.known().no_states = true;
+    edgecore.start();
+    let mapper = Running::start(folder.path(), script.clone());
+    until("values are told", || edgecore.known().reported("a", "t") == Some("20.5")).await;
+    edgecore.known().no_states = false;
+    until("and the state later", || !edgecore.known().states.is_empty()).await;
+    assert_eq!(edgecore.known().registrations.len(), 1);
+    mapper.stop().await;
+}

@@ -23,6 +23,8 @@ pub struct Known {
     pub states: Vec<(String, String)>,
     /// Refuses reports.
     pub judge: Option<Judge>,
+    /// Fails for every state.
+    pub no_states: bool,
 }
 
 impl Known {
@@ -111,7 +113,11 @@ impl DeviceManagerService for Service {
         request: Request<proto::ReportDeviceStatesRequest>,
     ) -> Result<Response<proto::ReportDeviceStatesResponse>, Status> {
         let request = request.into_inner();
-        self.0.lock().unwrap().states.push((request.device_name, request.state));
+        let mut known = self.0.lock().unwrap();
+        if known.no_states {
+            return Err(Status::internal("no states today"));
+        }
+        known.states.push((request.device_name, request.state));
         Ok(Response::new(proto::ReportDeviceStatesResponse {}))
     }
 }
