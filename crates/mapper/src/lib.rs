@@ -7,6 +7,7 @@
 mod device;
 mod driver;
 mod edgecore;
+mod lookup;
 pub mod modbus;
 mod outbox;
 mod push;

@@ -3,15 +3,20 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::bail;
 use api::mapper::{Config, DEFAULT_PATH};
 use clap::Parser;
 use mapper::modbus::Modbus;
 use mapper::simulated::Virtual;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
+
+/// How long a lookup of a name may take when everything else has ended.
+const LAST_WAIT: Duration = Duration::from_millis(100);
 
 #[derive(Parser)]
 #[command(name = "mapper", about = "Drives devices for edgecore", disable_version_flag = true)]
@@ -47,7 +52,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     // One thread for everything that waits. Others only find the addresses of names, and end again: some, for a name server may hang.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(64).build()?;
-    runtime.block_on(async {
+    to_the_end(runtime, async {
         let stopping = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -61,6 +66,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         stopping.cancel();
         mapper.await
     })
+}
+
+/// Does not wait for what hangs on other threads: name servers may.
+fn to_the_end<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_WAIT);
+    result
 }
 
 async fn drive(config: Config, stopping: CancellationToken) -> anyhow::Result<()> {
@@ -79,4 +91,33 @@ fn log_to_stderr(verbosity: u8) {
         _ => LevelFilter::TRACE,
     };
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_lookup_that_hangs_is_not_waited_for() {
+        let (end, ended) = mpsc::channel::<()>();
+        let (started, has_started) = mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let (all_ended, has_all_ended) = mpsc::channel();
+        let program = std::thread::spawn(move || {
+            to_the_end(runtime, async move {
+                drop(tokio::task::spawn_blocking(move || {
+                    started.send(()).expect("heard");
+                    ended.recv()
+                }));
+                has_started.recv().expect("started");
+            });
+            all_ended.send(()).expect("heard");
+        });
+        let in_time = has_all_ended.recv_timeout(Duration::from_secs(30));
+        drop(end);
+        program.join().expect("no panic");
+        in_time.expect("it waits for the lookup");
+    }
 }

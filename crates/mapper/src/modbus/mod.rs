@@ -12,6 +12,7 @@ use tokio_modbus::{ExceptionCode, Slave};
 use self::place::{Address, Place, Table};
 use crate::device::{Device, Property};
 use crate::driver::{Driver, Fault};
+use crate::lookup;
 use crate::value::Value;
 
 /// The driver; its protocol is `modbus`.
@@ -27,7 +28,8 @@ impl Driver for Modbus {
     async fn open(&self, device: &Device) -> Result<Connection, Fault> {
         let Address { host, port, unit } = Address::new(&device.config).map_err(Fault::Config)?;
         let unreachable = |error: std::io::Error| Fault::Unreachable(format!("{host}:{port}: {error}"));
-        let stream = TcpStream::connect((host.as_str(), port)).await.map_err(unreachable)?;
+        let addresses = lookup::addresses(&host, port).await.map_err(unreachable)?;
+        let stream = TcpStream::connect(&addresses[..]).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         Ok(Connection(tcp::attach_slave(stream, Slave(unit))))
     }
