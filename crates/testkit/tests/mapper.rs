@@ -99,7 +99,12 @@ fn a_mapper_and_its_device_survive_whoever_is_killed() {
 
     // A value out of the model's bounds does not reach the device.
     wish(&site, 99);
-    site.until("the refusal", || mapper.log().contains("99"));
+    site.until("the refusal", || {
+        mapper.log().lines().any(|line| line.contains("99 is out of bounds for property target"))
+    });
+    let status = site.ask(&["get", "devicestatus", "room", "-o", "json"]);
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(twin(&status, "target"), Some("23"), "{status}");
     wish(&site, 24);
     wait_target(&site, "24");
 
