@@ -5,6 +5,7 @@
 
 mod http;
 mod mqtt_broker;
+mod names;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

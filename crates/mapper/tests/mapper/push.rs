@@ -16,12 +16,21 @@ use crate::support::{Running, device, model, property, until};
 
 /// Runs a mapper whose device `a` pushes `n` so.
 async fn start(method: proto::PushMethod) -> (tempfile::TempDir, Stub, Script, Running) {
+    start_all(vec![method]).await
+}
+
+/// The same, with a device for each.
+async fn start_all(methods: Vec<proto::PushMethod>) -> (tempfile::TempDir, Stub, Script, Running) {
     let folder = tempfile::tempdir().unwrap();
     let (mut edgecore, script) = (Stub::new(folder.path()), Script::default());
-    script.of("a", |state| drop(state.values.insert("n".to_owned(), Value::Text("1 & 2".to_owned()))));
-    let pushed = proto::DeviceProperty { push_method: Some(method), report_to_cloud: false, ..property("n", "") };
+    let mut devices = Vec::new();
+    for (method, name) in methods.into_iter().zip(["a", "b", "c"]) {
+        script.of(name, |state| drop(state.values.insert("n".to_owned(), Value::Text("1 & 2".to_owned()))));
+        let pushed = proto::DeviceProperty { push_method: Some(method), report_to_cloud: false, ..property("n", "") };
+        devices.push(device(name, vec![pushed]));
+    }
     edgecore.known().models = vec![model(&[("n", "STRING", "ReadOnly", "", "")])];
-    edgecore.known().devices = vec![device("a", vec![pushed])];
+    edgecore.known().devices = devices;
     edgecore.start();
     let mapper = Running::start(folder.path(), script.clone());
     (folder, edgecore, script, mapper)
@@ -95,6 +104,63 @@ async fn http() {
     assert_eq!(time.len(), "2026-11-28%2000:30:00".len(), "{time}");
     assert!(edgecore.known().reports.is_empty(), "it is not for the cloud");
     mapper.stop().await;
+}
+
+#[tokio::test]
+async fn a_path_that_fails_or_hangs_holds_up_no_other_path() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (posts, mut server) = (Posts::default(), JoinSet::new());
+    let heard = posts.clone();
+    server.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            connections.spawn(answer_by_path(stream, heard.clone()));
+        }
+    });
+    let to = |path: &str| {
+        let http = proto::PushMethodHttp {
+            hostname: "http://127.0.0.1".to_owned(),
+            port: port.into(),
+            requestpath: path.to_owned(),
+            timeout: 60,
+        };
+        proto::PushMethod { http: Some(http), ..Default::default() }
+    };
+    let (_folder, _edgecore, script, mapper) = start_all(vec![to("/broken"), to("/hangs"), to("/good")]).await;
+    let of = |path: &str| posts.get().into_iter().filter(|post| post.starts_with(&format!("POST {path} "))).collect();
+    until("the others go on", || {
+        let (broken, hangs, good): (Vec<_>, Vec<_>, Vec<_>) = (of("/broken"), of("/hangs"), of("/good"));
+        broken.len() > 2 && hangs.len() == 1 && good.len() > 20
+    })
+    .await;
+    // Nor a value that is not taken the values after it.
+    script.of("a", |state| drop(state.values.insert("n".to_owned(), Value::Text("last".to_owned()))));
+    until("they come", || {
+        let broken: Vec<String> = of("/broken");
+        broken.iter().any(|post| post.contains("n=last&"))
+    })
+    .await;
+    mapper.stop().await;
+}
+
+/// `/good` takes everything, `/hangs` never answers, anything else always fails.
+async fn answer_by_path(mut stream: tokio::net::TcpStream, posts: Posts) {
+    let mut request = Vec::new();
+    while !is_whole(&request) {
+        if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    let request = String::from_utf8(request).unwrap();
+    posts.0.lock().unwrap().push(request.clone());
+    let status = if request.contains("/good ") { "204 No Content" } else { "500 Internal Server Error" };
+    if request.contains("/hangs ") {
+        std::future::pending::<()>().await;
+    }
+    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let _ = stream.write_all(answer.as_bytes()).await;
 }
 
 #[tokio::test]
