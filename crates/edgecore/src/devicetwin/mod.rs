@@ -88,7 +88,6 @@ impl DeviceTwin {
     }
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
-        self.rows.forget_old().await;
         let mut devices = Devices::new(self.rows.devices().map_err(|error| Box::new(error) as ModuleError)?);
         let mut reports = Reports::default();
         reports.link(self.connected, &devices, Instant::now());
@@ -277,7 +276,7 @@ impl Module for DeviceTwin {
     fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
         Box::pin(async move {
             let (meta, stop) = (MetaClient::new(context.clone()), CancellationToken::new());
-            let mut events = self.events.take();
+            let (mut events, rows) = (self.events.take(), self.rows.clone());
             let serving = async {
                 let ended = self.serve(&context, inbox).await;
                 stop.cancel();
@@ -288,7 +287,7 @@ impl Module for DeviceTwin {
                     events.run(&meta, &stop).await;
                 }
             };
-            let (ended, ()) = tokio::join!(serving, sending);
+            let (ended, (), ()) = tokio::join!(serving, sending, rows.forget_old(&stop));
             self.events = events;
             ended
         })

@@ -1,10 +1,13 @@
 //! Devices in the node's database: a row for each, and one for each of its properties.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use beehive::compose;
 use store::rusqlite::{Connection, params};
 use store::{Database, StoreError};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use twin::topic::DeviceId;
 use wire::kind;
@@ -20,6 +23,8 @@ pub(crate) const TABLES: &str = "CREATE TABLE device (id TEXT PRIMARY KEY, value
 #[derive(Clone)]
 pub(super) struct Rows {
     database: Database,
+    /// Told when a write has left something of the history that is too old.
+    has_more: Arc<Notify>,
 }
 
 /// A row's key and its JSON text.
@@ -27,7 +32,7 @@ type Text = (String, Vec<u8>);
 
 impl Rows {
     pub(super) fn new(database: Database) -> Self {
-        Self { database }
+        Self { database, has_more: Arc::default() }
     }
 
     /// All devices. A row that cannot be read is left out.
@@ -81,17 +86,27 @@ impl Rows {
         let now = compose::now();
         let job = move |c: &Connection| {
             writes.iter().try_for_each(|write| write_one(c, write))?;
-            let has_history = writes.iter().any(|write| matches!(write, Write::Keep { .. }));
-            if has_history { kept::make_room(c, now) } else { Ok(()) }
+            let kept = writes.iter().filter(|write| matches!(write, Write::Keep { .. })).count();
+            let was_all = kept::forget_old(c, now, kept)?;
+            kept::make_room(c).map(|()| was_all)
         };
-        self.database.write(job).await
+        if !self.database.write(job).await? {
+            self.has_more.notify_one();
+        }
+        Ok(())
     }
 
-    /// Forgets the part of the history that is too old. With each write that is done, too; only nobody may ask for history any more.
-    pub(super) async fn forget_old(&self) {
-        let now = compose::now();
-        if let Err(error) = self.database.write(move |c| kept::forget_old(c, now, usize::MAX)).await {
-            warn!(%error, "old values of devices could not be removed");
+    /// Forgets what of the history is too old: what there is at the start, and what writes leave of it. Others write between.
+    pub(super) async fn forget_old(&self, stop: &CancellationToken) {
+        self.has_more.notify_one();
+        while stop.run_until_cancelled(self.has_more.notified()).await.is_some() {
+            match self.database.write(|c| kept::forget_old(c, compose::now(), 0)).await {
+                Ok(was_all) if was_all => {}
+                Ok(_) => self.has_more.notify_one(),
+                Err(error) => {
+                    warn!(%error, "old values of devices could not be removed; tried again when more is written")
+                }
+            }
         }
     }
 }
