@@ -221,22 +221,25 @@ fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
 impl EventSender {
     /// Sends until cancelled. What was counted before is known still when it runs again.
     pub async fn run(&mut self, meta: &MetaClient, stop: &CancellationToken) {
-        loop {
-            let next = async {
-                match &mut self.queue {
-                    Some(queue) => queue.recv().await,
-                    None => std::future::pending().await,
+        let sending = async {
+            while let Some(occurrence) = self.next().await {
+                if let Err(error) = self.send(meta, occurrence, Instant::now()).await {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "event not sent");
                 }
-            };
-            let occurrence = tokio::select! {
-                occurrence = next => occurrence,
-                () = stop.cancelled() => None,
-            };
-            let Some(occurrence) = occurrence else { return stop.cancelled().await };
-            if let Err(error) = self.send(meta, occurrence, Instant::now()).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "event not sent");
             }
+            std::future::pending().await
+        };
+        // Also while MetaManager has no room: it may wait for whoever waits for this.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = sending => {}
         }
+    }
+
+    /// `None` when nothing will come.
+    async fn next(&mut self) -> Option<Occurrence> {
+        self.queue.as_mut()?.recv().await
     }
 
     async fn send(&mut self, meta: &MetaClient, occurrence: Occurrence, now: Instant) -> Result<(), MetaError> {
@@ -384,6 +387,25 @@ mod tests {
         let sent = (0..100).filter(|_| sender.prepare(occurrence("flood"), start).is_some()).count();
         assert_eq!(sent, 25);
         assert!(sender.prepare(occurrence("flood"), start + REFILL).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_while_metamanager_has_no_room() {
+        let (recorder, mut sender) = Recorder::new(&Settings::new("n1"));
+        let modules = [(wire::module::META_MANAGER, wire::group::META)];
+        let (context, _inboxes) = beehive::Context::new(&modules, CancellationToken::new());
+        let (meta, stop) = (MetaClient::new(context), CancellationToken::new());
+        // More than its inbox takes, of objects with a budget each.
+        for number in 0..beehive::INBOX + 2 {
+            recorder.device("shop", "d", &number.to_string(), EventType::Warning, "Test", "x");
+        }
+        // Time passes when all there is to do waits.
+        let stopping = async {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            stop.cancel();
+        };
+        let ended = async { tokio::join!(sender.run(&meta, &stop), stopping) };
+        tokio::time::timeout(std::time::Duration::from_secs(60), ended).await.expect("it ends");
     }
 
     #[test]
