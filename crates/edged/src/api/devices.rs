@@ -16,7 +16,7 @@ const USUAL: usize = 500;
 /// Items on a page at most.
 const MOST: usize = 1000;
 
-/// Answers questions about devices with a JSON object, or says why not. It may take a few milliseconds.
+/// Answers questions about devices with a JSON object, or says why not. It may block for some milliseconds.
 pub type DevicePages = Arc<dyn Fn(&DeviceQuestion) -> Result<Value, Box<Status>> + Send + Sync>;
 
 /// A question about devices.
@@ -69,14 +69,19 @@ pub enum DevicePath {
 }
 
 /// The answer to a question.
-pub fn answer(pages: Option<&DevicePages>, path: DevicePath, query: &Query) -> Response<Body> {
-    let why = "DeviceTwin does not run on this node: see modules.deviceTwin of edgecore.yaml";
-    let pages = pages.ok_or_else(|| Box::new(Status::failure(404, "NotFound", why)));
-    let page = pages.and_then(|pages| pages(&question(path, query)?));
-    match page {
+pub async fn answer(pages: Option<&DevicePages>, path: DevicePath, query: &Query) -> Response<Body> {
+    match page_of(pages, path, query).await {
         Ok(page) => answer::json(&page),
         Err(status) => refusal(&status),
     }
+}
+
+async fn page_of(pages: Option<&DevicePages>, path: DevicePath, query: &Query) -> Result<Value, Box<Status>> {
+    let why = "DeviceTwin does not run on this node: see modules.deviceTwin of edgecore.yaml";
+    let pages = pages.ok_or_else(|| Box::new(Status::failure(404, "NotFound", why)))?.clone();
+    let question = question(path, query)?;
+    let page = tokio::task::spawn_blocking(move || pages(&question)).await;
+    page.unwrap_or_else(|_| Err(Box::new(Status::failure(500, "InternalError", "the answer could not be read"))))
 }
 
 fn question(path: DevicePath, query: &Query) -> Result<DeviceQuestion, Box<Status>> {
@@ -125,6 +130,21 @@ fn refusal(status: &Status) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_waits_for_the_database_holds_nobody_up() {
+        // The answer comes when this thread, the only one of the runtime, does something else.
+        let (go_on, wait) = std::sync::mpsc::channel();
+        let wait = std::sync::Mutex::new(wait);
+        let pages: DevicePages = Arc::new(move |_| {
+            let went_on = wait.lock().expect("one at a time").recv_timeout(std::time::Duration::from_secs(20));
+            Ok(json!({"wentOn": went_on.is_ok()}))
+        });
+        let query = Query::default();
+        let answering = page_of(Some(&pages), DevicePath::List, &query);
+        let (page, _) = tokio::join!(answering, async { go_on.send(()) });
+        assert_eq!(page.expect("a page"), json!({"wentOn": true}));
+    }
 
     #[test]
     fn questions() {

@@ -124,7 +124,7 @@ impl Api {
             Route::Health(check) => health::check(access, check).await,
             Route::Pods => pods::configured(access).await,
             Route::RunningPods => pods::running(access).await,
-            Route::Devices(path) => devices::answer(self.devices.as_ref(), path, &query),
+            Route::Devices(path) => devices::answer(self.devices.as_ref(), path, &query).await,
             Route::Configz => configz::answer(access).await,
             Route::Summary => metrics::summary(access, &query).await,
             Route::Metrics(page) => metrics::answer(access, page).await,
