@@ -175,10 +175,12 @@ impl DeviceTwin {
             return reports.link(connected, devices, Instant::now());
         }
         if !message.header.parent_msg_id.is_empty() {
-            // One that says that it could not be done is no confirmation: the latest goes again later.
+            let (report, now) = (&message.header.parent_msg_id, Instant::now());
             let is_refusal = matches!(message.content.object(), Err(AnswerError::Refused(_)));
-            if route.operation != operation::ERROR && !is_refusal {
-                reports.confirmed(&message.header.parent_msg_id, devices, Instant::now());
+            if route.operation == operation::ERROR || is_refusal {
+                reports.refused(report, now);
+            } else {
+                reports.confirmed(report, devices, now);
             }
             return;
         }

@@ -18,12 +18,12 @@ use super::device::{Device, Devices};
 use super::requests::state_message;
 
 /// Devices with a message under way at any time.
-const MAX_IN_FLIGHT: usize = 256;
+pub(super) const MAX_IN_FLIGHT: usize = 256;
 /// Properties in one message.
 const MAX_PROPERTIES: usize = 256;
 /// Messages of one device are so far apart.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// After so long without a confirmation the latest is sent again (KubeEdge v1.23).
+/// After so long without a confirmation, or after a refusal, the latest is sent again (KubeEdge v1.23).
 const RESEND_AFTER: Duration = Duration::from_secs(60);
 
 /// Of all devices.
@@ -73,6 +73,10 @@ impl Reports {
             return;
         }
         let due = self.said.get(id).map_or(now, |said| now.max(said.at + INTERVAL));
+        self.wait(id, due);
+    }
+
+    fn wait(&mut self, id: &DeviceId, due: Instant) {
         self.waits.insert(id.clone());
         self.waiting.insert((due, id.clone()));
     }
@@ -148,6 +152,13 @@ impl Reports {
         if devices.get(&id).is_some_and(has_untold) {
             self.want(&id, now);
         }
+    }
+
+    /// The cloud could not do what the message with this id says: the latest goes later, and others in the meantime.
+    pub(super) fn refused(&mut self, id: &str, now: Instant) {
+        let Some(Flight { device, .. }) = self.in_flight.remove(id) else { return };
+        self.flying.remove(&device);
+        self.wait(&device, now + RESEND_AFTER);
     }
 
     /// When something has to be sent without further events.
@@ -316,6 +327,33 @@ mod tests {
         world.now += RESEND_AFTER;
         world.reports.repeat(world.now);
         assert_eq!(value(&world.next().expect("not confirmed in time")), "2");
+    }
+
+    #[test]
+    fn devices_that_are_refused_wait_and_hold_nobody_up() {
+        let mut world = World::new();
+        world.link(true);
+        for number in 0..MAX_IN_FLIGHT {
+            let id = DeviceId::parse(&format!("d{number}")).expect("id");
+            world.devices.add(&id, About { is_state_untold: true, ..About::default() });
+            world.reports.want(&id, world.now);
+        }
+        let next = |world: &mut World, now| world.reports.next(&world.devices, now);
+        let now = world.now;
+        let all: Vec<Message> = std::iter::from_fn(|| next(&mut world, now)).collect();
+        world.report(1);
+        assert!(all.len() == MAX_IN_FLIGHT && next(&mut world, now).is_none(), "as many as may be under way");
+        // Also if it is told twice.
+        all.iter().chain(&all).for_each(|message| world.reports.refused(&message.header.msg_id, now));
+        let other = next(&mut world, now).expect("another device");
+        assert_eq!(value(&other), "1");
+        world.confirm(&other);
+        let due = now + RESEND_AFTER;
+        assert_eq!(world.reports.next_due(), Some(due));
+        let id = DeviceId::parse("d0").expect("id");
+        world.reports.want(&id, now);
+        assert!(next(&mut world, due - INTERVAL).is_none(), "not sooner for what it says meanwhile");
+        assert_eq!(std::iter::from_fn(|| next(&mut world, due)).count(), MAX_IN_FLIGHT);
     }
 
     #[test]

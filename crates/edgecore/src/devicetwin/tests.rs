@@ -246,6 +246,33 @@ async fn an_answered_update_survives_a_kill_and_is_told_to_the_cloud() {
 }
 
 #[tokio::test]
+async fn a_device_that_the_cloud_refuses_makes_way_for_others() {
+    let mut world = World::start();
+    let all: Vec<String> = (0..=reports::MAX_IN_FLIGHT).map(|number| format!("d{number}")).collect();
+    let members: Vec<Value> = all.iter().map(|name| json!({"id": format!("default/{name}"), "name": name})).collect();
+    let content = Content::json(&json!({"added_devices": members})).expect("JSON");
+    world
+        .from(compose::message(source::DEVICE_CONTROLLER, group::TWIN, operation::UPDATE, "membership", content))
+        .await;
+    world.hear().await;
+    for name in &all {
+        world.say(&format!("$hw/events/device/{name}/state/update"), r#"{"state":"ok"}"#).await;
+    }
+    world.link(true).await;
+    let mut told = BTreeSet::new();
+    for _ in 0..reports::MAX_IN_FLIGHT {
+        let report = world.report().await;
+        if told.is_empty() {
+            let mut refusal = compose::response(&report, Content::text("no"));
+            (refusal.route.group, refusal.route.operation) = (group::TWIN.to_owned(), operation::ERROR.to_owned());
+            world.from(refusal).await;
+        }
+        told.insert(report.route.resource);
+    }
+    assert!(told.insert(world.report().await.route.resource), "the last one, too");
+}
+
+#[tokio::test]
 async fn a_wish_of_the_cloud_reaches_the_device_once() {
     let mut world = World::start();
     world.object(operation::INSERT, "t1", "u1", &[("t", "20")]).await;
