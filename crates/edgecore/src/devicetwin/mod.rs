@@ -157,7 +157,7 @@ impl DeviceTwin {
     }
 
     fn carry_out(&self, devices: &mut Devices, mut arrived: Arrived, batch: &mut Batch) {
-        match requests::carry_out(devices, &self.node, &arrived.topic, &arrived.payload) {
+        match requests::carry_out(devices, &self.node, &arrived) {
             Some(answer) => {
                 arrived.refused = answer.refused.clone();
                 batch.answers.push(answer);

@@ -8,6 +8,7 @@ use twin::topic::DeviceId;
 
 use super::device::{About, Devices};
 use super::requests::carry_out;
+use crate::eventbus::Arrived;
 
 const NODE: &str = "go-edge";
 
@@ -25,7 +26,8 @@ fn states_and_membership_get_the_recorded_answers() {
     let (mut answered, mut refused) = (0, 0);
     for (at, (topic, payload)) in lines.iter().enumerate().filter(|(_, (topic, _))| !topic.ends_with("/result")) {
         let recorded = lines.get(at + 1).filter(|(topic, _)| topic.ends_with("/result"));
-        let told = carry_out(&mut devices, NODE, topic, payload.as_bytes()).expect("a request").told;
+        let told =
+            carry_out(&mut devices, NODE, &Arrived::of_test(topic, payload.to_owned().into())).expect("a request").told;
         assert_eq!(told.len(), 1, "{topic} {payload}");
         let own: Value = serde_json::from_slice(&told[0].payload).expect("JSON");
         match recorded {

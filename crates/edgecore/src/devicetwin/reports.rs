@@ -215,6 +215,7 @@ mod tests {
     use super::*;
     use crate::devicetwin::device::About;
     use crate::devicetwin::requests::carry_out;
+    use crate::eventbus::Arrived;
 
     /// Devices and a link whose clock the test has; at each look a device may speak again.
     struct World {
@@ -237,7 +238,8 @@ mod tests {
 
         fn say(&mut self, topic: &str, payload: &str) {
             let topic = format!("$hw/events/device/default/t1/{topic}");
-            let answer = carry_out(&mut self.devices, "n", &topic, payload.as_bytes()).expect("answered");
+            let arrived = Arrived::of_test(&topic, payload.to_owned().into());
+            let answer = carry_out(&mut self.devices, "n", &arrived).expect("answered");
             self.reports.want(&answer.device.expect("changed"), self.now);
         }
 

@@ -11,7 +11,7 @@ use twin::twin::Outcome;
 
 use super::device::{About, Devices};
 use super::history;
-use crate::eventbus::Refused;
+use crate::eventbus::{Arrived, Refused};
 
 /// States that a device may have (KubeEdge v1.23; in any case of letters).
 const STATES: [&str; 5] = ["online", "offline", "ok", "unknown", "unhealthy"];
@@ -135,9 +135,10 @@ impl Answer {
     }
 }
 
-/// Carries out a request that came on this topic; `node` is the own one.
-pub(super) fn carry_out(devices: &mut Devices, node: &str, topic: &str, payload: &[u8]) -> Option<Answer> {
-    let Some(topic) = Topic::parse(topic) else { return nobody(topic, payload) };
+/// Carries out a request; `node` is the own one.
+pub(super) fn carry_out(devices: &mut Devices, node: &str, request: &Arrived) -> Option<Answer> {
+    let payload = &request.payload[..];
+    let Some(topic) = Topic::parse(&request.topic) else { return nobody(&request.topic, payload) };
     let mut answer = Answer::default();
     let done = match &topic {
         Topic::MembershipGet => {
@@ -147,8 +148,8 @@ pub(super) fn carry_out(devices: &mut Devices, node: &str, topic: &str, payload:
         }
         Topic::StateUpdate(id) => state(devices, id, payload, &mut answer),
         Topic::TwinGet(id) => get(devices, id, payload, &mut answer),
-        Topic::TwinUpdate(id) => update(devices, id, payload, false, &mut answer),
-        Topic::CloudUpdated(id) => update(devices, id, payload, true, &mut answer),
+        Topic::TwinUpdate(id) => update(devices, id, request, false, &mut answer),
+        Topic::CloudUpdated(id) => update(devices, id, request, true, &mut answer),
         // What DeviceTwin says itself.
         Topic::Attributes(_) | Topic::MembershipUpdated => return None,
     };
@@ -256,12 +257,12 @@ fn get(devices: &Devices, id: &DeviceId, payload: &[u8], answer: &mut Answer) ->
 fn update(
     devices: &mut Devices,
     id: &DeviceId,
-    payload: &[u8],
+    arrived: &Arrived,
     is_of_cloud: bool,
     answer: &mut Answer,
 ) -> Result<(), NotDone> {
     answer.refusals = Some((id.topic("twin/update/result"), String::new()));
-    let request = Request::parse(payload)?;
+    let request = Request::parse(&arrived.payload)?;
     answer.refusals = Some((id.topic("twin/update/result"), request.event_id.clone()));
     let entries = request.entries()?;
     let device = devices.get_mut(id).ok_or(Refusal::NoDevice)?;
@@ -269,7 +270,10 @@ fn update(
     let outcome = if is_of_cloud { device.twin.sync(entries, now)? } else { device.twin.update(entries, now)? };
     take_in(devices, id, &outcome);
     if !is_of_cloud {
-        history::keep(devices, id, &outcome.result);
+        // When it was said what a broker had kept, nobody knows; it may have a place in the history already.
+        if !arrived.was_retained {
+            history::keep(devices, id, &outcome.result);
+        }
         let result: &Entries = &outcome.result;
         let event_id = request.event_id.as_str();
         answer.tell(id.topic("twin/update/result"), &TwinAnswer { event_id, timestamp: now, twin: result });

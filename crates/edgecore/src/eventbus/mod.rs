@@ -43,6 +43,8 @@ pub struct Arrived {
     pub topic: String,
     /// What it says.
     pub payload: Bytes,
+    /// A broker had kept it, and says it again at each subscription.
+    pub(crate) was_retained: bool,
     /// Why it was refused, once DeviceTwin has looked at it.
     pub(crate) refused: Option<Refused>,
     sender: Sender,
@@ -111,11 +113,12 @@ impl EventBus {
                     certificates.keep().await;
                 }
             };
-            tokio::join!(hear(context, &self.to_twin, started.received), certificates);
+            // It tells of what comes, not of what it has kept.
+            tokio::join!(hear(context, &self.to_twin, started.received, false), certificates);
         };
         let hearing_beside = async {
             if let Some(incoming) = from_beside {
-                hear(context, &self.to_twin, incoming).await;
+                hear(context, &self.to_twin, incoming, true).await;
             }
         };
         let (qos, retain) = (Qos::from_number(self.settings.qos).unwrap_or(Qos::AtMostOnce), self.settings.retain);
@@ -169,12 +172,18 @@ async fn publish(bus: Option<&mqtt::Bus>, publish: Publish) {
     }
 }
 
-/// Hands on what arrives until the broker ends.
-async fn hear(context: &Context, to_twin: &mpsc::Sender<Arrived>, mut incoming: mpsc::Receiver<Received>) {
-    while let Some(Received { publish: Publish { topic, payload, .. }, taken }) = incoming.recv().await {
+/// Hands on what arrives until the broker ends; it may say again what it has kept, if it `repeats`.
+async fn hear(
+    context: &Context,
+    to_twin: &mpsc::Sender<Arrived>,
+    mut incoming: mpsc::Receiver<Received>,
+    repeats: bool,
+) {
+    while let Some(Received { publish: Publish { topic, payload, retain, .. }, taken }) = incoming.recv().await {
         let is_of_devices = topic.starts_with("$hw/events/device/") || topic.starts_with("$hw/events/node/");
         if is_of_devices && context.has_module(module::TWIN) {
-            if to_twin.send(Arrived { topic, payload, refused: None, sender: Sender::Mqtt(taken) }).await.is_err() {
+            let (was_retained, sender) = (repeats && retain, Sender::Mqtt(taken));
+            if to_twin.send(Arrived { topic, payload, was_retained, refused: None, sender }).await.is_err() {
                 debug!("DeviceTwin has ended");
             }
             continue;
@@ -219,7 +228,7 @@ impl Arrived {
     /// Of a mapper, which waits for what comes of it. The answer fails when it could not be written down.
     pub(crate) fn with_answer(topic: String, payload: Bytes) -> (Self, oneshot::Receiver<Option<Refused>>) {
         let (answer, answered) = oneshot::channel();
-        (Self { topic, payload, refused: None, sender: Sender::Mapper(answer) }, answered)
+        (Self { topic, payload, was_retained: false, refused: None, sender: Sender::Mapper(answer) }, answered)
     }
 
     /// It is where it must be.
@@ -235,7 +244,7 @@ impl Arrived {
 
     #[cfg(test)]
     pub(crate) fn of_test(topic: &str, payload: Bytes) -> Self {
-        Self { topic: topic.to_owned(), payload, refused: None, sender: Sender::Nobody }
+        Self { topic: topic.to_owned(), payload, was_retained: false, refused: None, sender: Sender::Nobody }
     }
 }
 

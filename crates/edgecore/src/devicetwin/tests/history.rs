@@ -157,6 +157,21 @@ async fn annotations_of_devices_and_models_count_as_they_change() {
 }
 
 #[tokio::test]
+async fn what_a_broker_says_again_counts_and_is_not_kept() {
+    let mut world = World::start();
+    world.device(operation::INSERT, "u1", Some("*=10")).await;
+    world.reports([1]).await;
+    for value in ["1", "7"] {
+        let mut again = Arrived::of_test(UPDATE, update(value).into());
+        again.was_retained = true;
+        world.running().say.send(again).await.expect("taken");
+        assert_eq!(world.answered().await["twin"]["t"]["actual"]["value"], value);
+    }
+    world.reports([2]).await;
+    assert_eq!(world.values(), [1, 2]);
+}
+
+#[tokio::test]
 async fn what_was_not_stored_is_not_kept() {
     let mut world = World::start();
     world.device(operation::INSERT, "u1", Some("*=10")).await;

@@ -7,6 +7,7 @@ use api::edgecore::InternalBroker;
 
 use super::world::{Mosquitto, Running, beside, client, port, run, settings, until};
 
+const UPDATE: &str = "$hw/events/device/default/d/twin/update";
 const GET: &str = "$hw/events/device/default/d/twin/get";
 const RESULT: &str = "$hw/events/device/default/d/twin/get/result";
 
@@ -54,4 +55,30 @@ async fn ask(edge: &mut Running, at: SocketAddr, text: &str) -> Option<(String, 
     let (published, taken) = tokio::join!(run(client("mosquitto_pub", at, &["-t", GET, "-m", text])), taking);
     assert!(published.0);
     taken.ok()
+}
+
+#[tokio::test]
+async fn what_a_broker_had_kept_is_told_from_what_a_device_says_now() {
+    let Some(mut mosquitto) = Mosquitto::new("allow_anonymous true\n") else { return };
+    mosquitto.start().await;
+    let say = |at: SocketAddr, text: &'static str| run(client("mosquitto_pub", at, &["-r", "-t", UPDATE, "-m", text]));
+    assert!(say(mosquitto.address, "kept").await.0);
+    let address = port();
+    let internal = InternalBroker { address, tls: None, users_file: None };
+    let dir = tempfile::tempdir().expect("folder");
+    let mut edge = Running::start(settings(Some(internal), Some(beside(mosquitto.address))), dir.path());
+    until("the broker inside listens", || std::net::TcpStream::connect(address).is_ok()).await;
+    let mut heard = async |expected: &str| {
+        let (arrived, text) = edge.next().await;
+        let was_retained = arrived.was_retained;
+        arrived.complete();
+        assert_eq!(text, expected);
+        was_retained
+    };
+    assert!(heard("kept").await);
+    for (at, text) in [(mosquitto.address, "beside"), (address, "inside")] {
+        let (said, was_retained) = tokio::join!(say(at, text), heard(text));
+        assert!(said.0 && !was_retained, "{text}");
+    }
+    edge.stop().await;
 }
