@@ -96,9 +96,17 @@ async fn nothing_is_lost_over_outages_of_a_broker_with_tls_and_users() {
     // What is said while edgecore is away it hears when it is back.
     site.device("mosquitto_pub", &["-t", REPORT, "-m", "meanwhile"]).await;
     let mut edge = Running::start(settings(None, Some(site.beside())), dir.path());
-    let (arrived, text) = edge.next().await;
-    assert_eq!(text, "meanwhile");
-    arrived.complete();
+    loop {
+        let (arrived, text) = edge.next().await;
+        arrived.complete();
+        if text == "meanwhile" {
+            break;
+        }
+        assert!(
+            ["first", "second", "third"].contains(&text.as_str()),
+            "{text}: what was acknowledged last may come again"
+        );
+    }
     edge.stop().await;
     assert!(log.lines(PASSWORD).is_empty());
 }
