@@ -141,6 +141,11 @@ impl Devices {
         self.dirty.entry(id.clone()).or_default().kept.extend(kept);
     }
 
+    /// Whether something has to be written.
+    pub(super) fn has_writes(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// What has to be written, in its order.
     pub(super) fn take_writes(&mut self) -> Vec<Write> {
         let mut writes = Vec::new();

@@ -18,6 +18,8 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
 use edged::events::{EventSender, EventType, Recorder};
 use edged::meta::MetaClient;
@@ -41,6 +43,10 @@ pub(crate) use rows::TABLES;
 
 /// Requests that are written down together.
 const MAX_TOGETHER: usize = 512;
+/// Between two commits there is so much time at least, in which more gathers: a thousand devices that speak now and then cost half of the commits.
+const GATHER: Duration = Duration::from_millis(2);
+/// What the cloud has confirmed may be written down so much later: without it, it is only told once more.
+const CONFIRMED_WITHIN: Duration = Duration::from_millis(250);
 
 /// The module.
 pub struct DeviceTwin {
@@ -92,9 +98,18 @@ impl DeviceTwin {
         let mut reports = Reports::default();
         reports.link(self.connected, &devices, Instant::now());
         let mut batch = Batch { answers: self.compare(&mut devices), ..Batch::default() };
+        let (mut may_commit, mut must_commit) = (Instant::now(), None);
         loop {
-            batch.answers = self.finish(context, &mut devices, &mut reports, std::mem::take(&mut batch)).await?;
-            let due = reports.next_due();
+            let now = Instant::now();
+            let is_urgent = !batch.answers.is_empty() || !batch.arrived.is_empty();
+            if is_urgent || must_commit.is_some_and(|must| must <= now) {
+                (may_commit, must_commit) = (now + GATHER, None);
+                batch.answers = self.finish(context, &mut devices, &mut reports, std::mem::take(&mut batch)).await?;
+            } else {
+                must_commit = must_commit.or(devices.has_writes().then_some(now + CONFIRMED_WITHIN));
+                report(context, &mut reports, &devices).await;
+            }
+            let due = reports.next_due().into_iter().chain(must_commit).min();
             let mut next = tokio::select! {
                 () = context.stopping() => Event::Stopping,
                 Some(message) = inbox.recv() => Event::Message(Box::new(message)),
@@ -122,7 +137,12 @@ impl DeviceTwin {
                         Event::Message(Box::new(message))
                     }
                     (None, Ok(arrived)) => Event::Arrived(arrived),
-                    (None, Err(_)) => break,
+                    (None, Err(_)) if batch.arrived.is_empty() => break,
+                    (None, Err(_)) => tokio::select! {
+                        () = tokio::time::sleep_until(may_commit) => break,
+                        Some(message) = inbox.recv() => Event::Message(Box::new(message)),
+                        Some(arrived) = self.arrived.recv() => Event::Arrived(arrived),
+                    },
                 };
             }
         }
@@ -240,12 +260,7 @@ impl DeviceTwin {
         for told in told {
             self.bus.publish(told.topic, told.payload).await;
         }
-        while let Some(report) = reports.next(devices, Instant::now()) {
-            if let Err(error) = context.send(module::EDGE_HUB, report).await {
-                warn!(%error, "a report of a device could not be sent to the cloud");
-                break;
-            }
-        }
+        report(context, reports, devices).await;
         Ok(again)
     }
 
@@ -263,6 +278,16 @@ impl DeviceTwin {
         error!(%error, "changes of devices could not be stored");
         *devices = Devices::new(self.rows.devices()?);
         Ok(self.compare(devices))
+    }
+}
+
+/// Tells the cloud what it may be told now.
+async fn report(context: &Context, reports: &mut Reports, devices: &Devices) {
+    while let Some(report) = reports.next(devices, Instant::now()) {
+        if let Err(error) = context.send(module::EDGE_HUB, report).await {
+            warn!(%error, "a report of a device could not be sent to the cloud");
+            break;
+        }
     }
 }
 
