@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod ca;
 pub mod files;
+pub mod frames;
 pub mod http_client;
 pub mod http_server;
 pub mod identity;
@@ -16,6 +17,7 @@ mod reach;
 pub mod tls;
 pub mod tls_failure;
 pub mod token;
+pub mod tunnel;
 pub mod ws;
 
 pub use rustls;

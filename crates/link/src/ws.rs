@@ -14,7 +14,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::Error as WsError;
@@ -107,6 +109,9 @@ pub enum LinkError {
     /// The peer sent what is no WebSocket, or too much of it.
     #[error("the peer broke the WebSocket protocol or its limits")]
     Protocol(#[source] Box<WsError>),
+    /// The upgrade broke off.
+    #[error("{0} broke the upgrade off")]
+    Exchange(String, #[source] hyper::Error),
     /// Reading or writing failed.
     #[error("the connection broke")]
     Broken(#[source] Box<WsError>),
@@ -137,6 +142,12 @@ pub async fn connect(target: &Target) -> Result<(Reader, Writer, HeaderMap), Lin
 }
 
 async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap), LinkError> {
+    let (_, _, tls) = dial(target).await?;
+    upgrade(tls, target).await
+}
+
+/// TCP and TLS: the request that is to follow, the server's name, and the stream.
+pub(crate) async fn dial(target: &Target) -> Result<(Request<()>, String, TlsStream<TcpStream>), LinkError> {
     let request = target.request()?;
     let host = request.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = request.uri().port_u16().unwrap_or(443);
@@ -147,7 +158,7 @@ async fn connect_unbounded(target: &Target) -> Result<(Reader, Writer, HeaderMap
         .connect(name, tcp)
         .await
         .map_err(|e| LinkError::Tls(TlsFailure::new(server.clone(), e)))?;
-    upgrade(tls, target).await
+    Ok((request, server, tls))
 }
 
 /// Asks for the upgrade on a stream that is there already.

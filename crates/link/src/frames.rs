@@ -1,0 +1,377 @@
+//! Frames of a WebSocket (RFC 6455) below messages: for the stream tunnel, whose text frames hold bytes that are no UTF-8.
+//!
+//! [`Frames`] answers pings and ends at a close frame; what is left are frames with data. [`ByteStream`] makes one stream of bytes of
+//! them, which another protocol can run in.
+
+use std::io::{self, Cursor};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{Sink, Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tokio_util::codec::{Decoder, Encoder, Framed};
+
+/// The longest frame and message that is read: what upstream's readers take, and their header.
+pub const MAX_MESSAGE: usize = (1 << 20) + 16;
+/// Bytes that [`ByteStream`] puts into one frame.
+const PIECE: usize = 16 << 10;
+/// Read buffer of a connection at rest.
+const READ_BUFFER: usize = 4 << 10;
+
+/// Which side of a WebSocket: the client masks what it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that has asked for the upgrade.
+    Client,
+    /// The one that has granted it.
+    Server,
+}
+
+/// A frame with data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Text, binary, or what continues the frame before.
+    pub kind: Data,
+    /// Nothing of the same message follows.
+    pub is_final: bool,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+impl Frame {
+    /// A whole message as text, whatever its bytes are.
+    pub fn text(payload: impl Into<Bytes>) -> Self {
+        Self { kind: Data::Text, is_final: true, payload: payload.into() }
+    }
+
+    /// A whole binary message.
+    pub fn binary(payload: impl Into<Bytes>) -> Self {
+        Self { kind: Data::Binary, is_final: true, payload: payload.into() }
+    }
+}
+
+/// Frames in both directions; pings are answered, and a close frame is the end.
+#[derive(Debug)]
+pub struct Frames<S> {
+    framed: Framed<S, Codec>,
+    /// The answer to a ping is to be flushed.
+    answering: bool,
+    closed: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
+    /// On a stream that has been upgraded.
+    pub fn new(stream: S, side: Side) -> Self {
+        let codec = Codec { masks: side == Side::Client };
+        Self { framed: Framed::with_capacity(stream, codec, READ_BUFFER), answering: false, closed: false }
+    }
+
+    /// Asks the other side for a sign of life.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn ping(&mut self, payload: &'static [u8]) -> io::Result<()> {
+        use futures_util::SinkExt;
+        self.framed.send((OpCode::Control(Control::Ping), true, Bytes::from_static(payload))).await
+    }
+}
+
+/// The next whole message of frames, at most [`MAX_MESSAGE`] long; `None` at the end. A call that is dropped may lose the beginning of
+/// a message.
+///
+/// # Errors
+/// The connection broke, or the message is too long.
+pub async fn message<F>(frames: &mut F) -> io::Result<Option<(Data, Bytes)>>
+where
+    F: Stream<Item = io::Result<Frame>> + Unpin,
+{
+    let Some(first) = frames.next().await.transpose()? else { return Ok(None) };
+    if first.is_final {
+        return Ok(Some((first.kind, first.payload)));
+    }
+    let mut whole = BytesMut::from(first.payload);
+    loop {
+        let Some(next) = frames.next().await.transpose()? else { return Err(io::ErrorKind::UnexpectedEof.into()) };
+        if whole.len() + next.payload.len() > MAX_MESSAGE {
+            return Err(too_long());
+        }
+        whole.extend_from_slice(&next.payload);
+        if next.is_final {
+            return Ok(Some((first.kind, whole.freeze())));
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Frames<S> {
+    type Item = io::Result<Frame>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if self.answering {
+                match Pin::new(&mut self.framed).poll_flush(cx) {
+                    Poll::Ready(Ok(())) => self.answering = false,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    Poll::Pending => {}
+                }
+            }
+            if self.closed {
+                return Poll::Ready(None);
+            }
+            let Some((opcode, is_final, payload)) = ready!(Pin::new(&mut self.framed).poll_next(cx)).transpose()?
+            else {
+                return Poll::Ready(None);
+            };
+            let answer = match opcode {
+                OpCode::Data(kind @ (Data::Text | Data::Binary | Data::Continue)) => {
+                    return Poll::Ready(Some(Ok(Frame { kind, is_final, payload })));
+                }
+                OpCode::Control(Control::Ping) => Control::Pong,
+                OpCode::Control(Control::Close) => {
+                    self.closed = true;
+                    Control::Close
+                }
+                OpCode::Control(Control::Pong) => continue,
+                OpCode::Data(_) | OpCode::Control(_) => return Poll::Ready(Some(Err(broken("a reserved frame")))),
+            };
+            // Where there is no room for an answer, bytes wait to be sent that are as good a sign of life.
+            if Pin::new(&mut self.framed).poll_ready(cx)?.is_ready() {
+                Pin::new(&mut self.framed).start_send((OpCode::Control(answer), true, payload))?;
+                self.answering = true;
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Sink<Frame> for Frames<S> {
+    type Error = io::Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.framed).poll_ready(cx)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, frame: Frame) -> io::Result<()> {
+        Pin::new(&mut self.framed).start_send((OpCode::Data(frame.kind), frame.is_final, frame.payload))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.framed).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.closed {
+            ready!(Pin::new(&mut self.framed).poll_ready(cx))?;
+            self.closed = true;
+            Pin::new(&mut self.framed).start_send((OpCode::Control(Control::Close), true, Bytes::new()))?;
+        }
+        Pin::new(&mut self.framed).poll_close(cx)
+    }
+}
+
+/// The bytes of binary frames, one after the other.
+#[derive(Debug)]
+pub struct ByteStream<S> {
+    frames: Frames<S>,
+    current: Bytes,
+}
+
+impl<S> ByteStream<S> {
+    /// Both sides must have agreed on it.
+    pub fn new(frames: Frames<S>) -> Self {
+        Self { frames, current: Bytes::new() }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ByteStream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.current.is_empty() {
+            match ready!(Pin::new(&mut self.frames).poll_next(cx)).transpose()? {
+                None => return Poll::Ready(Ok(())),
+                Some(Frame { kind: Data::Text, .. }) => return Poll::Ready(Err(broken("text among bytes"))),
+                Some(frame) => self.current = frame.payload,
+            }
+        }
+        let length = self.current.len().min(into.remaining());
+        into.put_slice(&self.current.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ByteStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(Pin::new(&mut self.frames).poll_ready(cx))?;
+        let piece = &bytes[..bytes.len().min(PIECE)];
+        Pin::new(&mut self.frames).start_send(Frame::binary(Bytes::copy_from_slice(piece)))?;
+        Poll::Ready(Ok(piece.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.frames).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.frames).poll_close(cx)
+    }
+}
+
+/// Reads and writes frames.
+#[derive(Debug)]
+struct Codec {
+    masks: bool,
+}
+
+type Raw = (OpCode, bool, Bytes);
+
+impl Decoder for Codec {
+    type Item = Raw;
+    type Error = io::Error;
+
+    fn decode(&mut self, from: &mut BytesMut) -> io::Result<Option<Raw>> {
+        let mut cursor = Cursor::new(&from[..]);
+        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| broken("no frame"))?;
+        let Some((header, length)) = parsed else { return Ok(None) };
+        let begin = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+        let is_control = matches!(header.opcode, OpCode::Control(_));
+        let length = usize::try_from(length).ok().filter(|length| *length <= MAX_MESSAGE).ok_or_else(too_long)?;
+        if is_control && (length > 125 || !header.is_final) {
+            return Err(broken("a control frame that is too long or in parts"));
+        }
+        if header.rsv1 || header.rsv2 || header.rsv3 || header.mask.is_some() == self.masks {
+            return Err(broken("a frame of an unknown extension, or masked by the wrong side"));
+        }
+        if from.len() < begin + length {
+            return Ok(None);
+        }
+        from.advance(begin);
+        let mut payload = from.split_to(length);
+        if let Some(mask) = header.mask {
+            apply(mask, &mut payload);
+        }
+        Ok(Some((header.opcode, header.is_final, payload.freeze())))
+    }
+}
+
+impl Encoder<Raw> for Codec {
+    type Error = io::Error;
+
+    fn encode(&mut self, (opcode, is_final, payload): Raw, to: &mut BytesMut) -> io::Result<()> {
+        let mask = self.masks.then(rand::random::<[u8; 4]>);
+        let header = FrameHeader { is_final, opcode, mask, ..FrameHeader::default() };
+        let length = payload.len() as u64;
+        to.reserve(header.len(length) + payload.len());
+        header.format(length, &mut to.writer()).map_err(|_| broken("no frame"))?;
+        let begin = to.len();
+        to.extend_from_slice(&payload);
+        if let Some(mask) = mask {
+            apply(mask, &mut to[begin..]);
+        }
+        Ok(())
+    }
+}
+
+fn apply(mask: [u8; 4], bytes: &mut [u8]) {
+    let mut words = bytes.chunks_exact_mut(4);
+    for word in &mut words {
+        word.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+    }
+    words.into_remainder().iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+}
+
+fn broken(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("WebSocket: {what}"))
+}
+
+fn too_long() -> io::Error {
+    broken("a message is longer than 1 MiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::SinkExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn pair(buffer: usize) -> (Frames<tokio::io::DuplexStream>, Frames<tokio::io::DuplexStream>) {
+        let (client, server) = tokio::io::duplex(buffer);
+        (Frames::new(client, Side::Client), Frames::new(server, Side::Server))
+    }
+
+    #[tokio::test]
+    async fn messages_of_any_bytes_arrive_whole() {
+        let (mut client, mut server) = pair(64);
+        let texts = [&b"\x01\x03\xff\xfe"[..], b"", &[0xf5; 300]];
+        let send = async {
+            for text in texts {
+                client.send(Frame::text(text)).await.unwrap();
+            }
+            let part = |kind, is_final, payload| Frame { kind, is_final, payload: Bytes::from_static(payload) };
+            client.send(part(Data::Text, false, b"be")).await.unwrap();
+            client.ping(b"ping you").await.unwrap();
+            client.send(part(Data::Continue, true, b"gun")).await.unwrap();
+            client.close().await.unwrap();
+        };
+        let receive = async {
+            for text in texts {
+                assert_eq!(message(&mut server).await.unwrap(), Some((Data::Text, Bytes::copy_from_slice(text))));
+            }
+            assert_eq!(message(&mut server).await.unwrap(), Some((Data::Text, Bytes::from_static(b"begun"))));
+            assert_eq!(message(&mut server).await.unwrap(), None);
+        };
+        tokio::join!(send, receive);
+    }
+
+    #[tokio::test]
+    async fn a_ping_is_answered_with_its_payload() {
+        let (client, server) = tokio::io::duplex(1 << 10);
+        let mut server = Frames::new(server, Side::Server);
+        let mut raw = Framed::new(client, Codec { masks: true });
+        raw.send((OpCode::Control(Control::Ping), true, Bytes::from_static(b"ping you"))).await.unwrap();
+        let answer = async { raw.next().await.unwrap().unwrap() };
+        let pong = tokio::select! {
+            _ = server.next() => panic!("there is no data"),
+            pong = answer => pong,
+        };
+        assert_eq!(pong, (OpCode::Control(Control::Pong), true, Bytes::from_static(b"ping you")));
+    }
+
+    #[tokio::test]
+    async fn bytes_flow_and_a_reader_that_waits_holds_the_writer() {
+        let (client, server) = pair(1 << 10);
+        let (mut client, mut server) = (ByteStream::new(client), ByteStream::new(server));
+        let sent: Vec<u8> = (0..300_000_u32).map(|number| number as u8).collect();
+        let send = async {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let receive = async { server.read_to_end(&mut received).await.unwrap() };
+        tokio::join!(send, receive);
+        assert!(received == sent);
+
+        let (client, _server) = pair(1 << 10);
+        let mut client = ByteStream::new(client);
+        let endless = async { while client.write_all(&[0; 1 << 10]).await.is_ok() {} };
+        let limit = std::time::Duration::from_millis(50);
+        assert!(tokio::time::timeout(limit, endless).await.is_err(), "nobody reads");
+        assert!(client.frames.framed.write_buffer().len() < 4 * PIECE);
+    }
+
+    #[tokio::test]
+    async fn nonsense_and_too_much_are_refused() {
+        for wrong in [
+            &[0x81, 0x00][..],
+            &[0xc1, 0x80, 1, 2, 3, 4],
+            &[0x83, 0x80, 1, 2, 3, 4],
+            &[0x89, 0xfe, 0, 126, 1, 2, 3, 4],
+            &[0x81, 0xff, 0, 0, 0, 0, 0xff, 0, 0, 0, 1, 2, 3, 4],
+        ] {
+            let (mut client, server) = tokio::io::duplex(1 << 10);
+            client.write_all(wrong).await.unwrap();
+            drop(client);
+            assert!(Frames::new(server, Side::Server).next().await.unwrap().is_err(), "{wrong:?}");
+        }
+    }
+}
