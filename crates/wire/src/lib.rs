@@ -1,7 +1,8 @@
 //! What travels between cloud and edge: the message envelope, resource paths, operations, and the answers that carry
 //! Kubernetes objects or errors. Pure: no clock, no randomness, no IO.
 //!
-//! Source of every rule: the message model of KubeEdge v1.23. Read `message` first, then `resource`. What only our own ends
+//! Source of every rule: the message model of KubeEdge v1.23. Read `message` first, then `resource`; `tunnel` is another channel, for
+//! streams. What only our own ends
 //! say to each other is agreed on by [`Features`]: `acks`, `batch`, `inventory`.
 
 pub mod acks;
@@ -13,6 +14,7 @@ pub mod inventory;
 mod message;
 mod names;
 mod resource;
+pub mod tunnel;
 
 pub use answer::{AnswerError, ErrorAnswer, ObjectResp, Status, StatusDetails};
 pub use content::{Content, ContentError};
