@@ -2,7 +2,8 @@
 //! site need: Deployments, ReplicaSets, DaemonSets, StatefulSets with volumes made by hand, and Jobs.
 //!
 //! It is for evaluation, tests and single sites; whoever talks to it cannot tell it from a larger one. `storage` keeps the
-//! objects, `auth` says who may do what, `bootstrap` makes what a new cluster begins with, `controllers` lists who is at work.
+//! objects, `auth` says who may do what, `bootstrap` makes what a new cluster begins with, `kubelet` is the way to the nodes,
+//! `controllers` lists who is at work.
 //! Every controller has the same shape: a pure part that decides (`plan`, `decide`, `health`, `graph`) with tables as tests,
 //! and a `mod.rs` that carries out.
 
@@ -21,6 +22,7 @@ mod fixtures;
 mod garbage;
 mod informer;
 mod job;
+mod kubelet;
 mod namespace;
 mod nodelifecycle;
 mod object;
@@ -56,6 +58,7 @@ use auth::{Auth, TokenKey};
 use bootstrap::pki::{Kubeconfigs, Pki, PkiError};
 use bootstrap::rbac::CLOUDCORE_GROUP;
 use client::Client;
+use kubelet::Kubelets;
 use storage::SqliteStorage;
 
 /// Connections that are served at once; each watch is one request, clients with HTTP/2 need one connection for all.
@@ -129,17 +132,20 @@ pub async fn start(options: Options, token: CancellationToken) -> Result<Control
     let pki = Pki::open(&dir).map_err(keys)?;
     let storage = SqliteStorage::open(&dir.join(DATABASE)).map_err(StartError::Database)?;
     let auth = Auth::new(TokenKey::from_der(&pki.token_key).map_err(|e| StartError::TokenKey(dir.clone(), e))?);
-    let api = Api::new(storage, auth.clone()).map_err(StartError::Bootstrap)?;
+    let tasks = TaskTracker::new();
+    let kubelet_client = watch::Sender::new(pki.kubelet_client().map_err(keys)?);
+    let kubelets = Kubelets::new(kubelet_client.subscribe(), tasks.clone(), token.clone());
+    let api = Api::with_kubelets(storage, auth.clone(), kubelets).map_err(StartError::Bootstrap)?;
 
     let listener = TcpListener::bind(options.listen).await.map_err(|e| StartError::Listen(options.listen, e))?;
     let address = listener.local_addr().map_err(|e| StartError::Listen(options.listen, e))?;
-    bootstrap::ensure(&Client::new(api.clone(), "bootstrap"), address).await.map_err(StartError::Bootstrap)?;
+    let bootstrap = Client::new(api.clone(), "bootstrap");
+    bootstrap::ensure(&bootstrap, address, &pki.ca_pem()).await.map_err(StartError::Bootstrap)?;
     let serving = pki.server(address.ip(), &options.names).map_err(keys)?;
     let own = Certificate { certificate: serving.certificate, key: serving.key };
     let clients = ClientAuth::Optional(vec![pki.ca_der().to_vec().into()]);
     let tls = link::tls::server(&own, clients, &[b"h2", b"http/1.1"]).map_err(StartError::Tls)?;
 
-    let tasks = TaskTracker::new();
     let server =
         HttpServer { listener, tls: Some(watch::Sender::new(tls).subscribe()), max_connections: MAX_CONNECTIONS };
     let handler = Server { api: api.clone(), identity: auth, address: address.to_string() };
@@ -149,7 +155,7 @@ pub async fn start(options: Options, token: CancellationToken) -> Result<Control
     let (admin, cloudcore) = (dir.join(ADMIN_KUBECONFIG), dir.join(CLOUDCORE_KUBECONFIG));
     let files =
         vec![(admin.clone(), "kubernetes-admin", "system:masters"), (cloudcore.clone(), "cloudcore", CLOUDCORE_GROUP)];
-    let kubeconfigs = Kubeconfigs { pki, server: address, files };
+    let kubeconfigs = Kubeconfigs { pki, server: address, files, kubelet_client };
     kubeconfigs.write().map_err(keys)?;
     let (sender, renewed) = watch::channel(());
     tasks.spawn(kubeconfigs.renew(sender, token));

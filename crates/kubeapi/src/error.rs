@@ -118,6 +118,29 @@ impl ApiError {
         Self::new(500, "InternalError", format!("Internal error occurred: {}", message.into()))
     }
 
+    /// A refusal of a node, or that it gives no answer: the reason that belongs to this HTTP status, with these words.
+    pub fn of_status(code: u16, message: impl Into<String>) -> Self {
+        let reason = match code {
+            400 => "BadRequest",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            405 => "MethodNotAllowed",
+            409 => "Conflict",
+            410 => "Gone",
+            413 => "RequestEntityTooLarge",
+            415 => "UnsupportedMediaType",
+            422 => "Invalid",
+            429 => "TooManyRequests",
+            501 => "NotImplemented",
+            503 => "ServiceUnavailable",
+            504 => "Timeout",
+            500.. => "InternalError",
+            _ => "Unknown",
+        };
+        Self::new(code, reason, message)
+    }
+
     /// 501: a part of the API that this server does not have.
     pub fn not_implemented(what: &str) -> Self {
         Self::new(501, "NotImplemented", format!("{what} is not supported by this server"))

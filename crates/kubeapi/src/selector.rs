@@ -57,6 +57,11 @@ impl Selectors {
                 .all(|requirement| (field(object, &requirement.path) == requirement.value) == requirement.equal)
     }
 
+    /// The fields that are asked about.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().map(|requirement| requirement.path.as_str())
+    }
+
     /// The name that `metadata.name=` selects, if it does.
     pub fn name(&self) -> Option<&str> {
         self.fields.iter().find(|r| r.equal && r.path == "metadata.name").map(|r| r.value.as_str())

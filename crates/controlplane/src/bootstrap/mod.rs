@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use kubeapi::ApiError;
 use serde_json::{Value, json};
 
-use crate::client::{CUSTOM_RESOURCES, Client, ENDPOINTS, NAMESPACES, Resource, SERVICES};
+use crate::client::{CONFIG_MAPS, CUSTOM_RESOURCES, Client, ENDPOINTS, NAMESPACES, Resource, SERVICES};
 use crate::object::{Key, Object};
 
 /// The namespaces that are always there.
@@ -17,11 +17,11 @@ const NAMES: [&str; 5] = ["default", "kube-system", "kube-public", "kube-node-le
 const CLUSTER_ROLES: Resource = Resource::new("rbac.authorization.k8s.io", "clusterroles");
 const CLUSTER_ROLE_BINDINGS: Resource = Resource::new("rbac.authorization.k8s.io", "clusterrolebindings");
 
-/// Makes what is missing and brings what is there up to date.
+/// Makes what is missing and brings what is there up to date; `ca_certificate` is PEM.
 ///
 /// # Errors
 /// The storage failed.
-pub async fn ensure(client: &Client, address: SocketAddr) -> Result<(), ApiError> {
+pub async fn ensure(client: &Client, address: SocketAddr, ca_certificate: &str) -> Result<(), ApiError> {
     for name in NAMES {
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace",
@@ -38,7 +38,17 @@ pub async fn ensure(client: &Client, address: SocketAddr) -> Result<(), ApiError
     for definition in definitions() {
         reconcile(client, &CUSTOM_RESOURCES, definition, "spec").await?;
     }
+    reconcile(client, &CONFIG_MAPS, client_authentication(ca_certificate), "data").await?;
     kubernetes_service(client, address).await
+}
+
+/// Tells other servers which client certificates the API server believes, and shows itself.
+fn client_authentication(ca_certificate: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {"client-ca-file": ca_certificate},
+    })
 }
 
 /// Creates an object, or replaces this field of it if it differs from ours.

@@ -3,12 +3,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use link::ca::{CaError, CertificateAuthority, Issued};
 use link::files::{FileError, read_bounded, write_private};
+use link::tls::Certificate;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,7 +22,9 @@ const CA_KEY: &str = "kubernetes-ca.key";
 const TOKEN_KEY: &str = "service-account.key";
 /// Files of this directory are small.
 const FILE_LIMIT: u64 = 64 * 1024;
-/// How long a client certificate of a kubeconfig is good for; each start issues new ones, and so does [`Kubeconfigs::renew`].
+/// The name and group of the API server as a client of kubelets.
+const KUBELET_CLIENT: (&str, &str) = ("kube-apiserver-kubelet-client", "system:masters");
+/// How long a client certificate is good for; each start issues new ones, and so does [`Kubeconfigs::renew`].
 const CLIENT_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
 /// When new ones are issued: long before the old ones end.
 const RENEWAL: Duration = Duration::from_secs(CLIENT_VALIDITY.as_secs() / 3);
@@ -124,15 +128,27 @@ impl Pki {
             .map_err(|e| PkiError::Certificate("issuing the API server's certificate failed", e))
     }
 
+    /// A fresh certificate with which the API server shows itself to kubelets.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn kubelet_client(&self) -> Result<Arc<Certificate>, PkiError> {
+        let issued = self.issue_client(KUBELET_CLIENT.0, KUBELET_CLIENT.1)?;
+        Ok(Arc::new(Certificate { certificate: issued.certificate, key: issued.key }))
+    }
+
+    fn issue_client(&self, user: &str, group: &str) -> Result<Issued, PkiError> {
+        self.authority
+            .issue_client(user, group, CLIENT_VALIDITY)
+            .map_err(|e| PkiError::Certificate("issuing a client certificate failed", e))
+    }
+
     /// Writes a kubeconfig with a fresh client certificate for this user and group.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write_kubeconfig(&self, path: &Path, server: SocketAddr, user: &str, group: &str) -> Result<(), PkiError> {
-        let issued = self
-            .authority
-            .issue_client(user, group, CLIENT_VALIDITY)
-            .map_err(|e| PkiError::Certificate("issuing a client certificate failed", e))?;
+        let issued = self.issue_client(user, group)?;
         let text = kubeconfig(
             server,
             &self.ca_pem(),
@@ -144,7 +160,7 @@ impl Pki {
     }
 }
 
-/// The kubeconfigs of one installation.
+/// The client certificates of one installation, most of them in kubeconfigs.
 pub struct Kubeconfigs {
     /// Issues their certificates.
     pub pki: Pki,
@@ -152,6 +168,8 @@ pub struct Kubeconfigs {
     pub server: SocketAddr,
     /// File, user and group of each.
     pub files: Vec<(PathBuf, &'static str, &'static str)>,
+    /// The certificate for kubelets, which is in no file.
+    pub kubelet_client: watch::Sender<Arc<Certificate>>,
 }
 
 impl Kubeconfigs {
@@ -171,9 +189,10 @@ impl Kubeconfigs {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return,
             }
-            match self.write() {
-                Ok(()) => {
+            match self.write().and_then(|()| self.pki.kubelet_client()) {
+                Ok(for_kubelets) => {
                     info!("the kubeconfigs have new client certificates");
+                    self.kubelet_client.send_replace(for_kubelets);
                     pause = RENEWAL;
                     renewed.send_replace(());
                 }
@@ -260,7 +279,9 @@ mod tests {
         let file = dir.path().join("admin.kubeconfig");
         let files = vec![(file.clone(), "admin", "system:masters")];
         let pki = Pki::open(dir.path()).expect("keys");
-        let configs = Kubeconfigs { pki, server: "127.0.0.1:6443".parse().expect("address"), files };
+        let kubelet_client = watch::Sender::new(pki.kubelet_client().expect("issued"));
+        let mut for_kubelets = kubelet_client.subscribe();
+        let configs = Kubeconfigs { pki, server: "127.0.0.1:6443".parse().expect("address"), files, kubelet_client };
         configs.write().expect("written");
         let read = || std::fs::read_to_string(&file).expect("there");
         let first = read();
@@ -272,6 +293,8 @@ mod tests {
             assert!(began.elapsed() < CLIENT_VALIDITY / 2);
             let second = read();
             assert_ne!(first, second);
+            assert!(for_kubelets.has_changed().expect("there"), "the one for kubelets too");
+            for_kubelets.mark_unchanged();
             renewed.changed().await.expect("told again");
             assert_ne!(second, read());
         };

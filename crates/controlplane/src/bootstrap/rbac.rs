@@ -80,6 +80,7 @@ pub fn roles() -> Vec<Value> {
             "system:service-account-issuer-discovery",
             vec![paths(&["/.well-known/openid-configuration", "/openid/v1/jwks"])],
         ),
+        metrics_reader(),
         role("cloudcore", cloudcore_rules(&all_verbs)),
     ]
 }
@@ -145,6 +146,7 @@ fn workload_rules(verbs: &[&str], secrets: bool) -> Vec<Value> {
         rule(&["networking.k8s.io"], &["ingresses", "networkpolicies"], verbs),
         rule(&["policy"], &["poddisruptionbudgets"], verbs),
         rule(&["discovery.k8s.io"], &["endpointslices"], verbs),
+        metrics_rule(),
     ];
     if secrets {
         rules.push(rule(
@@ -154,6 +156,21 @@ fn workload_rules(verbs: &[&str], secrets: bool) -> Vec<Value> {
         ));
     }
     rules
+}
+
+fn metrics_rule() -> Value {
+    rule(&["metrics.k8s.io"], &["pods", "nodes"], &READ)
+}
+
+/// As metrics-server brings it; nothing aggregates here, so `view`, `edit` and `admin` have its rule themselves.
+fn metrics_reader() -> Value {
+    let mut role = role("system:aggregated-metrics-reader", vec![metrics_rule()]);
+    role["metadata"]["labels"] = json!({
+        "rbac.authorization.k8s.io/aggregate-to-admin": "true",
+        "rbac.authorization.k8s.io/aggregate-to-edit": "true",
+        "rbac.authorization.k8s.io/aggregate-to-view": "true",
+    });
+    role
 }
 
 /// What a kubelet does; which objects it may touch is the node authorizer's business.

@@ -21,6 +21,7 @@ pub use write::Outcome;
 
 use crate::ApiError;
 use crate::catalog::{Catalog, Resource};
+use crate::node::{Kubelets, Nodes};
 use crate::storage::{Key, Storage};
 
 /// Who asks.
@@ -120,6 +121,7 @@ struct Shared {
     storage: Box<dyn Storage>,
     catalog: Catalog,
     authority: Box<dyn Authority>,
+    nodes: Option<Nodes>,
 }
 
 impl Api {
@@ -128,7 +130,32 @@ impl Api {
     /// # Errors
     /// The storage cannot be read.
     pub fn new(storage: impl Storage, authority: impl Authority) -> Result<Self, ApiError> {
-        let shared = Shared { storage: Box::new(storage), catalog: Catalog::new(), authority: Box::new(authority) };
+        Self::start(Shared {
+            storage: Box::new(storage),
+            catalog: Catalog::new(),
+            authority: Box::new(authority),
+            nodes: None,
+        })
+    }
+
+    /// The same, which also serves what the nodes answer: logs, streams into pods, the proxy of a node, metrics.
+    ///
+    /// # Errors
+    /// The storage cannot be read.
+    pub fn with_kubelets(
+        storage: impl Storage,
+        authority: impl Authority,
+        kubelets: impl Kubelets,
+    ) -> Result<Self, ApiError> {
+        Self::start(Shared {
+            storage: Box::new(storage),
+            catalog: Catalog::with_nodes(),
+            authority: Box::new(authority),
+            nodes: Some(Nodes::new(kubelets)),
+        })
+    }
+
+    fn start(shared: Shared) -> Result<Self, ApiError> {
         let api = Self { shared: Arc::new(shared) };
         api.load_custom()?;
         Ok(api)
@@ -142,6 +169,11 @@ impl Api {
     /// Who knows identities.
     pub fn authority(&self) -> &dyn Authority {
         self.shared.authority.as_ref()
+    }
+
+    /// What leads to the nodes, if they can be reached.
+    pub(crate) fn nodes(&self) -> Option<&Nodes> {
+        self.shared.nodes.as_ref()
     }
 
     /// The resource version of the last change of anything.

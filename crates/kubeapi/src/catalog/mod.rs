@@ -1,6 +1,7 @@
 //! The resources that are served: those of Kubernetes from embedded data, and those that CRDs define while the server runs.
 
 mod custom;
+mod node;
 
 use std::io::Read;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -88,6 +89,14 @@ impl Catalog {
     /// The resources of Kubernetes.
     pub fn new() -> Self {
         Self { builtin: builtin().into_iter().map(Arc::new).collect(), custom: RwLock::default() }
+    }
+
+    /// These, and what the nodes answer.
+    pub(crate) fn with_nodes() -> Self {
+        let mut resources = builtin();
+        resources.iter_mut().for_each(node::add_subresources);
+        resources.extend(node::metrics());
+        Self { builtin: resources.into_iter().map(Arc::new).collect(), custom: RwLock::default() }
     }
 
     /// Every resource.

@@ -12,10 +12,12 @@ use super::answer::{self, Form};
 use super::stream;
 use super::target::{Query, Target};
 use crate::api::{Action, Api, DeleteOptions, ResourceRef, User, WriteOptions};
+use crate::node::metrics;
+use crate::node::pass::{self, Call};
 use crate::{ApiError, PatchType, discovery, openapi, protobuf};
 
 /// The longest request body, as upstream has it.
-const MAX_BODY: usize = 3 << 20;
+pub(crate) const MAX_BODY: usize = 3 << 20;
 /// The version that is announced; clients compare it with their own.
 const VERSION: &str = "v1.32.0";
 
@@ -59,10 +61,12 @@ impl<I: Identity> Server<I> {
         }
     }
 
-    async fn try_handle(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, ApiError> {
+    async fn try_handle(&self, mut request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, ApiError> {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
-        let query = Query::parse(head.uri.query().unwrap_or_default())?;
+        let query_text = head.uri.query().unwrap_or_default().to_owned();
+        let query = Query::parse(&query_text)?;
         if matches!(path.as_str(), "/healthz" | "/livez" | "/readyz") {
             return Ok(answer::text(StatusCode::OK, "text/plain; charset=utf-8", Bytes::from_static(b"ok"), false));
         }
@@ -72,6 +76,11 @@ impl<I: Identity> Server<I> {
         let target = Target::parse(&self.api, &path)?;
         self.authorize(&asked, &target, &path)?;
         if let Target::Objects(what) = target {
+            if let Some(nodes) = self.api.nodes().filter(|_| pass::is_handed_on(&what)) {
+                let Asked { method, headers, query, .. } = asked;
+                let call = Call { method, version: head.version, headers, path, query_text, query, body, upgrade };
+                return pass::hand_on(&self.api, nodes, &what, call).await;
+            }
             return self.objects(asked, what, body).await;
         }
         if asked.method != Method::GET {
@@ -81,17 +90,26 @@ impl<I: Identity> Server<I> {
     }
 
     fn authorize(&self, asked: &Asked, target: &Target, path: &str) -> Result<(), ApiError> {
-        let (action, what) = match target {
-            Target::Objects(what) => (object_action(asked, what), Some(what)),
-            _ => (Action { verb: "get", path, ..Action::default() }, None),
-        };
-        if self.api.authority().authorize(&self.api, &asked.user, &action) {
-            return Ok(());
-        }
         let user = &asked.user.name;
-        let Some(what) = what else {
+        let may = |action: &Action<'_>| self.api.authority().authorize(&self.api, &asked.user, action);
+        let Target::Objects(what) = target else {
+            if may(&Action { verb: "get", path, ..Action::default() }) {
+                return Ok(());
+            }
             return Err(ApiError::forbidden("", "", "", &format!("User \"{user}\" cannot get path \"{path}\"")));
         };
+        let mut action = object_action(asked, what);
+        if may(&action) {
+            let is_plain = !pass::opens_streams(what) || !pass::wants_upgrade(&asked.headers);
+            if is_plain || action.verb == "create" {
+                return Ok(());
+            }
+            // A WebSocket begins with GET, whatever is done with it.
+            action.verb = "create";
+            if may(&action) {
+                return Ok(());
+            }
+        }
         let resource = if what.subresource.is_empty() {
             what.resource.plural.clone()
         } else {
@@ -151,6 +169,14 @@ impl<I: Identity> Server<I> {
         let served = what.resource.verbs.iter().any(|served| served == verb);
         if what.subresource.is_empty() && !served {
             return Err(ApiError::method_not_allowed());
+        }
+        if let Some(nodes) = self.api.nodes().filter(|_| what.resource.group == metrics::GROUP) {
+            if many {
+                let list = metrics::list(&self.api, nodes, &what, &asked.query.list_options()?).await?;
+                return Ok(answer::json(StatusCode::OK, &answer::list(&what, &list, form), asked.gzip));
+            }
+            let object = metrics::get(&self.api, nodes, &what).await?;
+            return Ok(answer::json(StatusCode::OK, &answer::object(&what, object, form), asked.gzip));
         }
         match (&asked.method, many) {
             (&Method::GET, true) => self.list_or_watch(&asked, what, form).await,
@@ -263,7 +289,7 @@ fn object_action<'a>(asked: &Asked, what: &'a ResourceRef) -> Action<'a> {
     let verb = match asked.method {
         Method::GET if many && asked.query.flag("watch") => "watch",
         Method::GET if many => "list",
-        Method::GET => "get",
+        Method::GET | Method::HEAD => "get",
         Method::POST => "create",
         Method::PUT => "update",
         Method::PATCH => "patch",

@@ -4,6 +4,7 @@
 mod answer;
 mod handle;
 mod stream;
-mod target;
+pub(crate) mod target;
 
+pub(crate) use handle::MAX_BODY;
 pub use handle::{Identity, Server};

@@ -1,7 +1,5 @@
 //! What a request's path and query mean.
 
-use std::collections::HashMap;
-
 use percent_encoding::percent_decode_str;
 
 use crate::ApiError;
@@ -35,9 +33,9 @@ pub(super) enum Target {
     Objects(ResourceRef),
 }
 
-/// The parameters of a query; the last of several equal ones counts.
+/// The parameters of a query in their order; where one value is asked for, the last of several counts.
 #[derive(Debug, Default)]
-pub(super) struct Query(HashMap<String, String>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Target {
     pub(super) fn parse(api: &Api, path: &str) -> Result<Self, ApiError> {
@@ -77,6 +75,8 @@ fn objects(api: &Api, group: &str, version: &str, parts: &[&str]) -> Result<Reso
         [plural] => (*plural, "", ""),
         [plural, name] => (*plural, *name, ""),
         [plural, name, subresource] => (*plural, *name, *subresource),
+        // What follows is a path at the node.
+        ["nodes", name, "proxy", ..] => ("nodes", *name, "proxy"),
         _ => return Err(ApiError::no_such_path()),
     };
     let resource = api.catalog().find(group, version, plural)?;
@@ -104,7 +104,7 @@ fn objects(api: &Api, group: &str, version: &str, parts: &[&str]) -> Result<Reso
 
 impl Query {
     /// Reads a query; empty pairs (`?&a=b`) are skipped.
-    pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, ApiError> {
         if text.len() > MAX_QUERY {
             return Err(ApiError::too_large(MAX_QUERY));
         }
@@ -113,16 +113,34 @@ impl Query {
             let decoded = percent_decode_str(&spaced).decode_utf8().map(|text| text.into_owned());
             decoded.map_err(|_| ApiError::bad_request("the query is not UTF-8"))
         };
-        let mut parameters = HashMap::new();
+        let mut parameters = Vec::new();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            parameters.insert(decode(key)?, decode(value)?);
+            parameters.push((decode(key)?, decode(value)?));
         }
         Ok(Self(parameters))
     }
 
-    pub(super) fn get(&self, name: &str) -> &str {
-        self.0.get(name).map(String::as_str).unwrap_or_default()
+    pub(crate) fn get(&self, name: &str) -> &str {
+        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str()).unwrap_or_default()
+    }
+
+    /// Every value of a parameter.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A flag as Kubernetes reads those of options: there, and neither `false` nor `0`.
+    pub(crate) fn says(&self, name: &str) -> bool {
+        self.all(name).next().is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
+    }
+
+    /// A whole number.
+    pub(crate) fn whole(&self, name: &str) -> Result<Option<i64>, ApiError> {
+        match self.get(name) {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| ApiError::bad_request(format!("invalid {name}: {text:?}"))),
+        }
     }
 
     pub(super) fn flag(&self, name: &str) -> bool {

@@ -1,0 +1,142 @@
+//! The API server's way to the kubelets, as a kube-apiserver goes it: the address and port that the Node's status names, HTTPS, a client
+//! certificate of the embedded CA.
+//!
+//! `address` finds out where a node's API is and whose certificate is believed there, `dial` connects and asks, `answer` is a body that
+//! brings its connection along. Behind the address there may be cloudcore, which serves the API of many nodes.
+
+mod address;
+mod answer;
+mod dial;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use kubeapi::{Api, ApiError};
+use link::http_server::Body;
+use link::tls::Certificate;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use dial::{Answer, DialError};
+
+/// Streams into pods that are open at once.
+const MAX_STREAMS: usize = 1024;
+
+/// Dials kubelets.
+pub struct Kubelets {
+    certificate: watch::Receiver<Arc<Certificate>>,
+    places: Arc<Semaphore>,
+    streams: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Kubelets {
+    /// Shows the newest of these certificates; streams end with `stop`.
+    pub fn new(certificate: watch::Receiver<Arc<Certificate>>, streams: TaskTracker, stop: CancellationToken) -> Self {
+        Self { certificate, places: Arc::new(Semaphore::new(MAX_STREAMS)), streams, stop }
+    }
+
+    async fn exchange(
+        &self,
+        api: &Api,
+        node: &str,
+        mut request: Request<Body>,
+        patience: Option<Duration>,
+    ) -> Result<Response<Body>, ApiError> {
+        let address = address::of(api, node)?;
+        let ca = address::hub_ca(api)?;
+        let client = request.extensions_mut().remove::<OnUpgrade>();
+        let place = match client {
+            Some(_) => Some(self.places.clone().try_acquire_owned().map_err(|_| {
+                ApiError::too_many_requests(format!(
+                    "{MAX_STREAMS} streams are open, which is the limit: try again later"
+                ))
+            })?),
+            None => None,
+        };
+        if let Ok(host) = HeaderValue::from_str(&address.authority()) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let own = self.certificate.borrow().clone();
+        let answered = dial::ask(&address, ca, &own, request, patience).await;
+        match (answered.map_err(|error| unreachable(node, &address, &error))?, client) {
+            (Answer::Plain(answer), _) => Ok(answer),
+            (Answer::Upgraded(head, io), Some(client)) => {
+                self.join(client, io, place);
+                let mut answer = Response::from_parts(head, Empty::new().map_err(|never| match never {}).boxed());
+                answer.headers_mut().remove(header::CONTENT_LENGTH);
+                Ok(answer)
+            }
+            (Answer::Upgraded(..), None) => Err(ApiError::of_status(
+                StatusCode::BAD_GATEWAY.as_u16(),
+                format!("node {node} changed protocols unasked"),
+            )),
+        }
+    }
+
+    /// Gives the bytes of each side to the other until one ends.
+    fn join(&self, client: OnUpgrade, node: Upgraded, place: Option<OwnedSemaphorePermit>) {
+        self.streams.spawn(self.stop.clone().run_until_cancelled_owned(async move {
+            match client.await {
+                Ok(client) => splice(TokioIo::new(client), TokioIo::new(node)).await,
+                Err(error) => debug!(%error, "a client went away before its stream began"),
+            }
+            drop(place);
+        }));
+    }
+}
+
+impl kubeapi::Kubelets for Kubelets {
+    fn ask<'a>(
+        &'a self,
+        api: &'a Api,
+        node: &'a str,
+        request: Request<Body>,
+        patience: Option<Duration>,
+    ) -> BoxFuture<'a, Result<Response<Body>, ApiError>> {
+        Box::pin(self.exchange(api, node, request, patience))
+    }
+}
+
+/// When either side ends the other is closed, after it was given all that came before.
+async fn splice(client: TokioIo<Upgraded>, node: TokioIo<Upgraded>) {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_node, mut to_node) = tokio::io::split(node);
+    let ended = tokio::select! {
+        ended = tokio::io::copy(&mut from_client, &mut to_node) => ended,
+        ended = tokio::io::copy(&mut from_node, &mut to_client) => ended,
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a stream broke");
+    }
+    // Either may be gone already.
+    let _ = to_client.shutdown().await;
+    let _ = to_node.shutdown().await;
+}
+
+/// Which node, where, and why.
+fn unreachable(node: &str, address: &address::Address, error: &DialError) -> ApiError {
+    let mut why = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        why += &format!(": {cause}");
+        source = cause.source();
+    }
+    let status = match error {
+        DialError::Silent(_) => StatusCode::GATEWAY_TIMEOUT,
+        DialError::TooLarge => return ApiError::bad_request(why),
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    ApiError::of_status(
+        status.as_u16(),
+        format!("error dialing backend: node {node} at {}: {why}", address.authority()),
+    )
+}
