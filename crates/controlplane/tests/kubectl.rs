@@ -11,8 +11,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use support::World;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
+use support::kubectl::{Kubectl, installed, old};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 /// How long a watch may take to tell.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,59 +42,6 @@ const SET: &str = r#"{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata"
         {"name": "c", "image": "c:1", "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}},
     "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
         "storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}}]}}"#;
-
-struct Kubectl<'a> {
-    world: &'a World,
-    program: PathBuf,
-}
-
-/// The installed kubectl.
-fn installed() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|program| program.is_file());
-    found.expect("kubectl is not installed: run `cargo xtask test`, which brings it")
-}
-
-/// Debian's, where `cargo xtask test` has put it.
-fn old() -> Option<PathBuf> {
-    let own = std::env::current_exe().expect("path");
-    let program = own.ancestors().nth(3)?.join("debian-kubectl/usr/bin/kubectl");
-    program.is_file().then_some(program)
-}
-
-impl Kubectl<'_> {
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(line.split_whitespace()).kill_on_drop(true);
-        // Its cache of discovery must be this server's.
-        command
-            .env("HOME", self.world.dir.path())
-            .env("KUBECONFIG", self.world.plane.as_ref().expect("running").kubeconfig_path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// Whether it worked, and what it wrote to both outputs.
-    async fn run(&self, line: &str, input: &str) -> (bool, String) {
-        let mut command = self.command(line);
-        let mut child = command.spawn().expect("kubectl");
-        child.stdin.take().expect("stdin").write_all(input.as_bytes()).await.expect("written");
-        let output = child.wait_with_output().await.expect("kubectl ends");
-        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        (output.status.success(), text)
-    }
-
-    async fn works(&self, line: &str, input: &str) -> String {
-        let (worked, text) = self.run(line, input).await;
-        assert!(worked, "kubectl {line}: {text}");
-        text
-    }
-
-    async fn fails(&self, line: &str, input: &str, because: &str) {
-        let (worked, text) = self.run(line, input).await;
-        assert!(!worked && text.contains(because), "kubectl {line}: {text}");
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_afternoon_with_kubectl() {
@@ -184,7 +131,6 @@ async fn an_afternoon_with_kubectl() {
     // What is not there is refused in words.
     kubectl.fails("apply --server-side -f -", WIDGET, "server-side apply is not supported").await;
     kubectl.fails("create quota q --hard=pods=1", "", "could not find the requested resource").await;
-    kubectl.fails("top pod", "", "Metrics API not available").await;
     kubectl.fails("explain pod", "", "not found").await;
 
     assert!(kubectl.works("describe ns default", "").await.contains("Active"));

@@ -5,6 +5,10 @@
 // A world that is not as expected ends the test.
 #![allow(clippy::panic, clippy::expect_used)]
 
+pub mod client;
+pub mod kubectl;
+pub mod kubelet;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
