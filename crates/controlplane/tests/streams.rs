@@ -92,6 +92,10 @@ async fn kubectl_reads_logs_and_runs_commands() {
     kubectl.fails("logs p -c refused", "", refused).await;
     kubectl.fails("logs p --all-containers", "", refused).await;
     kubectl.fails("exec p -c refused -- true", "", "is waiting to start").await;
+    let over_http2 = "get --raw /api/v1/namespaces/default/pods/p/exec?container=a&command=x";
+    kubectl
+        .fails(over_http2, "", "pods/exec needs an upgrade of the connection, which HTTP/2.0 has not: use HTTP/1.1")
+        .await;
     kubectl.fails("logs p -c none", "", "container none is not valid for pod p").await;
 
     // What is written is read at once, and who stops reading ends it at the node.

@@ -175,7 +175,8 @@ fn node_and_port<'a>(api: &Api, text: &'a str) -> Result<&'a str, ApiError> {
     };
     let found = api.get(&api.reference("", "nodes", "", node)?)?;
     let own = &found["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
-    if !matches!(scheme, "" | "https") || !(port.is_empty() || own.to_string() == port) {
+    let is_own = port.is_empty() || own.as_u64().is_some_and(|own| port.parse() == Ok(own));
+    if !matches!(scheme, "" | "https") || !is_own {
         return Err(ApiError::bad_request(format!(
             "\"{text}\": of a node only its kubelet can be reached, https at port {own}: leave scheme and port out"
         )));
