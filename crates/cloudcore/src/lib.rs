@@ -1,11 +1,13 @@
 //! `cloudcore`: the hub between a Kubernetes API and the edge nodes.
 //!
 //! [`cloudhub`] issues certificates and holds a session per node, [`edgecontroller`] decides what each node must have and
-//! carries out what nodes ask for, [`devicecontroller`] does so for devices, [`conversion`] serves old clients their version of them, [`kubernetes`] is the way to the API, [`objectsync`] remembers in it what each node has. Nothing
+//! carries out what nodes ask for, [`devicecontroller`] does so for devices, [`conversion`] serves old clients their version of them, [`kubernetes`] is the way to the API, [`objectsync`] remembers in it what each node has.
+//! [`cloudstream`] reaches into nodes: logs, exec and the like. Nothing
 //! else is kept: a restart loses nothing. Flow of a change: `kubernetes::reflector` → `edgecontroller::downstream` → session's queue →
 //! node → acknowledgement → `objectsync`. Flow of a request: session → `edgecontroller::upstream` → API → answer.
 
 pub mod cloudhub;
+pub mod cloudstream;
 pub mod conversion;
 pub mod devicecontroller;
 pub mod edgecontroller;
@@ -23,6 +25,8 @@ use tracing::{info, warn};
 
 use cloudhub::monitor::Monitor;
 use cloudhub::{CloudHub, Controllers, HubError};
+use cloudstream::StreamError;
+use cloudstream::address::Published;
 use devicecontroller::DeviceController;
 use devicecontroller::downstream::{DEVICE, MODEL};
 use edgecontroller::downstream::{self, Event};
@@ -43,6 +47,9 @@ pub enum StartError {
     /// The hub cannot serve.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// CloudStream cannot serve.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
 }
 
 /// Where the servers listen.
@@ -52,6 +59,8 @@ pub struct Addresses {
     pub websocket: SocketAddr,
     /// The certificate endpoint.
     pub https: SocketAddr,
+    /// The stream server, and the one of nodes' stream tunnels; `None` when they are switched off.
+    pub streams: Option<(SocketAddr, SocketAddr)>,
     /// Metrics and health; `None` when its address cannot be used.
     pub monitor: Option<SocketAddr>,
 }
@@ -92,13 +101,25 @@ pub async fn run(
         true => edgecontroller::devices::follow(&kubernetes, &view, &events, &tasks, &stopping),
         false => [DEVICE, MODEL].into_iter().for_each(|kind| view.versions.set_absent(kind, true)),
     }
-    let upstream = Upstream::new(kubernetes.clone(), view.clone());
+    let published = Published::default();
+    let material = cloudhub::material(&kubernetes, &settings).await?;
+    let streams = match config.cloud_stream() {
+        Some(settings) => {
+            let api = (kubernetes.clone(), view.clone());
+            let streams = cloudstream::start(settings, api, &material, &published, &tasks, &stopping).await?;
+            info!(stream = %streams.stream, tunnel = %streams.tunnel, "logs, exec and the like of nodes are served");
+            Some((streams.stream, streams.tunnel))
+        }
+        None => None,
+    };
+    let upstream = Upstream::new(kubernetes.clone(), view.clone(), published);
     let devices = DeviceController::start(kubernetes.clone(), view, &tasks, &stopping);
     let controllers = Controllers { events, upstream, devices, records };
-    let (websocket, https) = CloudHub::start(settings, kubernetes, controllers, &monitor, &tasks, &stopping).await?;
+    let (websocket, https) =
+        CloudHub::start(settings, (kubernetes, material), controllers, &monitor, &tasks, &stopping).await?;
     info!(%websocket, %https, "cloudcore serves");
     // A caller that does not wait is no fault.
-    let _ = listening.send(Addresses { websocket, https, monitor: monitor_address });
+    let _ = listening.send(Addresses { websocket, https, streams, monitor: monitor_address });
     stopping.cancelled().await;
     tasks.close();
     if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {

@@ -14,6 +14,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tokio_util::codec::{Decoder, Encoder, Framed};
 
+use crate::ws::Received;
+
 /// The longest frame and message that is read: what upstream's readers take, and their header.
 pub const MAX_MESSAGE: usize = (1 << 20) + 16;
 /// Bytes that [`ByteStream`] puts into one frame.
@@ -60,13 +62,24 @@ pub struct Frames<S> {
     /// The answer to a ping is to be flushed.
     answering: bool,
     closed: bool,
+    heard: Received,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// On a stream that has been upgraded.
     pub fn new(stream: S, side: Side) -> Self {
         let codec = Codec { masks: side == Side::Client };
-        Self { framed: Framed::with_capacity(stream, codec, READ_BUFFER), answering: false, closed: false }
+        Self {
+            framed: Framed::with_capacity(stream, codec, READ_BUFFER),
+            answering: false,
+            closed: false,
+            heard: Received::default(),
+        }
+    }
+
+    /// Counts frames that came in, pings and their answers too: for deadlines.
+    pub fn heard(&self) -> Received {
+        self.heard.clone()
     }
 
     /// Asks the other side for a sign of life.
@@ -124,6 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Frames<S> {
             else {
                 return Poll::Ready(None);
             };
+            self.heard.add(1);
             let answer = match opcode {
                 OpCode::Data(kind @ (Data::Text | Data::Binary | Data::Continue)) => {
                     return Poll::Ready(Some(Ok(Frame { kind, is_final, payload })));

@@ -62,6 +62,17 @@ pub struct CloudHub {
     pub files: [PathBuf; 4],
 }
 
+/// `modules.cloudStream`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloudStream {
+    /// Where API servers ask.
+    pub stream: SocketAddr,
+    /// Where nodes open their tunnels.
+    pub tunnel: SocketAddr,
+    /// Addresses under which cloudcore is reached.
+    pub hosts: Vec<String>,
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
@@ -150,9 +161,22 @@ impl Config {
         self.document.flag("modules.deviceController.enable")
     }
 
+    /// `modules.cloudStream`, unless it is switched off. It listens where the message channel does.
+    pub fn cloud_stream(&self) -> Option<CloudStream> {
+        let port =
+            |key: &str| u16::try_from(self.document.number(&format!("modules.cloudStream.{key}"))).unwrap_or_default();
+        let hub = self.cloud_hub();
+        let address = hub.websocket.ip();
+        self.document.flag("modules.cloudStream.enable").then(|| CloudStream {
+            stream: SocketAddr::new(address, port("streamPort")),
+            tunnel: SocketAddr::new(address, port("tunnelPort")),
+            hosts: hub.hosts,
+        })
+    }
+
     /// Modules that the file switches on and this program does not have.
     pub fn missing_modules(&self) -> Vec<&'static str> {
-        let names = ["taskManager", "dynamicController", "cloudStream", "router"];
+        let names = ["taskManager", "dynamicController", "router"];
         names.into_iter().filter(|name| self.document.flag(&format!("modules.{name}.enable"))).collect()
     }
 
@@ -172,6 +196,12 @@ fn validate(document: &mut Document) {
         // Port 0 lets the system choose.
         if !(0..=65535).contains(&document.number(&at("port"))) {
             document.mistake(&at("port"), "must be between 0 and 65535");
+        }
+    }
+    for key in ["streamPort", "tunnelPort"] {
+        let path = format!("modules.cloudStream.{key}");
+        if !(0..=65535).contains(&document.number(&path)) {
+            document.mistake(&path, "must be between 0 and 65535");
         }
     }
     if !document.flag("modules.cloudHub.websocket.enable") {

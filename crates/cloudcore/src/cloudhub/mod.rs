@@ -38,7 +38,7 @@ use crate::edgecontroller::upstream::Upstream;
 use crate::kubernetes::{Kubernetes, KubernetesError};
 use crate::objectsync::Records;
 
-use certificates::Material;
+pub use certificates::Material;
 use https::Https;
 use monitor::Monitor;
 use sessions::Sessions;
@@ -80,6 +80,17 @@ pub struct Controllers {
     pub records: Records,
 }
 
+/// Finds or makes what cloudcore's servers prove themselves with.
+///
+/// # Errors
+/// Certificates cannot be used, or there is no address to put into them.
+pub async fn material(kubernetes: &Kubernetes, settings: &Settings) -> Result<Arc<Material>, HubError> {
+    if settings.hosts.is_empty() {
+        return Err(HubError::NoAddress);
+    }
+    Material::load(kubernetes, settings).await.map(Arc::new).map_err(HubError::Certificates)
+}
+
 /// The hub.
 pub struct CloudHub;
 
@@ -90,18 +101,13 @@ impl CloudHub {
     /// Certificates or addresses cannot be used.
     pub async fn start(
         settings: Settings,
-        kubernetes: Kubernetes,
+        (kubernetes, material): (Kubernetes, Arc<Material>),
         controllers: Controllers,
         monitor: &Monitor,
         tasks: &TaskTracker,
         stopping: &CancellationToken,
     ) -> Result<(SocketAddr, SocketAddr), HubError> {
-        if settings.hosts.is_empty() {
-            return Err(HubError::NoAddress);
-        }
         let (upstream, events) = (controllers.upstream.clone(), controllers.events.clone());
-        let material = Material::load(&kubernetes, &settings).await.map_err(HubError::Certificates)?;
-        let material = Arc::new(material);
         let listen =
             async |address: SocketAddr| TcpListener::bind(address).await.map_err(|e| HubError::Listen(address, e));
         let (joining, channel) = (listen(settings.https).await?, listen(settings.websocket).await?);

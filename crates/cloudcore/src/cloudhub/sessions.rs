@@ -370,7 +370,7 @@ mod tests {
         let settings = api::cloudcore::Config::parse(text, Path::new("cloudcore.yaml")).expect("settings").cloud_hub();
         let kubernetes = Kubernetes::at("http://127.0.0.1:1");
         let records = crate::objectsync::start(kubernetes.clone(), &tasks, &stopping);
-        let upstream = Upstream::new(kubernetes.clone(), Arc::default());
+        let upstream = Upstream::new(kubernetes.clone(), Arc::default(), Default::default());
         let devices = DeviceController::start(kubernetes, Arc::default(), &tasks, &stopping);
         let (events, _incoming) = mpsc::channel(1);
         let sessions = Sessions::new(settings, Controllers { events, upstream, devices, records }, &tasks);

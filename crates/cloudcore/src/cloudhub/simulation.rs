@@ -129,7 +129,7 @@ async fn cloud(cluster: Arc<Cluster>) -> turmoil::Result {
     let kubernetes = Kubernetes::at("http://127.0.0.1:1");
     let records = crate::objectsync::start(kubernetes.clone(), &tasks, &ended);
     let (events, mut incoming) = mpsc::channel(64);
-    let upstream = Upstream::new(kubernetes.clone(), Arc::default());
+    let upstream = Upstream::new(kubernetes.clone(), Arc::default(), Default::default());
     let devices = DeviceController::start(kubernetes, Arc::default(), &tasks, &ended);
     let controllers = Controllers { events, upstream, devices, records: records.clone() };
     let sessions = Sessions::new(settings, controllers, &tasks);
@@ -182,7 +182,7 @@ async fn a_node_that_talks_too_much_waits() {
     let kubernetes = Kubernetes::at("http://127.0.0.1:1");
     let records = crate::objectsync::start(kubernetes.clone(), &tasks, &ended);
     let (events, _incoming) = mpsc::channel(4);
-    let upstream = Upstream::new(kubernetes.clone(), Arc::default());
+    let upstream = Upstream::new(kubernetes.clone(), Arc::default(), Default::default());
     let devices = DeviceController::start(kubernetes, Arc::default(), &tasks, &ended);
     let sessions = Sessions::new(settings, Controllers { events, upstream, devices, records }, &tasks);
     let mut running = JoinSet::new();

@@ -15,6 +15,7 @@ use super::authorize::{self, Decision};
 use super::node;
 use super::object::{push, tombstone};
 use super::view::View;
+use crate::cloudstream::address::Published;
 use crate::kubernetes::{Kubernetes, KubernetesError, parse};
 
 const STRATEGIC: &str = "strategic-merge-patch";
@@ -29,6 +30,7 @@ pub struct Upstream {
     pub(super) kubernetes: Kubernetes,
     view: Arc<View>,
     calls: Arc<Semaphore>,
+    published: Published,
 }
 
 /// How the answer to a request is shaped.
@@ -62,8 +64,8 @@ impl From<Message> for Outcome {
 
 impl Upstream {
     /// On this API, with this knowledge of pods.
-    pub fn new(kubernetes: Kubernetes, view: Arc<View>) -> Self {
-        Self { kubernetes, view, calls: Arc::new(Semaphore::new(MAX_CALLS)) }
+    pub fn new(kubernetes: Kubernetes, view: Arc<View>, published: Published) -> Self {
+        Self { kubernetes, view, calls: Arc::new(Semaphore::new(MAX_CALLS)), published }
     }
 
     /// Carries out a request of a node.
@@ -180,7 +182,9 @@ impl Upstream {
             (kind::NODE, operation::QUERY) => api.get(&format!("/api/v1/nodes/{node}")).await,
             (kind::NODE, operation::UPDATE) => return self.update_node(node, &content).await.map(Some),
             (kind::NODE_PATCH, _) => {
-                let patch = node::status_patch(node, &content).to_string();
+                let mut patch = node::status_patch(node, &content);
+                self.published.put_into(&mut patch);
+                let patch = patch.to_string();
                 api.patch(&format!("/api/v1/nodes/{node}/status"), STRATEGIC, patch).await
             }
             (kind::POD_PATCH, _) => {
@@ -247,6 +251,7 @@ impl Upstream {
         }
         let (own, kept): (Map<_, _>, Map<_, _>) = labels.into_iter().partition(|(key, _)| node::may_set(key));
         object["metadata"]["labels"] = json!(own);
+        self.published.put_into(&mut object);
         let created =
             self.kubernetes.create("/api/v1/nodes", object.to_string()).await.map_err(|error| error.to_status())?;
         if kept.is_empty() {

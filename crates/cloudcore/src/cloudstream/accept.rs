@@ -1,0 +1,147 @@
+//! The tunnel server (KubeEdge v1.23: `/v1/kubeedge/connect` on port 10004): a node shows its certificate, which says who it is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use link::frames::ByteStream;
+use link::http_server::{Body, Peer};
+use link::identity::Identity;
+use link::tunnel;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use super::address::Published;
+use super::go_edge::GoEdge;
+use super::own_edge::OwnEdge;
+use super::tunnels::{End, Tunnel, Tunnels};
+use crate::kubernetes::Kubernetes;
+
+/// How long HTTP/2 may take to begin.
+const BEGIN: Duration = Duration::from_secs(30);
+/// What a certificate is good for that very old edges have: for any node.
+const LEGACY: &str = "kubeedge.io";
+
+/// Takes tunnels.
+#[derive(Clone)]
+pub(super) struct Accept {
+    pub(super) tunnels: Tunnels,
+    pub(super) kubernetes: Kubernetes,
+    pub(super) published: Published,
+    pub(super) tasks: TaskTracker,
+    pub(super) stopping: CancellationToken,
+}
+
+impl Accept {
+    /// Answers one request; an upgrade goes on as a tunnel.
+    pub(super) async fn handle(self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        if request.uri().path().trim_end_matches('/') != tunnel::PATH {
+            return refusal(StatusCode::NOT_FOUND, "this port is for the stream tunnels of edge nodes");
+        }
+        let node = match node_of(request.headers(), &peer) {
+            Ok(node) => node,
+            Err(why) => {
+                warn!(peer = %peer.address, why, "a stream tunnel was refused");
+                return refusal(StatusCode::FORBIDDEN, &why);
+            }
+        };
+        let mut answer = match tunnel::accept(&request) {
+            Ok(answer) => answer,
+            Err(refused) => return refusal(refused.status, &refused.reason),
+        };
+        let is_ours = tunnel::has_http2(request.headers());
+        if is_ours {
+            answer.headers_mut().insert(tunnel::FEATURES, HeaderValue::from_static(tunnel::HTTP2));
+        }
+        let address = text(request.headers(), "sessioninternalip").unwrap_or_default();
+        let address = if address.is_empty() { peer.address.ip().to_string() } else { address };
+        let tasks = self.tasks.clone();
+        let stopping = self.stopping.clone();
+        tasks.spawn(stopping.run_until_cancelled_owned(async move {
+            match hyper::upgrade::on(request).await {
+                Ok(upgraded) if is_ours => self.own(&node, &address, upgraded).await,
+                Ok(upgraded) => self.go(&node, &address, upgraded).await,
+                Err(error) => debug!(node, %error, "a stream tunnel was not begun"),
+            }
+        }));
+        answer.map(|body| body.map_err(|never| match never {}).boxed())
+    }
+
+    /// An edge of ours; ends with the connection.
+    async fn own(self, node: &str, address: &str, upgraded: hyper::upgrade::Upgraded) {
+        let bytes = ByteStream::new(tunnel::frames(upgraded));
+        let begun = tokio::time::timeout(BEGIN, tunnel::client().handshake(TokioIo::new(bytes))).await;
+        let (sender, connection) = match begun {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(error)) => return warn!(node, %error, "a stream tunnel was not begun"),
+            Err(_) => return warn!(node, "a stream tunnel was not begun: the node says nothing"),
+        };
+        let tunnel = Tunnel { node: node.into(), end: End::Own(OwnEdge::new(sender.clone())) };
+        let serving = async {
+            // Only with its first answer it is known that it takes streams.
+            let alive = Request::get("http://edged/healthz/ping").body(Full::<Bytes>::default());
+            let mut sender = sender;
+            let Ok(alive) = alive else { return std::future::pending().await };
+            match tokio::time::timeout(BEGIN, sender.send_request(alive)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return warn!(node, %error, "a stream tunnel does not answer"),
+                Err(_) => return warn!(node, "a stream tunnel does not answer"),
+            }
+            drop(sender);
+            self.registered(tunnel, address, std::future::pending()).await;
+        };
+        tokio::select! {
+            ended = connection => if let Err(error) = ended { info!(node, %error, "a stream tunnel broke") },
+            () = serving => {}
+        }
+    }
+
+    /// A Go edge; ends with the connection.
+    async fn go(self, node: &str, address: &str, upgraded: hyper::upgrade::Upgraded) {
+        let (edge, running) = GoEdge::start(node, tunnel::frames(upgraded));
+        let tunnel = Tunnel { node: node.into(), end: End::Go(edge) };
+        self.registered(tunnel, address, running).await;
+    }
+
+    /// The tunnel is the node's while `running`.
+    async fn registered(&self, tunnel: Tunnel, address: &str, running: impl Future<Output = ()>) {
+        let node = tunnel.node.clone();
+        let Some(_registration) = self.tunnels.add(tunnel, address) else {
+            return warn!(%node, "a stream tunnel was refused: the node has too many, is its name used twice?");
+        };
+        let publishing = self.published.publish(&self.kubernetes, &node);
+        let running = std::pin::pin!(running);
+        tokio::select! {
+            () = running => {}
+            () = async { publishing.await; std::future::pending().await } => {}
+        }
+    }
+}
+
+/// The node that the certificate is for. The header names it too; a certificate for all nodes needs that.
+fn node_of(headers: &HeaderMap, peer: &Peer) -> Result<String, String> {
+    let certificate = peer.certificate.as_ref().ok_or("there is no client certificate")?;
+    let identity = Identity::read(certificate).map_err(|error| error.to_string())?;
+    let named = text(headers, "sessionhostnameoverride").filter(|name| api::edgecore::is_node_name(name));
+    match (identity.node(), named) {
+        (Some(node), None) => Ok(node.to_owned()),
+        (Some(node), Some(named)) if node == named => Ok(named),
+        (Some(node), Some(named)) => Err(format!("the certificate is for node {node}, not for {named}")),
+        (None, Some(named)) if identity.common_name == LEGACY => Ok(named),
+        (None, _) => Err(format!("the certificate of {:?} is for no node", identity.common_name)),
+    }
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+fn refusal(status: StatusCode, text: &str) -> Response<Body> {
+    let mut answer = Response::new(Full::new(Bytes::from(format!("{text}\n"))).map_err(|never| match never {}).boxed());
+    *answer.status_mut() = status;
+    answer
+}

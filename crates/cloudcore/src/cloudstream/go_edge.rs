@@ -1,0 +1,302 @@
+//! A tunnel to a Go edge: upstream's frames, which carry bytes and no heads, and have no flow control.
+//!
+//! A client that reads slowly must not hold up the others of its node, so what it has not read waits here within a bound; beyond it
+//! its stream is ended.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame as BodyFrame;
+use link::frames::{self, Frames};
+use link::http_server::Body;
+use link::tunnel::Io;
+use link::ws::Received;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio_util::io::ReaderStream;
+use tokio_util::sync::PollSender;
+use tracing::{debug, info, warn};
+use wire::tunnel::{Connect, Frame, Kind};
+
+use super::tunnels::{Answer, TunnelError};
+
+/// Frames that wait to be written to a node.
+const TO_WRITE: usize = 32;
+/// Bytes that wait for a client.
+const MAX_WAITING: usize = 8 << 20;
+/// Their frames: a Go edge sends 256 bytes in one.
+const MAX_FRAMES: usize = MAX_WAITING / 256;
+/// Streams of a node at once.
+const MAX_STREAMS: usize = 512;
+/// The longest data that is sent in a frame.
+const PIECE: usize = 16 << 10;
+/// The longest head of an answer, and its headers.
+const MAX_HEAD: usize = 16 << 10;
+const MAX_HEADERS: usize = 64;
+/// How long a node may take for the head of an answer.
+const ANSWER: Duration = Duration::from_secs(30);
+/// For one frame.
+const WRITE: Duration = Duration::from_secs(30);
+/// A Go edge sends a ping every 5 s; one that is silent for so long is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A Go edge.
+#[derive(Clone)]
+pub struct GoEdge(Arc<Shared>);
+
+struct Shared {
+    out: mpsc::Sender<Frame>,
+    streams: Mutex<HashMap<u64, Arrivals>>,
+    last: AtomicU64,
+}
+
+/// Where what arrives for a stream goes.
+struct Arrivals {
+    to: mpsc::Sender<Arrived>,
+    waiting: Arc<AtomicUsize>,
+}
+
+enum Arrived {
+    Bytes(Bytes),
+    End,
+}
+
+/// The bytes of a stream; dropping it tells the node that nobody wants them.
+struct GoStream {
+    id: u64,
+    shared: Arc<Shared>,
+    arrived: mpsc::Receiver<Arrived>,
+    waiting: Arc<AtomicUsize>,
+    current: Bytes,
+    ended: bool,
+    out: PollSender<Frame>,
+}
+
+impl GoEdge {
+    /// Speaks to this edge while the future runs; it ends with the connection.
+    pub fn start(node: &str, frames: Frames<Io>) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (out, to_write) = mpsc::channel(TO_WRITE);
+        let shared = Arc::new(Shared { out, streams: Mutex::default(), last: AtomicU64::new(0) });
+        (Self(shared.clone()), run(node.to_owned(), frames, shared, to_write))
+    }
+
+    /// Asks for a log or a page. The node tells neither status nor headers: they are 200 and none.
+    pub async fn ask(&self, node: &str, request: Request<Full<Bytes>>) -> Result<Response<Body>, TunnelError> {
+        if request.method() != Method::GET {
+            return Err(TunnelError::Unsupported(node.to_owned(), "requests that are no GET"));
+        }
+        let kind = if request.uri().path().starts_with("/containerLogs/") { Kind::Logs } else { Kind::Metrics };
+        let stream = self.open(node, kind, &request).await?;
+        let pieces = ReaderStream::with_capacity(stream, PIECE).map(|piece| match piece {
+            Ok(bytes) => Ok(BodyFrame::data(bytes)),
+            Err(error) => Err(error.into()),
+        });
+        Ok(Response::new(BodyExt::boxed(StreamBody::new(pieces))))
+    }
+
+    /// Asks for a stream of bytes, which the node begins with the head of its answer.
+    pub async fn upgrade(&self, node: &str, request: Request<Full<Bytes>>) -> Result<Answer, TunnelError> {
+        let kind = if request.uri().path().starts_with("/attach/") { Kind::Attach } else { Kind::Exec };
+        let mut stream = self.open(node, kind, &request).await?;
+        let broken = |error: io::Error| TunnelError::Broken(node.to_owned(), error.into());
+        let silent = || TunnelError::Silent { node: node.to_owned(), seconds: ANSWER.as_secs() };
+        let head = tokio::time::timeout(ANSWER, read_head(&mut stream)).await.map_err(|_| silent())?.map_err(broken)?;
+        if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Answer::Upgraded(head, Box::new(stream)));
+        }
+        let length = head.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let mut text = Vec::new();
+        let mut rest = stream.take(length.unwrap_or(MAX_HEAD as u64).min(MAX_HEAD as u64));
+        let reading = rest.read_to_end(&mut text);
+        tokio::time::timeout(ANSWER, reading).await.map_err(|_| silent())?.map_err(broken)?;
+        let mut answer = Response::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed());
+        *answer.status_mut() = head.status();
+        Ok(Answer::Plain(answer))
+    }
+
+    async fn open(&self, node: &str, kind: Kind, request: &Request<Full<Bytes>>) -> Result<GoStream, TunnelError> {
+        let id = self.0.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut connect = Connect {
+            id,
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            method: matches!(kind, Kind::Exec | Kind::Attach).then(|| request.method().to_string()),
+            ..Connect::default()
+        };
+        for (name, value) in request.headers() {
+            if ![header::HOST, header::AUTHORIZATION, header::COOKIE, header::ACCEPT_ENCODING].contains(name) {
+                connect.add_header(name.as_str(), value.as_bytes());
+            }
+        }
+        let (to, arrived) = mpsc::channel(MAX_FRAMES);
+        let waiting = Arc::<AtomicUsize>::default();
+        {
+            let mut streams = self.0.streams();
+            if streams.len() >= MAX_STREAMS {
+                return Err(TunnelError::TooMany(node.to_owned()));
+            }
+            streams.insert(id, Arrivals { to, waiting: waiting.clone() });
+        }
+        let shared = self.0.clone();
+        let out = PollSender::new(shared.out.clone());
+        let stream = GoStream { id, shared, arrived, waiting, current: Bytes::new(), ended: false, out };
+        let sent = self.0.out.send(Frame { id, kind, data: connect.to_json() }).await;
+        sent.map_err(|error| TunnelError::Broken(node.to_owned(), error.into()))?;
+        Ok(stream)
+    }
+}
+
+async fn run(node: String, frames: Frames<Io>, shared: Arc<Shared>, mut to_write: mpsc::Receiver<Frame>) {
+    let heard = frames.heard();
+    let (mut sink, mut stream) = frames.split();
+    let writing = async {
+        while let Some(frame) = to_write.recv().await {
+            let bytes = frame.encode().map_err(io::Error::other)?;
+            tokio::time::timeout(WRITE, sink.send(frames::Frame::text(bytes)))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        }
+        Ok(())
+    };
+    let reading = async {
+        while let Some((_, bytes)) = frames::message(&mut stream).await? {
+            shared.arrived(&node, Frame::decode(&bytes).map_err(io::Error::other)?);
+        }
+        Ok(())
+    };
+    let ended = tokio::select! {
+        ended = writing => ended,
+        ended = reading => ended,
+        () = silence(heard) => Err(io::Error::new(io::ErrorKind::TimedOut, "the node says nothing")),
+    };
+    if let Err(error) = ended {
+        info!(node, %error, "a stream tunnel broke");
+    }
+    // Without an end, clients hear that theirs were cut.
+    shared.streams().clear();
+}
+
+/// Resolves when nothing was heard for too long.
+async fn silence(heard: Received) {
+    loop {
+        let before = heard.count();
+        tokio::time::sleep(SILENCE).await;
+        if heard.count() == before {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    fn streams(&self) -> MutexGuard<'_, HashMap<u64, Arrivals>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arrived(&self, node: &str, frame: Frame) {
+        let mut streams = self.streams();
+        let Some(stream) = streams.get(&frame.id) else {
+            // Nobody wants it; the node may not have heard so. Where there is no room to say it, the next frame is a new chance.
+            if frame.kind == Kind::Data {
+                let _ = self.out.try_send(Frame::remove(frame.id));
+            }
+            return;
+        };
+        match frame.kind {
+            Kind::Data => {
+                let length = frame.data.len();
+                let is_full = stream.waiting.fetch_add(length, Ordering::Relaxed) + length > MAX_WAITING;
+                if is_full || stream.to.try_send(Arrived::Bytes(frame.data)).is_err() {
+                    warn!(node, "a stream was ended: its client reads too slowly");
+                    streams.remove(&frame.id);
+                    let _ = self.out.try_send(Frame::remove(frame.id));
+                }
+            }
+            Kind::Remove => {
+                let _ = stream.to.try_send(Arrived::End);
+                streams.remove(&frame.id);
+            }
+            kind => debug!(node, ?kind, "a frame of no use in this direction was left out"),
+        }
+    }
+}
+
+impl Drop for GoStream {
+    fn drop(&mut self) {
+        if self.shared.streams().remove(&self.id).is_some() {
+            let _ = self.shared.out.try_send(Frame::remove(self.id));
+        }
+    }
+}
+
+impl AsyncRead for GoStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.current.is_empty() && !self.ended {
+            match ready!(self.arrived.poll_recv(cx)) {
+                Some(Arrived::Bytes(bytes)) => {
+                    self.waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
+                    self.current = bytes;
+                }
+                Some(Arrived::End) => self.ended = true,
+                None => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the stream was cut")));
+                }
+            }
+        }
+        let length = self.current.len().min(into.remaining());
+        into.put_slice(&self.current.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for GoStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        ready!(self.out.poll_reserve(cx)).map_err(gone)?;
+        let piece = &bytes[..bytes.len().min(PIECE)];
+        let frame = Frame::data(self.id, Bytes::copy_from_slice(piece));
+        self.out.send_item(frame).map_err(gone)?;
+        Poll::Ready(Ok(piece.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The head of an answer; what follows stays in the stream.
+async fn read_head(stream: &mut GoStream) -> io::Result<Response<()>> {
+    let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("the node's answer {what}"));
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() >= MAX_HEAD {
+            return Err(wrong("has a head that is too long"));
+        }
+        head.push(stream.read_u8().await?);
+    }
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut headers);
+    parsed.parse(&head).map_err(|_| wrong("is no HTTP"))?;
+    let mut answer = Response::new(());
+    *answer.status_mut() =
+        parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| wrong("has no status"))?;
+    for header in parsed.headers.iter() {
+        let (name, value) = (HeaderName::try_from(header.name), HeaderValue::from_bytes(header.value));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            answer.headers_mut().append(name, value);
+        }
+    }
+    Ok(answer)
+}

@@ -1,0 +1,107 @@
+//! CloudStream: logs, exec, attach, port-forward and metrics of nodes that only dial out.
+//!
+//! The API server asks as it asks a kubelet ([`server`], port 10003, [`access`] for who may); the request goes through the tunnel that the
+//! node keeps ([`accept`], port 10004; [`tunnels`] knows them all), to our own edges as HTTP/2, to Go edges in upstream's frames
+//! ([`go_edge`]). [`address`] tells the API server to come here. Read `tunnels` first.
+
+mod accept;
+mod access;
+pub mod address;
+mod go_edge;
+mod own_edge;
+mod server;
+pub mod tunnels;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::cloudcore::CloudStream as Settings;
+use link::http_server::HttpServer;
+use link::tls::{ClientAuth, TlsError, server as tls_server};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cloudhub::Material;
+use crate::edgecontroller::view::View;
+use crate::kubernetes::Kubernetes;
+
+use accept::Accept;
+use access::Access;
+use address::Published;
+use server::Server;
+use tunnels::Tunnels;
+
+/// Handshakes and refusals of edges at once; a tunnel that is up takes no place.
+const MAX_ARRIVING: usize = 512;
+/// Connections of API servers at once: each stream of a client has one.
+const MAX_CLIENTS: usize = 4096;
+
+/// CloudStream cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// An address is taken or not ours.
+    #[error(
+        "modules.cloudStream: cannot listen on {0}: is another cloudcore running, or the address not of this machine?"
+    )]
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// The certificates cannot be used for TLS.
+    #[error("modules.cloudStream: the certificates cannot be used for TLS")]
+    Tls(#[from] TlsError),
+}
+
+/// Where it listens, and what of it others use.
+pub struct CloudStream {
+    /// For API servers.
+    pub stream: SocketAddr,
+    /// For nodes.
+    pub tunnel: SocketAddr,
+    /// The nodes' tunnels.
+    pub tunnels: Tunnels,
+}
+
+/// Starts both servers; they run until `stopping`. `published` gets the address for nodes' status.
+///
+/// # Errors
+/// Addresses or certificates cannot be used.
+pub async fn start(
+    settings: Settings,
+    (kubernetes, view): (Kubernetes, Arc<View>),
+    material: &Material,
+    published: &Published,
+    tasks: &TaskTracker,
+    stopping: &CancellationToken,
+) -> Result<CloudStream, StreamError> {
+    let listen = async |address| TcpListener::bind(address).await.map_err(|e| StreamError::Listen(address, e));
+    let (streams, arriving) = (listen(settings.stream).await?, listen(settings.tunnel).await?);
+    let address = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
+    let (stream, tunnel) = (address(&streams, settings.stream), address(&arriving, settings.tunnel));
+    published.set(&settings.hosts, stream.port());
+
+    let tunnels = Tunnels::default();
+    let alpn: &[&[u8]] = &[b"http/1.1"];
+    let tls = tls_server(&material.own, ClientAuth::Required(material.ca.certificate().clone()), alpn)?;
+    let (keep, tls) = watch::channel(tls);
+    let accept = Accept {
+        tunnels: tunnels.clone(),
+        kubernetes: kubernetes.clone(),
+        published: published.clone(),
+        tasks: tasks.clone(),
+        stopping: stopping.clone(),
+    };
+    let http = HttpServer { listener: arriving, tls: Some(tls), max_connections: MAX_ARRIVING };
+    let stop = stopping.clone();
+    tasks.spawn(async move {
+        http.serve(move |request, peer| accept.clone().handle(request, peer), stop).await;
+        drop(keep);
+    });
+
+    let (access, tls) = Access::start(kubernetes.clone(), &material.own, tasks, stopping).await?;
+    let answers =
+        Server { kubernetes, view, tunnels: tunnels.clone(), access, tasks: tasks.clone(), stopping: stopping.clone() };
+    let http = HttpServer { listener: streams, tls: Some(tls), max_connections: MAX_CLIENTS };
+    let stop = stopping.clone();
+    tasks.spawn(http.serve(move |request, peer| answers.clone().handle(request, peer), stop));
+    Ok(CloudStream { stream, tunnel, tunnels })
+}

@@ -1,0 +1,92 @@
+//! A tunnel to an edge of ours: HTTP/2, in which an upgrade is an extended CONNECT (RFC 8441).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
+use link::http_server::Body;
+
+use super::tunnels::{Answer, TunnelError};
+
+/// How long a node may take for the head of an answer. A command that runs to its end takes at most as long.
+const ANSWER: Duration = Duration::from_secs(130);
+/// What HTTP/2 does not know, and what is not for the node.
+const NOT_PASSED: [header::HeaderName; 8] = [
+    header::CONNECTION,
+    header::UPGRADE,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::HOST,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::CONTENT_LENGTH,
+];
+
+/// Our own edge.
+#[derive(Clone)]
+pub struct OwnEdge {
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl OwnEdge {
+    /// At the end of this connection.
+    pub fn new(sender: SendRequest<Full<Bytes>>) -> Self {
+        Self { sender }
+    }
+
+    /// Asks, and gives the answer as it comes.
+    pub async fn ask(&self, node: &str, request: Request<Full<Bytes>>) -> Result<Response<Body>, TunnelError> {
+        let answer = self.send(node, prepared(request)).await?;
+        Ok(answer.map(|body| body.map_err(Into::into).boxed()))
+    }
+
+    /// Asks for a stream.
+    pub async fn upgrade(&self, node: &str, request: Request<Full<Bytes>>) -> Result<Answer, TunnelError> {
+        let protocol = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+        let protocol = protocol.unwrap_or_default().to_ascii_lowercase();
+        let mut request = prepared(request);
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from(protocol.as_str()));
+        let answer = self.send(node, request).await?;
+        if answer.status() != StatusCode::OK {
+            return Ok(Answer::Plain(answer.map(|body| body.map_err(Into::into).boxed())));
+        }
+        let mut head = Response::new(());
+        *head.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *head.headers_mut() = answer.headers().clone();
+        head.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        if let Ok(protocol) = HeaderValue::from_str(if protocol == "spdy/3.1" { "SPDY/3.1" } else { &protocol }) {
+            head.headers_mut().insert(header::UPGRADE, protocol);
+        }
+        let io =
+            hyper::upgrade::on(answer).await.map_err(|error| TunnelError::Broken(node.to_owned(), error.into()))?;
+        Ok(Answer::Upgraded(head, Box::new(TokioIo::new(io))))
+    }
+
+    async fn send(&self, node: &str, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, TunnelError> {
+        let mut sender = self.sender.clone();
+        let exchange = async move {
+            sender.ready().await?;
+            sender.send_request(request).await
+        };
+        match tokio::time::timeout(ANSWER, exchange).await {
+            Ok(answer) => answer.map_err(|error| TunnelError::Broken(node.to_owned(), error.into())),
+            Err(_) => Err(TunnelError::Silent { node: node.to_owned(), seconds: ANSWER.as_secs() }),
+        }
+    }
+}
+
+/// The request without what belongs to the connection it came by.
+fn prepared(request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+    let (mut head, body) = request.into_parts();
+    NOT_PASSED.iter().for_each(|name| drop(head.headers.remove(name)));
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    head.uri = Uri::builder().scheme("http").authority("edged").path_and_query(target).build().unwrap_or_default();
+    head.version = http::Version::HTTP_2;
+    Request::from_parts(head, body)
+}

@@ -1,0 +1,214 @@
+//! The stream server (KubeEdge v1.23: port 10003): a kubelet's API for all nodes. Which node is meant says the pod in the path, the header
+//! that an API server sets for `nodes/NODE/proxy`, or the host.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use link::http_server::{Body, Peer};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info};
+
+use super::access::{Access, Denied};
+use super::tunnels::{Answer, Io, TunnelError, Tunnels};
+use crate::edgecontroller::view::View;
+use crate::kubernetes::{Kubernetes, KubernetesError};
+
+/// The longest body of a request.
+const MAX_BODY: usize = 1 << 20;
+/// Bytes copied in one go, for each direction.
+const BUFFER: usize = 16 << 10;
+/// Paths whose second and third part are a pod.
+const OF_PODS: [&str; 5] = ["containerLogs", "exec", "attach", "portForward", "run"];
+
+/// Answers requests.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) kubernetes: Kubernetes,
+    pub(super) view: Arc<View>,
+    pub(super) tunnels: Tunnels,
+    pub(super) access: Access,
+    pub(super) tasks: TaskTracker,
+    pub(super) stopping: CancellationToken,
+}
+
+/// Why a request is not answered by its node.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Bad(&'static str),
+    #[error("pod {0} cannot be looked up")]
+    Kubernetes(String, #[source] KubernetesError),
+}
+
+impl Refused {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Denied(denied) => denied.status(),
+            Self::Tunnel(error) => error.status(),
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Bad(_) => StatusCode::BAD_REQUEST,
+            Self::Kubernetes(..) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Server {
+    /// Answers one request.
+    pub(super) async fn handle(self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        match self.try_handle(request, &peer).await {
+            Ok(answer) => answer,
+            Err(refused) => {
+                let cause = std::error::Error::source(&refused).map(ToString::to_string);
+                info!(peer = %peer.address, path, reason = %refused, cause, "a request for a node was refused");
+                text(refused.status(), &refused.to_string())
+            }
+        }
+    }
+
+    async fn try_handle(&self, request: Request<Incoming>, peer: &Peer) -> Result<Response<Body>, Refused> {
+        let path = request.uri().path();
+        if path == "/healthz" {
+            return Ok(text(StatusCode::OK, "ok"));
+        }
+        let user = self.access.identify(request.headers(), peer).await?;
+        let node = self.node(path, request.headers()).await?;
+        self.access.authorize(&user, request.method(), path, &node).await?;
+        let tunnel = self.tunnels.find(&node)?;
+        debug!(user = user.name, node, path, "a request goes to its node");
+        let (asked, client) = split(request).await?;
+        match tunnel.ask(asked).await? {
+            Answer::Plain(answer) => Ok(answer),
+            Answer::Upgraded(head, io) => {
+                let stopping = self.stopping.clone();
+                self.tasks.spawn(stopping.run_until_cancelled_owned(join(client, io)));
+                Ok(head.map(|()| empty()))
+            }
+        }
+    }
+
+    /// The node that is meant.
+    async fn node(&self, path: &str, headers: &HeaderMap) -> Result<String, Refused> {
+        let mut parts = path.split('/').skip(1);
+        if parts.next().is_some_and(|first| OF_PODS.contains(&first)) {
+            let (Some(namespace), Some(pod)) = (parts.next(), parts.next()) else {
+                return Err(Refused::NotFound(format!("{path} names no pod")));
+            };
+            return self.node_of_pod(namespace, pod).await;
+        }
+        let forwarded = headers.get("x-forwarded-uri").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if let Some(rest) = forwarded.split_once("/api/v1/nodes/").map(|(_, rest)| rest)
+            && let Some((node, _)) = rest.split_once("/proxy")
+        {
+            // `NODE:port` and `https:NODE:port` name it too.
+            let node = node.trim_start_matches("https:").trim_start_matches("http:").split(':').next().unwrap_or(node);
+            return Ok(node.to_owned());
+        }
+        let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let host = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, _)) => address,
+            None => host.split(':').next().unwrap_or_default(),
+        };
+        let named = || self.tunnels.find(host).ok().map(|_| host.to_owned());
+        self.tunnels.at_address(host).or_else(named).ok_or_else(|| {
+            Refused::NotFound(format!("no node is meant by {path} at host {host:?}: ask by way of the API server (/api/v1/nodes/NODE/proxy{path}), or with the node's name or address as the host"))
+        })
+    }
+
+    async fn node_of_pod(&self, namespace: &str, pod: &str) -> Result<String, Refused> {
+        if let Some(entry) = self.view.read().get(namespace, pod) {
+            return Ok(entry.node.clone());
+        }
+        let is_name = |text: &str| {
+            !text.is_empty()
+                && text.len() <= 253
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+        };
+        let name = format!("{namespace}/{pod}");
+        if !is_name(namespace) || !is_name(pod) {
+            return Err(Refused::NotFound(format!("{name:?} is no pod's name")));
+        }
+        match self.kubernetes.get_value(&format!("/api/v1/namespaces/{namespace}/pods/{pod}")).await {
+            Ok(object) => match object["spec"]["nodeName"].as_str() {
+                Some(node) if !node.is_empty() => Ok(node.to_owned()),
+                _ => Err(Refused::NotFound(format!("pod {name} is on no node yet"))),
+            },
+            Err(error) if error.code() == 404 => Err(Refused::NotFound(format!("pod {name} does not exist"))),
+            Err(error) => Err(Refused::Kubernetes(name, error)),
+        }
+    }
+}
+
+/// What the node is asked, and the client's connection for when it grants a stream.
+async fn split(request: Request<Incoming>) -> Result<(Request<Full<Bytes>>, hyper::upgrade::OnUpgrade), Refused> {
+    let upgrades = request.headers().contains_key(header::UPGRADE);
+    let (head, body) = request.into_parts();
+    let mut asked = Request::builder().method(head.method.clone()).uri(head.uri.clone());
+    if let Some(headers) = asked.headers_mut() {
+        *headers = head.headers.clone();
+    }
+    let body = match head.method {
+        _ if upgrades => Bytes::new(),
+        Method::GET | Method::HEAD => Bytes::new(),
+        _ => {
+            let whole = Limited::new(body, MAX_BODY).collect().await;
+            whole.map_err(|_| Refused::Bad("the request's body is longer than 1 MiB, or broke off"))?.to_bytes()
+        }
+    };
+    let asked = asked.body(Full::new(body)).map_err(|_| Refused::Bad("the request cannot be passed on"))?;
+    let mut client = Request::from_parts(head, ());
+    Ok((asked, hyper::upgrade::on(&mut client)))
+}
+
+/// Copies in both directions; the end of either side is the end of both.
+async fn join(client: hyper::upgrade::OnUpgrade, mut node: Box<dyn Io>) {
+    let Ok(client) = client.await else { return };
+    let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
+    let (mut from_node, mut to_node) = tokio::io::split(&mut node);
+    let ended = tokio::select! {
+        ended = copy(&mut from_client, &mut to_node) => ended,
+        ended = copy(&mut from_node, &mut to_client) => ended,
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a stream broke");
+    }
+    use tokio::io::AsyncWriteExt;
+    // Either may be gone already.
+    let _ = tokio::join!(to_client.shutdown(), to_node.shutdown());
+}
+
+async fn copy(
+    from: &mut (impl tokio::io::AsyncRead + Unpin),
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer).await? {
+            0 => return Ok(()),
+            read => to.write_all(&buffer[..read]).await?,
+        }
+        to.flush().await?;
+    }
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Body> {
+    let mut answer = Response::new(Full::new(Bytes::from(format!("{text}\n"))).map_err(|never| match never {}).boxed());
+    *answer.status_mut() = status;
+    answer
+}
+
+fn empty() -> Body {
+    Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
+}

@@ -1,0 +1,230 @@
+//! The tunnels of nodes: who has one, and what can be asked through it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use jiff::Timestamp;
+use link::http_server::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::info;
+
+use super::go_edge::GoEdge;
+use super::own_edge::OwnEdge;
+
+/// Nodes without a tunnel of which it is remembered since when; of the others it is not known.
+const MAX_GONE: usize = 100_000;
+/// Tunnels of a node at once: one that is dying, and those that replace it.
+const MAX_OF_ONE_NODE: usize = 4;
+
+/// A stream of bytes in both directions.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// What a node answers.
+pub enum Answer {
+    /// As it is.
+    Plain(Response<Body>),
+    /// 101: bytes follow in both directions.
+    Upgraded(Response<()>, Box<dyn Io>),
+}
+
+/// Why a node does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// It has no tunnel.
+    #[error("{0}")]
+    Offline(Offline),
+    /// The tunnel broke.
+    #[error("the tunnel of node {0} broke: try again")]
+    Broken(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It said nothing for too long.
+    #[error("node {node} did not answer within {seconds} s: its link may be down; this is noticed soon")]
+    Silent {
+        /// The node.
+        node: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// An old edge cannot do that.
+    #[error("node {0} runs an edgecore that cannot do this through its tunnel ({1}): update it")]
+    Unsupported(String, &'static str),
+    /// Too much at once.
+    #[error("too many streams of node {0} are open: close some, or try again later")]
+    TooMany(String),
+}
+
+/// A node without a tunnel.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Offline {
+    /// The node.
+    pub node: String,
+    /// Since when; `None` when it had none since cloudcore started.
+    pub since: Option<Timestamp>,
+    /// When cloudcore started.
+    pub started: Timestamp,
+}
+
+impl fmt::Display for Offline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, since, started } = self;
+        let second = |time: &Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        match since {
+            Some(since) => write!(f, "node {node} is not connected, since {}", second(since))?,
+            None => write!(f, "node {node} has not connected since this cloudcore started, {}", second(started))?,
+        }
+        f.write_str(": is edgecore running, its link up, port 10004 of cloudcore reachable from it, and modules.edgeStream enabled?")
+    }
+}
+
+/// A node's tunnel. Cloning is cheap.
+#[derive(Clone)]
+pub struct Tunnel {
+    pub(super) node: Arc<str>,
+    pub(super) end: End,
+}
+
+/// Who is at the other end.
+#[derive(Clone)]
+pub(super) enum End {
+    Own(OwnEdge),
+    Go(GoEdge),
+}
+
+impl Tunnel {
+    /// Asks the node. A request with `Upgrade` becomes a stream when the node grants it.
+    ///
+    /// # Errors
+    /// The tunnel broke, or the node does not answer in time.
+    pub async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, TunnelError> {
+        let upgrades = request.headers().contains_key(header::UPGRADE);
+        match &self.end {
+            End::Own(edge) if upgrades => edge.upgrade(&self.node, request).await,
+            End::Own(edge) => edge.ask(&self.node, request).await.map(Answer::Plain),
+            End::Go(edge) if upgrades => edge.upgrade(&self.node, request).await,
+            End::Go(edge) => edge.ask(&self.node, request).await.map(Answer::Plain),
+        }
+    }
+}
+
+/// All tunnels. Cloning is cheap.
+#[derive(Clone)]
+pub struct Tunnels(Arc<Shared>);
+
+struct Shared {
+    started: Timestamp,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// By node, the newest last.
+    tunnels: HashMap<Arc<str>, Vec<(u64, Tunnel)>>,
+    /// Which node has said that this is its address; the newest counts.
+    addresses: HashMap<String, Arc<str>>,
+    gone: HashMap<Arc<str>, Timestamp>,
+    last: u64,
+}
+
+/// That a tunnel is there; dropped when it ends.
+pub(super) struct Registration {
+    tunnels: Tunnels,
+    node: Arc<str>,
+    address: String,
+    number: u64,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self(Arc::new(Shared { started: Timestamp::now(), known: Mutex::default() }))
+    }
+}
+
+impl Tunnels {
+    /// The newest tunnel of this node.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn find(&self, node: &str) -> Result<Tunnel, TunnelError> {
+        let known = self.known();
+        if let Some((_, tunnel)) = known.tunnels.get(node).and_then(|tunnels| tunnels.last()) {
+            return Ok(tunnel.clone());
+        }
+        let since = known.gone.get(node).copied();
+        Err(TunnelError::Offline(Offline { node: node.to_owned(), since, started: self.0.started }))
+    }
+
+    /// The node that said that this is its address.
+    pub fn at_address(&self, address: &str) -> Option<String> {
+        self.known().addresses.get(address).map(|node| node.to_string())
+    }
+
+    /// Nodes with a tunnel.
+    pub fn count(&self) -> usize {
+        self.known().tunnels.len()
+    }
+
+    /// Names of the nodes with a tunnel.
+    pub fn nodes(&self) -> Vec<String> {
+        self.known().tunnels.keys().map(ToString::to_string).collect()
+    }
+
+    /// From now on this is the tunnel of its node. `None` when the node has too many already.
+    pub(super) fn add(&self, tunnel: Tunnel, address: &str) -> Option<Registration> {
+        let mut known = self.known();
+        known.last += 1;
+        let (number, node) = (known.last, tunnel.node.clone());
+        let of_node = known.tunnels.entry(node.clone()).or_default();
+        if of_node.len() >= MAX_OF_ONE_NODE {
+            return None;
+        }
+        of_node.push((number, tunnel));
+        known.gone.remove(&node);
+        if !address.is_empty() {
+            known.addresses.insert(address.to_owned(), node.clone());
+        }
+        drop(known);
+        info!(%node, "a node opened its stream tunnel");
+        Some(Registration { tunnels: self.clone(), node, address: address.to_owned(), number })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut known = self.tunnels.known();
+        let Some(of_node) = known.tunnels.get_mut(&self.node) else { return };
+        of_node.retain(|(number, _)| *number != self.number);
+        if !of_node.is_empty() {
+            return;
+        }
+        known.tunnels.remove(&self.node);
+        if known.addresses.get(&self.address) == Some(&self.node) {
+            known.addresses.remove(&self.address);
+        }
+        if known.gone.len() < MAX_GONE {
+            known.gone.insert(self.node.clone(), Timestamp::now());
+        }
+        drop(known);
+        info!(node = %self.node, "a node's stream tunnel ended");
+    }
+}
+
+/// The status that a client is answered with.
+impl TunnelError {
+    /// HTTP status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Offline(_) | Self::Broken(..) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Silent { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unsupported(..) => StatusCode::NOT_IMPLEMENTED,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+}
