@@ -50,7 +50,7 @@ impl Hub {
                 "websocket": {"enable": true, "address": "127.0.0.1", "port": websocket.port()},
                 "https": {"enable": true, "address": "127.0.0.1", "port": https.port()},
                 "unixsocket": {"enable": true, "address": format!("unix://{}", socket.display())},
-            }},
+            }, "cloudStream": {"enable": true, "streamPort": 0, "tunnelPort": 0}},
         });
         std::fs::write(&config, text.to_string()).with_context(|| config.display().to_string())?;
         Ok(Self { config, cloud: Cloud { websocket, https } })

@@ -27,7 +27,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 const NOWHERE: Addresses = {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    Addresses { websocket: address, https: address, monitor: None }
+    Addresses { websocket: address, https: address, streams: None, monitor: None }
 };
 
 /// The cloud side.
@@ -297,7 +297,8 @@ fn config(dir: &Path, advertised: &str, hub: &str) -> String {
     .collect();
     format!(
         "apiVersion: cloudcore.config.kubeedge.io/v1alpha2\nkind: CloudCore\ncommonConfig: {{monitorServer: {{bindAddress: \"127.0.0.1:0\"}}}}\nmodules:\n  cloudHub:\n    advertiseAddress: [{advertised}]\n\
-         \x20   websocket: {{enable: true, address: 127.0.0.1, port: 0}}\n    https: {{enable: true, address: 127.0.0.1, port: 0}}\n    unixsocket: {{enable: true, address: \"unix://{}\"}}\n{files}{hub}",
+         \x20   websocket: {{enable: true, address: 127.0.0.1, port: 0}}\n    https: {{enable: true, address: 127.0.0.1, port: 0}}\n    unixsocket: {{enable: true, address: \"unix://{}\"}}\n{files}{hub}\n\
+         \x20 cloudStream: {{enable: true, streamPort: 0, tunnelPort: 0}}\n",
         dir.join("cloudcore.sock").display()
     )
 }

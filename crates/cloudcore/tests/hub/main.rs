@@ -10,6 +10,7 @@ mod devices;
 mod fleet;
 mod golden;
 mod registration;
+mod streams;
 mod unix_socket;
 mod volumes;
 mod watching;

@@ -104,10 +104,13 @@ modules:
     websocket: {{enable: true, address: {hub}, port: {}}}
     https: {{enable: true, address: {hub}, port: {}}}
     unixsocket: {{enable: true, address: \"unix://{}\"}}
+  cloudStream: {{enable: true, streamPort: {}, tunnelPort: {}}}
 ",
         ports.monitor,
         ports.websocket,
         ports.https,
-        socket.display()
+        socket.display(),
+        ports.stream,
+        ports.tunnel,
     )
 }

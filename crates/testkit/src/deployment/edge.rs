@@ -81,6 +81,7 @@ fn join(layout: &Layout, binaries: &Binaries, ports: Ports, index: u8, socket: &
         &config_file(layout, index),
         &containerd_options(layout, index),
         [layout.node_port(index)?, layout.broker_port(index)?],
+        SocketAddr::new(layout.hub(), ports.tunnel),
     )
 }
 
@@ -103,7 +104,7 @@ pub fn lead(layout: &Layout, index: u8, websocket: SocketAddr) -> Result<()> {
 
 /// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full, and
 /// leaves room for others beside it: each has cgroups, ports and sockets of its own.
-fn share_machine(config: &Path, own: &ContainerdOptions, [api, broker]: [u16; 2]) -> Result<()> {
+fn share_machine(config: &Path, own: &ContainerdOptions, [api, broker]: [u16; 2], tunnel: SocketAddr) -> Result<()> {
     change(config, |document| {
         let kubelet = &mut document["modules"]["edged"]["tailoredKubeletConfig"];
         for signal in ["nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"] {
@@ -113,6 +114,7 @@ fn share_machine(config: &Path, own: &ContainerdOptions, [api, broker]: [u16; 2]
         kubelet["cgroupRoot"] = own.cgroup_root().into();
         kubelet["readOnlyPort"] = api.into();
         document["modules"]["eventBus"]["mqttServerInternal"] = format!("tcp://127.0.0.1:{broker}").into();
+        document["modules"]["edgeStream"]["server"] = tunnel.to_string().into();
         document["modules"]["deviceTwin"]["dmiSockPath"] = own.sockets.display().to_string().into();
     })
 }
@@ -178,7 +180,8 @@ mod tests {
             // Its agent listens there.
             let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("free");
             let broker = layout.broker_port(index).expect("a free port");
-            share_machine(&config, &containerd_options(&layout, index), [port, broker]).expect("changed");
+            let tunnel = SocketAddr::from(([127, 0, 0, 1], 10004));
+            share_machine(&config, &containerd_options(&layout, index), [port, broker], tunnel).expect("changed");
             let text = std::fs::read_to_string(&config).expect("there");
             let document: serde_json::Value = serde_saphyr::from_str(&text).expect("YAML");
             let kubelet = &document["modules"]["edged"]["tailoredKubeletConfig"];

@@ -43,13 +43,20 @@ pub struct Ports {
     pub https: u16,
     /// cloudcore's metrics and health.
     pub monitor: u16,
+    /// CloudStream's server for the Kubernetes API.
+    #[serde(default)]
+    pub stream: u16,
+    /// CloudStream's server for the nodes' tunnels.
+    #[serde(default)]
+    pub tunnel: u16,
 }
 
 /// The API of a node (`readOnlyPort`).
 const USUAL_NODE_API: u16 = 10350;
 /// The MQTT broker of a node (`mqttServerInternal`).
 const USUAL_BROKER: u16 = 1883;
-const USUAL: Ports = Ports { kubernetes: 6443, websocket: 10000, https: 10002, monitor: 9091 };
+const USUAL: Ports =
+    Ports { kubernetes: 6443, websocket: 10000, https: 10002, monitor: 9091, stream: 10003, tunnel: 10004 };
 
 impl Layout {
     /// The deployment in this folder, which is made if it is missing or empty.
@@ -208,18 +215,23 @@ impl Layout {
     pub fn ports(&self) -> Result<Ports> {
         let file = self.dir.join("ports.json");
         if let Ok(text) = std::fs::read_to_string(&file) {
-            return serde_json::from_str(&text)
-                .with_context(|| format!("{}: delete it to choose anew", file.display()));
+            let kept: Ports =
+                serde_json::from_str(&text).with_context(|| format!("{}: delete it to choose anew", file.display()))?;
+            // A deployment of an older version has none for streams.
+            let is_old = kept.stream == 0 || kept.tunnel == 0;
+            return Ok(if is_old { Ports { stream: USUAL.stream, tunnel: USUAL.tunnel, ..kept } } else { kept });
         }
         // All are held until each is chosen, so that no two are the same.
-        let held = [USUAL.kubernetes, USUAL.websocket, USUAL.https, USUAL.monitor].map(|usual| self.free_port(usual));
+        let usual = [USUAL.kubernetes, USUAL.websocket, USUAL.https, USUAL.monitor, USUAL.stream, USUAL.tunnel];
+        let held = usual.map(|usual| self.free_port(usual));
         let mut numbers = Vec::new();
         for listener in &held {
             numbers.push(
                 listener.as_ref().map_err(|e| anyhow::anyhow!("no free port on loopback: {e}"))?.local_addr()?.port(),
             );
         }
-        let ports = Ports { kubernetes: numbers[0], websocket: numbers[1], https: numbers[2], monitor: numbers[3] };
+        let [kubernetes, websocket, https, monitor, stream, tunnel] = numbers[..] else { bail!("no free ports") };
+        let ports = Ports { kubernetes, websocket, https, monitor, stream, tunnel };
         std::fs::write(&file, serde_json::to_vec(&ports)?).with_context(|| file.display().to_string())?;
         Ok(ports)
     }

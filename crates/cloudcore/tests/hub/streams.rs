@@ -1,0 +1,353 @@
+//! Logs and streams of nodes: the stream server on one side, stand-ins for our own edge and a Go edge on the other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::{Frame as BodyFrame, Incoming};
+use hyper_util::rt::TokioIo;
+use link::frames::{self, ByteStream, Frames};
+use link::http_server::Body;
+use link::tunnel::{self, Io};
+use link::ws::Target;
+use serde_json::json;
+use testkit::go_edge::Credentials;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use wire::tunnel::{Connect, Frame, Kind};
+
+use crate::cloud::{Cloud, SOON};
+
+/// A tunnel as edgecore opens it.
+async fn open(cloud: &Cloud, credentials: &Credentials, node: &str, ours: bool) -> Result<Frames<Io>> {
+    let (_, tunnel) = cloud.addresses().streams.context("no streams")?;
+    let mut headers = vec![("sessionhostnameoverride", node.to_owned()), ("sessioninternalip", "192.0.2.7".to_owned())];
+    if ours {
+        headers.push((tunnel::FEATURES, tunnel::HTTP2.to_owned()));
+    }
+    let target = Target {
+        url: format!("wss://{tunnel}{}", tunnel::PATH),
+        headers,
+        tls: link::tls::client(&credentials.ca, Some(&credentials.own))?,
+        connect_deadline: SOON,
+        write_deadline: SOON,
+    };
+    let (frames, answer) = tunnel::connect(&target).await?;
+    ensure!(tunnel::has_http2(&answer) == ours);
+    Ok(frames)
+}
+
+/// An edge of ours: it answers logs with their path, and streams with what comes in.
+async fn own_edge(
+    cloud: &Cloud,
+    credentials: &Credentials,
+    node: &str,
+    open_streams: Arc<AtomicUsize>,
+) -> Result<JoinSet<()>> {
+    let bytes = ByteStream::new(open(cloud, credentials, node, true).await?);
+    let service = hyper::service::service_fn(move |request| answer(request, open_streams.clone()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _ = tunnel::server().serve_connection(TokioIo::new(bytes), service).await;
+    });
+    Ok(tasks)
+}
+
+async fn answer(mut request: Request<Incoming>, open: Arc<AtomicUsize>) -> Result<Response<Body>> {
+    let full = |text: String| Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed();
+    let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    if request.method() == Method::CONNECT {
+        let protocol = request.extensions().get::<hyper::ext::Protocol>().context("no protocol")?.as_str().to_owned();
+        let upgrade = hyper::upgrade::on(&mut request);
+        open.fetch_add(1, Ordering::SeqCst);
+        #[allow(clippy::disallowed_methods, reason = "a stand-in: it ends with its stream")]
+        tokio::spawn(async move {
+            if let Ok(upgraded) = upgrade.await {
+                let mut io = TokioIo::new(upgraded);
+                let mut buffer = [0; 1 << 10];
+                while let Ok(read @ 1..) = io.read(&mut buffer).await {
+                    if io.write_all(&buffer[..read]).await.is_err() {
+                        break;
+                    }
+                }
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+        return Ok(Response::builder().header("x-stream-protocol-version", protocol).body(full(String::new()))?);
+    }
+    if target.contains("follow=true") {
+        let endless = futures_util::stream::repeat_with(|| Ok(BodyFrame::data(Bytes::from(vec![b'x'; 1 << 14]))));
+        return Ok(Response::new(BodyExt::boxed(StreamBody::new(endless))));
+    }
+    if target.contains("missing") {
+        return Ok(Response::builder().status(404).body(full("container not found\n".into()))?);
+    }
+    Ok(Response::new(full(target)))
+}
+
+/// A client of the stream server.
+struct Client {
+    address: SocketAddr,
+    tls: Arc<link::rustls::ClientConfig>,
+    token: String,
+}
+
+impl Client {
+    async fn new(cloud: &Cloud) -> Result<Self> {
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "asker", "namespace": "default"}});
+        cloud.create("/api/v1/namespaces/default/serviceaccounts", &account).await?;
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "asker"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": "asker", "namespace": "default"}],
+        });
+        cloud.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await?;
+        Self::of(cloud, "asker").await
+    }
+
+    /// One with the token of this ServiceAccount.
+    async fn of(cloud: &Cloud, account: &str) -> Result<Self> {
+        let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let path = format!("/api/v1/namespaces/default/serviceaccounts/{account}/token");
+        let token = cloud.create(&path, &review).await?["status"]["token"].as_str().context("no token")?.to_owned();
+        let (address, _) = cloud.addresses().streams.context("no streams")?;
+        let ca = cloud.secret("casecret", "cadata").await?;
+        Ok(Self { address, tls: link::tls::client(&ca.into(), None)?, token })
+    }
+
+    /// Asks; the answer's body is still to be read.
+    async fn ask(&self, tasks: &mut JoinSet<()>, target: &str, headers: &[(&str, &str)]) -> Result<Response<Incoming>> {
+        let tcp = tokio::net::TcpStream::connect(self.address).await?;
+        let name = self.address.ip().into();
+        let tls = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, tcp).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
+        tasks.spawn(async move { drop(connection.with_upgrades().await) });
+        let mut request = Request::get(target).header(header::HOST, "192.0.2.7:10003");
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.token));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Ok(tokio::time::timeout(SOON, sender.send_request(request.body(Empty::<Bytes>::new())?)).await??)
+    }
+
+    async fn text(&self, target: &str, headers: &[(&str, &str)]) -> Result<(StatusCode, String)> {
+        let answer = self.ask(&mut JoinSet::new(), target, headers).await;
+        let mut tasks = JoinSet::new();
+        let answer = match answer {
+            Ok(_) | Err(_) => self.ask(&mut tasks, target, headers).await?,
+        };
+        let status = answer.status();
+        let body = tokio::time::timeout(SOON, answer.into_body().collect()).await??.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+}
+
+/// A node, and a pod on it.
+async fn node_with_pod(cloud: &Cloud, node: &str, pod: &str) -> Result<Credentials> {
+    let credentials = cloud.register(node).await?;
+    cloud.create("/api/v1/nodes", &json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": node},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.7"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 10350}}},
+    })).await?;
+    let object = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": "default"},
+        "spec": {"nodeName": node, "containers": [{"name": "main", "image": "i"}]},
+    });
+    cloud.create("/api/v1/namespaces/default/pods", &object).await?;
+    Ok(credentials)
+}
+
+/// Waits until the node's tunnel is in use, or no longer.
+async fn until(client: &Client, target: &str, status: StatusCode) -> Result<String> {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let (found, text) = client.text(target, &[]).await?;
+        if found == status {
+            return Ok(text);
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "{target} is still {found}: {text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_of_ours_is_reached_and_offline_is_told_at_once() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let log = "/containerLogs/default/p1/main?tailLines=1";
+    let text = until(&client, log, StatusCode::SERVICE_UNAVAILABLE).await?;
+    ensure!(text.contains("node n1 has not connected since this cloudcore started"), "{text}");
+
+    let streams = Arc::<AtomicUsize>::default();
+    let edge = own_edge(&cloud, &credentials, "n1", streams.clone()).await?;
+    ensure!(until(&client, log, StatusCode::OK).await? == log);
+    let (status, text) = client.text("/containerLogs/default/p1/missing", &[]).await?;
+    ensure!((status, text.as_str()) == (StatusCode::NOT_FOUND, "container not found\n"), "{status} {text}");
+    // Found by what the API server says, and by the node's address.
+    let forwarded = [("x-forwarded-uri", "/api/v1/nodes/n1/proxy/stats/summary")];
+    ensure!(client.text("/stats/summary", &forwarded).await?.1 == "/stats/summary");
+    ensure!(client.text("/metrics", &[]).await?.1 == "/metrics");
+    // The API server is told to come here, and the node's own address stays.
+    let path = "/api/v1/nodes/n1";
+    let (stream, _) = cloud.addresses().streams.context("no streams")?;
+    cloud
+        .cluster
+        .wait("the node's address", SOON, || async {
+            let node = cloud.get(path).await?;
+            let addresses = &node["status"]["addresses"];
+            Ok(addresses[0]["address"] == "127.0.0.1"
+                && addresses[1]["address"] == "192.0.2.7"
+                && node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"] == stream.port())
+        })
+        .await?;
+
+    let mut tasks = JoinSet::new();
+    let upgrade = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
+    let answer = client.ask(&mut tasks, "/exec/default/p1/main?command=sh", &upgrade).await?;
+    ensure!(answer.status() == StatusCode::SWITCHING_PROTOCOLS, "{answer:?}");
+    ensure!(answer.headers()["upgrade"] == "SPDY/3.1" && answer.headers()["x-stream-protocol-version"] == "spdy/3.1");
+    let mut io = TokioIo::new(hyper::upgrade::on(answer).await?);
+    io.write_all(b"hello").await?;
+    let mut echo = [0; 5];
+    tokio::time::timeout(SOON, io.read_exact(&mut echo)).await??;
+    ensure!(&echo == b"hello" && streams.load(Ordering::SeqCst) == 1);
+    // Who goes away ends what he has begun.
+    drop(io);
+    cloud
+        .cluster
+        .wait("the stream to end at the edge", SOON, || async { Ok(streams.load(Ordering::SeqCst) == 0) })
+        .await?;
+
+    drop(edge);
+    let text = until(&client, log, StatusCode::SERVICE_UNAVAILABLE).await?;
+    ensure!(text.contains("node n1 is not connected, since 20"), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_holds_up_no_other() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let _edge = own_edge(&cloud, &credentials, "n1", Arc::default()).await?;
+    let log = "/containerLogs/default/p1/main";
+    until(&client, log, StatusCode::OK).await?;
+    let mut tasks = JoinSet::new();
+    let mut stuck = Vec::new();
+    for _ in 0..20 {
+        stuck.push(client.ask(&mut tasks, &format!("{log}?follow=true"), &[]).await?);
+    }
+    for _ in 0..20 {
+        ensure!(client.text(log, &[]).await? == (StatusCode::OK, log.to_owned()));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_refused() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let _edge = own_edge(&cloud, &credentials, "n1", Arc::default()).await?;
+    let log = "/containerLogs/default/p1/main";
+    until(&client, log, StatusCode::OK).await?;
+    cloud
+        .create(
+            "/api/v1/namespaces/default/serviceaccounts",
+            &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "stranger"}}),
+        )
+        .await?;
+    let stranger = Client::of(&cloud, "stranger").await?;
+    let (status, text) = stranger.text(log, &[]).await?;
+    ensure!(
+        status == StatusCode::FORBIDDEN && text.contains("system:serviceaccount:default:stranger"),
+        "{status} {text}"
+    );
+    let nobody = Client { token: "x".into(), ..client };
+    ensure!(nobody.text(log, &[]).await?.0 == StatusCode::UNAUTHORIZED);
+    // A node is no client, and no other node.
+    let as_node = Client { tls: link::tls::client(&credentials.ca, Some(&credentials.own))?, ..stranger };
+    let (status, text) = as_node.text(log, &[]).await?;
+    ensure!(status == StatusCode::UNAUTHORIZED && text.contains("not of the API's client CA"), "{status} {text}");
+    let refused = open(&cloud, &credentials, "n2", true).await.err().context("taken for another")?.to_string();
+    ensure!(refused.contains("the certificate is for node n1, not for n2"), "{refused}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_go_edge_is_reached_with_upstreams_frames() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let mut frames = open(&cloud, &credentials, "n1", false).await?;
+    frames.ping(b"ping you").await?;
+    let go = async {
+        let mut exec = 0;
+        let mut removed = Vec::new();
+        while let Some((_, bytes)) = frames::message(&mut frames).await? {
+            let frame = Frame::decode(&bytes)?;
+            let mut send = async |data: &[u8]| {
+                frames
+                    .send(frames::Frame::text(Frame::data(frame.id, data.to_vec()).encode()?))
+                    .await
+                    .map_err(anyhow::Error::from)
+            };
+            match frame.kind {
+                Kind::Logs | Kind::Metrics => {
+                    let connect = Connect::parse(&frame.data)?;
+                    ensure!(connect.id == frame.id);
+                    send(format!("{:?} {}", frame.kind, connect.target()).as_bytes()).await?;
+                    // Of streams that nobody has, nothing comes.
+                    frames.send(frames::Frame::text(Frame::data(9999, "stray").encode()?)).await?;
+                    frames.send(frames::Frame::text(Frame::remove(frame.id).encode()?)).await?;
+                }
+                Kind::Exec => {
+                    let connect = Connect::parse(&frame.data)?;
+                    ensure!(
+                        connect.headers["Upgrade"] == ["SPDY/3.1"] && connect.method.as_deref() == Some("GET"),
+                        "{connect:?}"
+                    );
+                    ensure!(!connect.headers.contains_key("Authorization"), "{connect:?}");
+                    exec = frame.id;
+                    send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: SPDY/3.1\r\n").await?;
+                    send(b"Connection: Upgrade\r\n\r\nfirst").await?;
+                }
+                Kind::Data if frame.id == exec => send(&frame.data).await?,
+                Kind::Remove => {
+                    removed.push(frame.id);
+                    if frame.id == exec {
+                        return Ok(removed);
+                    }
+                }
+                kind => bail!("{kind:?} is not for an edge"),
+            }
+        }
+        bail!("the cloud ended the tunnel")
+    };
+    let asking = async {
+        let log = "/containerLogs/default/p1/main?follow=true";
+        ensure!(until(&client, log, StatusCode::OK).await? == format!("Logs {log}"));
+        ensure!(client.text("/metrics/resource", &[]).await?.1 == "Metrics /metrics/resource");
+        let mut tasks = JoinSet::new();
+        let upgrade = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
+        let answer = client.ask(&mut tasks, "/exec/default/p1/main?command=sh", &upgrade).await?;
+        ensure!(answer.status() == StatusCode::SWITCHING_PROTOCOLS, "{answer:?}");
+        let mut io = TokioIo::new(hyper::upgrade::on(answer).await?);
+        io.write_all(b"echo").await?;
+        let mut all = [0; 9];
+        tokio::time::timeout(SOON, io.read_exact(&mut all)).await??;
+        ensure!(&all == b"firstecho");
+        Ok(())
+    };
+    let (removed, asked) = tokio::time::timeout(SOON, async { tokio::join!(go, asking) }).await?;
+    asked?;
+    ensure!(removed?.len() >= 1);
+    Ok(())
+}
