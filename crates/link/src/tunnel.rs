@@ -60,9 +60,11 @@ async fn connect_unbounded(target: &Target) -> Result<(Frames<Io>, HeaderMap), L
     let path = request.uri().path_and_query().map_or(PATH, |path| path.as_str()).to_owned();
     let (mut head, ()) = request.into_parts();
     head.uri = path.parse().map_err(|_| LinkError::Address(target.url.clone()))?;
-    let broken = move |error: hyper::Error| LinkError::Exchange(server.clone(), error);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let exchange = async move {
+    let broken = |error: hyper::Error| LinkError::Exchange(server.clone(), error);
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let exchange = async {
+        // The connection ends with the upgrade, or with its only sender.
+        let mut sender = sender;
         let request = Request::from_parts(head, Empty::<Bytes>::new());
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();
@@ -76,7 +78,6 @@ async fn connect_unbounded(target: &Target) -> Result<(Frames<Io>, HeaderMap), L
         let headers = answer.headers().clone();
         Ok((hyper::upgrade::on(answer).await.map_err(broken)?, headers))
     };
-    // The connection ends with the upgrade, or with its only sender.
     let (answer, _) = tokio::join!(exchange, connection.with_upgrades());
     let (upgraded, headers) = answer?;
     Ok((Frames::new(TokioIo::new(upgraded), Side::Client), headers))

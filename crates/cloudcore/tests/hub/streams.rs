@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::SinkExt;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame as BodyFrame, Incoming};
@@ -137,11 +137,8 @@ impl Client {
     }
 
     async fn text(&self, target: &str, headers: &[(&str, &str)]) -> Result<(StatusCode, String)> {
-        let answer = self.ask(&mut JoinSet::new(), target, headers).await;
         let mut tasks = JoinSet::new();
-        let answer = match answer {
-            Ok(_) | Err(_) => self.ask(&mut tasks, target, headers).await?,
-        };
+        let answer = self.ask(&mut tasks, target, headers).await?;
         let status = answer.status();
         let body = tokio::time::timeout(SOON, answer.into_body().collect()).await??.to_bytes();
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
