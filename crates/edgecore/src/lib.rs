@@ -1,12 +1,13 @@
 //! `edgecore`: the agent of an edge node.
 //!
 //! Modules on one bus: [`edgehub`] holds the link to the cloud, [`metamanager`] keeps what the node needs in SQLite, `edged` runs
-//! the pods, [`eventbus`] speaks MQTT with devices, [`dmi`] has mappers drive them, and [`devicetwin`] knows what they are and shall be. A message from the cloud goes EdgeHub → MetaManager (durable, then acknowledged) → edged; a request of
+//! the pods, [`edgestream`] lets the cloud ask it, [`eventbus`] speaks MQTT with devices, [`dmi`] has mappers drive them, and [`devicetwin`] knows what they are and shall be. A message from the cloud goes EdgeHub → MetaManager (durable, then acknowledged) → edged; a request of
 //! edged goes the other way. Read `metamanager` first.
 
 pub mod devicetwin;
 pub mod dmi;
 pub mod edgehub;
+pub mod edgestream;
 pub mod eventbus;
 pub mod instance;
 pub mod metamanager;
@@ -18,7 +19,7 @@ use edged::events::Recorder;
 use store::{Database, Durability};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// edgecore cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +73,16 @@ pub async fn run(config: &Config, stopping: CancellationToken) -> Result<(), Sta
     }
     if has_agent {
         let pages = config.dmi_socket().map(|_| devicetwin::pages(database));
-        modules.register(edged::Edged::new(agent).with_devices(pages));
+        let edged = edged::Edged::new(agent.clone()).with_devices(pages);
+        match config.edge_stream() {
+            Some(settings) => {
+                modules.register(edgestream::EdgeStream::new(settings, config.edge_hub(), agent, edged.node_api()));
+            }
+            None => info!(
+                "EdgeStream is off: kubectl logs and exec do not reach this node; modules.edgeStream.enable: true switches it on"
+            ),
+        }
+        modules.register(edged);
     }
     modules.run(stopping).await;
     Ok(())

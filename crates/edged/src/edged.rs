@@ -13,7 +13,7 @@ use wire::{Message, kind, operation};
 
 use crate::{
     access::Access,
-    api::{self, Api, DevicePages},
+    api::{self, Answerer, Api, DevicePages, NodeApi},
     events::{EventType, Recorder},
     eviction::{Evictor, EvictorTools},
     images::ImageCollector,
@@ -37,13 +37,15 @@ const PROC: &str = "/proc";
 pub struct Edged {
     settings: Arc<Settings>,
     access: watch::Sender<Option<Arc<Access>>>,
+    api: watch::Sender<Option<Answerer>>,
     devices: Option<DevicePages>,
 }
 
 impl Edged {
     /// A node agent with these settings; nothing starts before the module runs.
     pub fn new(settings: Settings) -> Self {
-        Self { settings: Arc::new(settings), access: watch::Sender::new(None), devices: None }
+        let (access, api) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { settings: Arc::new(settings), access, api, devices: None }
     }
 
     /// Its API answers questions about devices with this.
@@ -55,6 +57,11 @@ impl Edged {
     /// What other modules may ask of the agent, as soon as it runs.
     pub fn access(&self) -> watch::Receiver<Option<Arc<Access>>> {
         self.access.subscribe()
+    }
+
+    /// The node's HTTP API without a port, as long as the agent runs.
+    pub fn node_api(&self) -> NodeApi {
+        NodeApi::new(self.api.subscribe())
     }
 
     async fn serve(&self, context: Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
@@ -132,7 +139,9 @@ impl Edged {
         let stop_logs = stopping.clone();
         parts.spawn(async move { logs.rotate_logs(stop_logs).await });
         parts.spawn(Arc::clone(&access).run());
-        parts.spawn(Api::new(Arc::clone(&access), self.devices.clone()).serve(listener));
+        let api = Arc::new(Api::new(Arc::clone(&access), self.devices.clone()));
+        let _answering = Answering::begin(&self.api, &api);
+        parts.spawn(api.serve(listener));
         parts.spawn(pass_runtime_events(Arc::clone(&runtime), desk.clone(), access, stopping.clone()));
         loop {
             tokio::select! {
@@ -153,6 +162,27 @@ impl Edged {
         stopping.cancel();
         while parts.join_next().await.is_some() {}
         Ok(())
+    }
+}
+
+/// While it lives, the API answers other modules.
+struct Answering<'a>(&'a watch::Sender<Option<Answerer>>);
+
+impl<'a> Answering<'a> {
+    fn begin(place: &'a watch::Sender<Option<Answerer>>, api: &Arc<Api>) -> Self {
+        let api = Arc::clone(api);
+        let answerer: Answerer = Arc::new(move |request| {
+            let api = Arc::clone(&api);
+            Box::pin(async move { api.answer_authorised(request).await })
+        });
+        place.send_replace(Some(answerer));
+        Self(place)
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
     }
 }
 

@@ -1,20 +1,20 @@
 //! Frames of a WebSocket (RFC 6455) below messages: for the stream tunnel, whose text frames hold bytes that are no UTF-8.
 //!
-//! [`Frames`] answers pings and ends at a close frame; what is left are frames with data. [`ByteStream`] makes one stream of bytes of
+//! [`Frames`] answers pings, sends its own if it shall, and ends at a close frame; what is left are frames with data. [`ByteStream`] makes one stream of bytes of
 //! them, which another protocol can run in.
 
 use std::io::{self, Cursor};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Sink, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tokio_util::codec::{Decoder, Encoder, Framed};
-
-use crate::ws::Received;
 
 /// The longest frame and message that is read: what upstream's readers take, and their header.
 pub const MAX_MESSAGE: usize = (1 << 20) + 16;
@@ -59,27 +59,36 @@ impl Frame {
 #[derive(Debug)]
 pub struct Frames<S> {
     framed: Framed<S, Codec>,
-    /// The answer to a ping is to be flushed.
+    /// A ping, or the answer to one, is to be flushed.
     answering: bool,
     closed: bool,
-    heard: Received,
+    pings: Option<Pings>,
+}
+
+/// Our own pings.
+#[derive(Debug)]
+struct Pings {
+    payload: &'static [u8],
+    every: Interval,
+    silence: Duration,
+    heard: Instant,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// On a stream that has been upgraded.
     pub fn new(stream: S, side: Side) -> Self {
         let codec = Codec { masks: side == Side::Client };
-        Self {
-            framed: Framed::with_capacity(stream, codec, READ_BUFFER),
-            answering: false,
-            closed: false,
-            heard: Received::default(),
-        }
+        Self { framed: Framed::with_capacity(stream, codec, READ_BUFFER), answering: false, closed: false, pings: None }
     }
 
-    /// Counts frames that came in, pings and their answers too: for deadlines.
-    pub fn heard(&self) -> Received {
-        self.heard.clone()
+    /// Asks the other side for a sign of life this often, from now on, while frames are waited for. When nothing is heard for so
+    /// long, reading fails.
+    #[must_use]
+    pub fn with_pings(mut self, payload: &'static [u8], every: Duration, silence: Duration) -> Self {
+        let mut every = interval(every);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.pings = Some(Pings { payload, every, silence, heard: Instant::now() });
+        self
     }
 
     /// Asks the other side for a sign of life.
@@ -118,11 +127,32 @@ where
     }
 }
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
+    fn poll_pings(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(pings) = &mut self.pings else { return Ok(()) };
+        while !self.closed && pings.every.poll_tick(cx).is_ready() {
+            let quiet = pings.heard.elapsed();
+            if quiet >= pings.silence {
+                let text = format!("nothing was heard for {} s", quiet.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            // Where there is no room, the next may find some.
+            if Pin::new(&mut self.framed).poll_ready(cx)?.is_ready() {
+                let ping = (OpCode::Control(Control::Ping), true, Bytes::from_static(pings.payload));
+                Pin::new(&mut self.framed).start_send(ping)?;
+                self.answering = true;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Frames<S> {
     type Item = io::Result<Frame>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
+            self.poll_pings(cx)?;
             if self.answering {
                 match Pin::new(&mut self.framed).poll_flush(cx) {
                     Poll::Ready(Ok(())) => self.answering = false,
@@ -137,7 +167,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Frames<S> {
             else {
                 return Poll::Ready(None);
             };
-            self.heard.add(1);
+            if let Some(pings) = &mut self.pings {
+                pings.heard = Instant::now();
+            }
             let answer = match opcode {
                 OpCode::Data(kind @ (Data::Text | Data::Binary | Data::Continue)) => {
                     return Poll::Ready(Some(Ok(Frame { kind, is_final, payload })));
@@ -349,6 +381,22 @@ mod tests {
             pong = answer => pong,
         };
         assert_eq!(pong, (OpCode::Control(Control::Pong), true, Bytes::from_static(b"ping you")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_find_out_whether_anybody_is_there() {
+        let (client, mut server) = pair(1 << 10);
+        let mut client = client.with_pings(b"ping you", Duration::from_secs(5), Duration::from_secs(60));
+        let long = tokio::time::sleep(Duration::from_secs(300));
+        tokio::select! {
+            frame = client.next() => panic!("{frame:?} while pings are answered"),
+            frame = server.next() => panic!("{frame:?} out of nothing"),
+            () = long => {}
+        }
+        let begun = Instant::now();
+        let error = client.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!((50..=65).contains(&begun.elapsed().as_secs()), "after {:?}", begun.elapsed());
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! `edgecore.yaml` (KubeEdge v1.23, `edgecore.config.kubeedge.io/v1alpha2`).
 
+mod edge_stream;
 mod event_bus;
 mod validate;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+pub use self::edge_stream::EdgeStream;
 pub use self::event_bus::{EventBus, ExternalBroker, InternalBroker, TlsFiles};
 use crate::document::{ConfigError, Document, Shape};
 
@@ -191,7 +193,7 @@ impl Config {
 
     /// Modules that the file switches on and this program does not have.
     pub fn missing_modules(&self) -> Vec<&'static str> {
-        let names = ["serviceBus", "edgeStream", "taskManager", "dbTest"];
+        let names = ["serviceBus", "taskManager", "dbTest"];
         names.into_iter().filter(|name| self.document.flag(&format!("modules.{name}.enable"))).collect()
     }
 

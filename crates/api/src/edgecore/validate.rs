@@ -21,6 +21,7 @@ pub(super) fn validate(document: &mut Document) {
     kubelet(document);
     edge_hub(document);
     super::event_bus::validate(document);
+    super::edge_stream::validate(document);
     let gates: Vec<String> =
         document.get("featureGates").as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect();
     for gate in gates.iter().filter(|gate| !FEATURE_GATES.contains(&gate.as_str())) {

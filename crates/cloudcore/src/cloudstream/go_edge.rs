@@ -19,7 +19,6 @@ use hyper::body::Frame as BodyFrame;
 use link::frames::{self, Frames};
 use link::http_server::Body;
 use link::tunnel::Io;
-use link::ws::Received;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
@@ -46,7 +45,8 @@ const MAX_HEADERS: usize = 64;
 const ANSWER: Duration = Duration::from_secs(30);
 /// For one frame.
 const WRITE: Duration = Duration::from_secs(30);
-/// A Go edge sends a ping every 5 s; one that is silent for so long is gone.
+/// How often a node is asked whether it lives, and for how long it may be silent.
+const PING: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A Go edge.
@@ -156,8 +156,7 @@ impl GoEdge {
 }
 
 async fn run(node: String, frames: Frames<Io>, shared: Arc<Shared>, mut to_write: mpsc::Receiver<Frame>) {
-    let heard = frames.heard();
-    let (mut sink, mut stream) = frames.split();
+    let (mut sink, mut stream) = frames.with_pings(b"", PING, SILENCE).split();
     let writing = async {
         while let Some(frame) = to_write.recv().await {
             let bytes = frame.encode().map_err(io::Error::other)?;
@@ -176,24 +175,12 @@ async fn run(node: String, frames: Frames<Io>, shared: Arc<Shared>, mut to_write
     let ended = tokio::select! {
         ended = writing => ended,
         ended = reading => ended,
-        () = silence(heard) => Err(io::Error::new(io::ErrorKind::TimedOut, "the node says nothing")),
     };
     if let Err(error) = ended {
         info!(node, %error, "a stream tunnel broke");
     }
     // Without an end, clients hear that theirs were cut.
     shared.streams().clear();
-}
-
-/// Resolves when nothing was heard for too long.
-async fn silence(heard: Received) {
-    loop {
-        let before = heard.count();
-        tokio::time::sleep(SILENCE).await;
-        if heard.count() == before {
-            return;
-        }
-    }
 }
 
 impl Shared {

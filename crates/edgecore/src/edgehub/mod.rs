@@ -19,7 +19,8 @@ use session::edge::Outbox;
 use tracing::{error, info, warn};
 use wire::{Content, Message, group, inventory, kind, module, operation, source};
 
-use certificates::{CertificateError, Certificates};
+use certificates::Certificates;
+pub(crate) use certificates::{CertificateError, present};
 
 /// The first wait before connecting again; with jitter it is between a quarter and a half second.
 const FIRST_WAIT: Duration = Duration::from_millis(500);

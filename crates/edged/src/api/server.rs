@@ -61,11 +61,19 @@ impl Api {
         Self { auth: Auth::new(&access.settings), access, devices, streams: TaskTracker::new() }
     }
 
-    /// Serves until the agent stops.
-    pub async fn serve(self, listener: Option<TcpListener>) {
+    /// Serves until the agent stops, and until the streams have ended.
+    pub async fn serve(self: Arc<Self>, listener: Option<TcpListener>) {
+        match self.access.settings.api_address {
+            Some(address) => Arc::clone(&self).serve_at(address, listener).await,
+            None => self.access.stopping().cancelled().await,
+        }
+        self.streams.close();
+        self.streams.wait().await;
+    }
+
+    async fn serve_at(self: Arc<Self>, address: IpAddr, listener: Option<TcpListener>) {
         let stopping = self.access.stopping().clone();
-        let Some(address) = self.access.settings.api_address else { return stopping.cancelled().await };
-        let api = Arc::new(self);
+        let api = self;
         let ready = async {
             let tls = retry(async || api.prepare().inspect_err(tell).ok()).await;
             let listener = match listener {
@@ -88,8 +96,6 @@ impl Api {
         let handler = Arc::clone(&api);
         let answer = move |request, peer| Arc::clone(&handler).answer(request, peer);
         server.serve_with_local_plain(answer, stopping).await;
-        api.streams.close();
-        api.streams.wait().await;
     }
 
     fn prepare(&self) -> Result<Arc<ServerConfig>, super::auth::AuthError> {
@@ -105,6 +111,16 @@ impl Api {
         if let Err(denied) = self.auth.check(request.headers(), &peer) {
             return refuse(&denied, &peer, request.uri().path());
         }
+        self.answer_found(found, request.map(drop)).await
+    }
+
+    /// Answers as if the one who asks had shown the token.
+    pub async fn answer_authorised(&self, request: Request<()>) -> Response<Body> {
+        let found = route(request.method(), request.uri().path());
+        self.answer_found(found, request).await
+    }
+
+    async fn answer_found(&self, found: Result<Route, RouteError>, request: Request<()>) -> Response<Body> {
         match found {
             Ok(found) => self.answer_known(found, request).await,
             Err(error @ RouteError::NotFound) => answer::text(StatusCode::NOT_FOUND, error.to_string()),
@@ -117,7 +133,7 @@ impl Api {
         }
     }
 
-    async fn answer_known(&self, route: Route, request: Request<Incoming>) -> Response<Body> {
+    async fn answer_known(&self, route: Route, request: Request<()>) -> Response<Body> {
         let access = &self.access;
         let query = Query::parse(request.uri().query().unwrap_or_default());
         match route {

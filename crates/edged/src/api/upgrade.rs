@@ -5,7 +5,6 @@
 //! SPDY into a WebSocket, which is unpacked.
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use link::http_server::Body;
 
@@ -71,13 +70,7 @@ pub async fn run(access: &Access, name: &ContainerName, query: &Query) -> Respon
 }
 
 /// Opens a stream: asks the runtime first, so that a refusal is a plain answer.
-pub async fn stream(
-    api: &Api,
-    access: &Access,
-    target: Target,
-    query: &Query,
-    request: Request<Incoming>,
-) -> Response<Body> {
+pub async fn stream(api: &Api, access: &Access, target: Target, query: &Query, request: Request<()>) -> Response<Body> {
     let way = match way(&request, matches!(target, Target::PortForward { .. })) {
         Ok(way) => way,
         Err(text) => return answer::text(StatusCode::BAD_REQUEST, text),
@@ -94,7 +87,7 @@ async fn open(
     target: &Target,
     query: &Query,
     way: Way,
-    request: Request<Incoming>,
+    request: Request<()>,
 ) -> Result<Response<Body>, AccessError> {
     let (url, streams) = match target {
         Target::Exec(name) => {

@@ -143,6 +143,18 @@ pub enum CertificateError {
     },
 }
 
+/// TLS with the identity that the node has now, for another way to the cloud; `None` while it has none that is good.
+///
+/// # Errors
+/// The files hold something else.
+pub(crate) fn present(settings: &Settings, node: &str) -> Result<Option<Arc<ClientConfig>>, CertificateError> {
+    let certificates = Certificates::new(node.to_owned(), settings.clone(), Path::new(""));
+    match certificates.files.read(node)? {
+        Some(loaded) if !loaded.has_expired() => certificates.client(&loaded).map(Some),
+        _ => Ok(None),
+    }
+}
+
 impl CertificateError {
     /// Whether trying again alone does not help.
     pub(super) fn needs_a_person(&self) -> bool {
