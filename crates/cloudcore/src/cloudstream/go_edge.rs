@@ -172,7 +172,7 @@ async fn run(node: String, frames: Frames<Io>, shared: Arc<Shared>, mut to_write
         }
         Ok(())
     };
-    let ended = tokio::select! {
+    let ended: io::Result<()> = tokio::select! {
         ended = writing => ended,
         ended = reading => ended,
     };
