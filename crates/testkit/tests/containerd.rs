@@ -51,6 +51,9 @@ async fn stops_pods_and_itself() {
     assert!(status.into_inner().image.is_some(), "the image was not imported");
     run_sandbox(&containerd, "one").await;
     assert!(Path::new("/sys/class/net").join(&options.bridge).exists());
+    // In /run/netns, which all share, an `ip netns add` of anybody would make the pod's one undeletable.
+    let mounts = Containerd::mounts_below(&options.sockets).unwrap();
+    assert!(mounts.iter().any(|mount| mount.components().any(|part| part.as_os_str() == "netns")), "{mounts:?}");
     containerd.stop().await.unwrap();
     assert_nothing_left(&options);
 }

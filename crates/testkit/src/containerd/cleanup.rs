@@ -1,8 +1,8 @@
 //! Ends everything of one instance, found from its folders alone.
 //!
 //! The orderly way is CRI: it runs the CNI plugins and unmounts. What a killed containerd or a lost shim leaves is then
-//! swept: processes in the instance's containers, shims that name its socket, mounts below its folders, network namespaces
-//! that its sandboxes were given, its bridge.
+//! swept: processes in the instance's containers, shims that name its socket, mounts below its folders (the network namespaces
+//! of its sandboxes are among them), its bridge.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,13 +28,9 @@ pub(super) async fn clean_up(options: &ContainerdOptions) -> Result<()> {
         drop(writeln!(std::io::stderr(), "pods of {} are ended by force: {error:#}", options.dir.display()));
     }
     kill_containerd(options)?;
-    let namespaces = network_namespaces(options);
     kill_processes(options)?;
     remove_cgroups(&options.cgroup_root());
     unmount_below(&[&options.dir, &options.sockets])?;
-    for namespace in namespaces {
-        remove_network_namespace(&namespace);
-    }
     remove_network(options)?;
     remove_dir(&options.sockets)
 }
@@ -175,34 +171,11 @@ fn in_container(pid: i32, ids: &BTreeSet<String>) -> bool {
     cgroups.lines().any(|line| line.rsplit('/').next().is_some_and(|last| ids.contains(last)))
 }
 
-/// Paths of the network namespaces that containers of this instance were put into.
-fn network_namespaces(options: &ContainerdOptions) -> BTreeSet<PathBuf> {
-    let mut found = BTreeSet::new();
-    for bundle in entries(&tasks(options)) {
-        let Ok(text) = fs::read(bundle.join("config.json")) else { continue };
-        let Ok(spec) = serde_json::from_slice::<serde_json::Value>(&text) else { continue };
-        for namespace in spec["linux"]["namespaces"].as_array().into_iter().flatten() {
-            if namespace["type"] == "network"
-                && let Some(path) = namespace["path"].as_str().filter(|path| path.contains("/netns/cni-"))
-            {
-                found.insert(PathBuf::from(path));
-            }
-        }
-    }
-    found
-}
-
 /// Sockets of shims, which lie in a folder that all containerds share.
 fn shim_sockets(options: &ContainerdOptions) -> Vec<PathBuf> {
     let address = |bundle: PathBuf| fs::read_to_string(bundle.join("address")).ok();
     let addresses = entries(&tasks(options)).into_iter().filter_map(address);
     addresses.filter_map(|address| Some(PathBuf::from(address.trim().strip_prefix("unix://")?))).collect()
-}
-
-fn remove_network_namespace(path: &Path) {
-    // The mount may be gone already; the file then is a plain one.
-    let _ = unmount(path, UnmountFlags::DETACH);
-    drop(fs::remove_file(path));
 }
 
 /// Unmounts everything at or below these folders.

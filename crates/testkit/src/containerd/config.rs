@@ -77,6 +77,8 @@ fn network(options: &ContainerdOptions) -> serde_json::Value {
 }
 
 /// `restrict_oom_score_adj`: a machine without CAP_SYS_RESOURCE cannot set negative scores, and runc fails then.
+/// `netns_mounts_under_state_dir`: the first `ip netns add` on a machine mounts /run/netns over itself; the namespaces of pods
+/// that are there already cannot be deleted after that, and no pod is removed in order.
 fn containerd(options: &ContainerdOptions) -> String {
     let quoted = |path: PathBuf| serde_json::Value::from(path.display().to_string()).to_string();
     format!(
@@ -93,6 +95,7 @@ state = {state}
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE_IMAGE}"
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   disable_tcp_service = true
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
