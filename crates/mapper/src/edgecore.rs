@@ -1,5 +1,6 @@
 //! The way to edgecore: registers there, again whenever it has been away, and tells it what devices report.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -188,35 +189,32 @@ async fn send_all(client: &mut Client, id: &Id, news: News) -> Result<Told, Stat
     for twins in calls(news.twins.into_values()) {
         match status(client, id, twins.clone()).await {
             Ok(()) => {}
-            Err(error) if error.code() == Code::InvalidArgument && twins.len() > 1 => {
-                // All of a report counts or nothing: one by one, only what is refused stays away.
-                for twin in twins {
-                    if let Err(error) = status(client, id, vec![twin.clone()]).await {
-                        told.not_taken(vec![twin], error)?;
-                    }
-                }
+            // What it does not refuse edgecore has stored: said again it would be there twice.
+            Err(error) if error.code() == Code::InvalidArgument => {
+                told.refused.extend(reasons(&twins, error.message()));
             }
-            Err(error) => told.not_taken(twins, error)?,
+            Err(error) => {
+                told.why = Some(answer(error)?);
+                told.failed.twins.extend(twins.into_iter().map(|twin| (twin.property_name.clone(), twin)));
+            }
         }
     }
     Ok(told)
 }
 
-impl Told {
-    /// These were refused, one only, or have failed.
-    ///
-    /// # Errors
-    /// Edgecore is lost.
-    fn not_taken(&mut self, twins: Vec<Twin>, error: Status) -> Result<(), Status> {
-        let by_name = twins.into_iter().map(|twin| (twin.property_name.clone(), twin));
-        if error.code() == Code::InvalidArgument {
-            self.refused.extend(by_name.map(|(name, _)| (name, error.message().to_owned())));
-        } else {
-            self.why = Some(answer(error)?);
-            self.failed.twins.extend(by_name);
+/// What a refusal says of each property, for the log. Edgecore gives the reasons one after the other, each with the property's name.
+fn reasons(twins: &[Twin], message: &str) -> BTreeMap<String, String> {
+    let mut by_name = BTreeMap::<String, String>::new();
+    for reason in message.split("; ") {
+        let is_named = |twin: &&Twin| reason.starts_with(&format!("property {:?}:", twin.property_name));
+        let named = twins.iter().find(is_named).or(twins.first().filter(|_| twins.len() == 1));
+        let said = by_name.entry(named.map_or("one of several", |twin| &twin.property_name).to_owned()).or_default();
+        if !said.is_empty() {
+            said.push_str("; ");
         }
-        Ok(())
+        said.push_str(reason);
     }
+    by_name
 }
 
 async fn status(client: &mut Client, id: &Id, twins: Vec<Twin>) -> Result<(), Status> {
@@ -284,6 +282,17 @@ mod tests {
         let large = calls(std::iter::repeat_n(twin(MAX_BYTES / 3), 5));
         assert_eq!(large.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
         assert_eq!(calls(std::iter::once(twin(MAX_BYTES * 2))).len(), 1);
+    }
+
+    #[test]
+    fn a_refusal_is_told_of_the_property_that_it_names() {
+        let twins = [twin(1), twin(2), twin(3)];
+        let said = r#"property "xx": "x; y" is no int; property "x": "xx" is no int; and 2 more"#;
+        let expected = [("one of several", "y\" is no int; and 2 more"), ("x", r#"property "x": "xx" is no int"#)];
+        let expected = expected.into_iter().chain([("xx", r#"property "xx": "x"#)]);
+        assert!(reasons(&twins, said).iter().map(|(name, why)| (name.as_str(), why.as_str())).eq(expected));
+        let alone = BTreeMap::from([("x".to_owned(), "no; never".to_owned())]);
+        assert_eq!(reasons(&twins[..1], "no; never"), alone);
     }
 
     #[tokio::test(start_paused = true)]
