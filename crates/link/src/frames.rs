@@ -156,6 +156,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Frames<S> {
             if self.answering {
                 match Pin::new(&mut self.framed).poll_flush(cx) {
                     Poll::Ready(Ok(())) => self.answering = false,
+                    // Who has closed need not wait for the answer.
+                    Poll::Ready(Err(_)) if self.closed => return Poll::Ready(None),
                     Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
                     Poll::Pending => {}
                 }

@@ -160,7 +160,11 @@ impl Tunnel {
             let work = async {
                 match kind {
                     Kind::Exec | Kind::Attach => connection::stream(&api, id, &request, received, &out).await,
-                    _ => connection::relay(&api, id, request, &out).await,
+                    _ => {
+                        // What the cloud sends nevertheless is to take no room.
+                        drop(received);
+                        connection::relay(&api, id, request, &out).await;
+                    }
                 }
             };
             ending.run_until_cancelled(work).await;
