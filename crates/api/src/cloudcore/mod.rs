@@ -71,6 +71,8 @@ pub struct CloudStream {
     pub tunnel: SocketAddr,
     /// Addresses under which cloudcore is reached.
     pub hosts: Vec<String>,
+    /// Certificate and key for API servers; where they are missing, the hub's are shown.
+    pub files: [PathBuf; 2],
 }
 
 impl Config {
@@ -171,6 +173,8 @@ impl Config {
             stream: SocketAddr::new(address, port("streamPort")),
             tunnel: SocketAddr::new(address, port("tunnelPort")),
             hosts: hub.hosts,
+            files: ["tlsStreamCertFile", "tlsStreamPrivateKeyFile"]
+                .map(|key| self.document.text(&format!("modules.cloudStream.{key}")).into()),
         })
     }
 

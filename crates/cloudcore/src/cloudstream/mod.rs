@@ -13,11 +13,15 @@ mod server;
 pub mod tunnels;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::cloudcore::CloudStream as Settings;
+use link::files::read_bounded;
 use link::http_server::HttpServer;
-use link::tls::{ClientAuth, TlsError, server as tls_server};
+use link::rustls::pki_types::pem::PemObject;
+use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use link::tls::{Certificate, ClientAuth, TlsError, server as tls_server};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +42,9 @@ const MAX_ARRIVING: usize = 512;
 /// Connections of API servers at once: each stream of a client has one.
 const MAX_CLIENTS: usize = 4096;
 
+/// No certificate or key file is longer.
+const MAX_FILE: u64 = 64 << 10;
+
 /// CloudStream cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -46,6 +53,9 @@ pub enum StreamError {
         "modules.cloudStream: cannot listen on {0}: is another cloudcore running, or the address not of this machine?"
     )]
     Listen(SocketAddr, #[source] std::io::Error),
+    /// One of two files is missing, or holds something else.
+    #[error("modules.cloudStream: {0} and {1} are to hold a certificate and its key in PEM: put both there or none")]
+    Files(String, String),
     /// The certificates cannot be used for TLS.
     #[error("modules.cloudStream: the certificates cannot be used for TLS")]
     Tls(#[from] TlsError),
@@ -97,11 +107,27 @@ pub async fn start(
         drop(keep);
     });
 
-    let (access, tls) = Access::start(kubernetes.clone(), &material.own, tasks, stopping).await?;
+    let own = own_certificate(&settings.files)?;
+    let own = own.as_ref().unwrap_or(&material.own);
+    let (access, tls) = Access::start(kubernetes.clone(), own, tasks, stopping).await?;
     let answers =
         Server { kubernetes, view, tunnels: tunnels.clone(), access, tasks: tasks.clone(), stopping: stopping.clone() };
     let http = HttpServer { listener: streams, tls: Some(tls), max_connections: MAX_CLIENTS };
     let stop = stopping.clone();
     tasks.spawn(http.serve(move |request, peer| answers.clone().handle(request, peer), stop));
     Ok(CloudStream { stream, tunnel, tunnels })
+}
+
+/// What API servers that verify kubelets by a CA of their own are shown: an administrator puts it there.
+fn own_certificate([certificate, key]: &[PathBuf; 2]) -> Result<Option<Certificate>, StreamError> {
+    if !certificate.exists() && !key.exists() {
+        return Ok(None);
+    }
+    let read = |path: &Path| read_bounded(path, MAX_FILE).ok();
+    let pair = read(certificate).zip(read(key)).and_then(|(certificate, key)| {
+        let certificate = CertificateDer::from_pem_slice(&certificate).ok()?.into_owned();
+        Some(Certificate { certificate, key: PrivateKeyDer::from_pem_slice(&key).ok()?.secret_der().to_vec() })
+    });
+    let shown = |path: &Path| path.display().to_string();
+    pair.map(Some).ok_or_else(|| StreamError::Files(shown(certificate), shown(key)))
 }
