@@ -44,6 +44,9 @@ pub fn show_files(layout: &Layout, cluster: &Cluster, has_nodes: bool) {
     say("  kubectl get nodes,pods -o wide");
     say("  kubectl scale deployment hello --replicas=4");
     say("  kubectl rollout status deployment hello");
+    say("  kubectl logs -f deployment/hello");
+    say("  kubectl exec -it deployment/hello -- sh");
+    say("  kubectl top pod");
     say("  kubectl get events");
     say("  kubectl get devices,devicestatuses");
     say(

@@ -150,7 +150,7 @@ fn summary(pod: &Value) -> ExamplePod {
 
 fn manifest() -> Value {
     let serve = format!(
-        "mkdir -p /www && echo \"hello from $POD_NAME on $NODE_NAME\" > /www/index.html && exec httpd -f -p {PORT} -h /www"
+        "mkdir -p /www && echo \"hello from $POD_NAME on $NODE_NAME\" > /www/index.html && exec httpd -f -v -p {PORT} -h /www"
     );
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     json!({
