@@ -28,6 +28,8 @@ pub enum Command {
     Join(Box<Join>),
     /// Undo a join.
     Reset(Reset),
+    /// Find out why something does not work.
+    Debug(Debug),
     /// Print the version.
     Version(Version),
     /// Upstream's commands that are not here.
@@ -38,6 +40,34 @@ pub enum Command {
 /// Flags of `gettoken`.
 #[derive(Debug, Args)]
 pub struct GetToken {
+    /// How to reach the Kubernetes API [default: $KUBECONFIG, else /root/.kube/config].
+    #[arg(long, value_name = "FILE")]
+    pub kube_config: Option<PathBuf>,
+}
+
+/// What of `debug`.
+#[derive(Debug, Args)]
+pub struct Debug {
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: DebugWhat,
+}
+
+/// What to look at.
+#[derive(Debug, Subcommand)]
+pub enum DebugWhat {
+    /// Walk the way of `kubectl logs` to a node, and say which hop fails (not in upstream).
+    Tunnel(DebugTunnel),
+    /// Upstream's commands that are not here.
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
+}
+
+/// Flags of `debug tunnel`.
+#[derive(Debug, Args)]
+pub struct DebugTunnel {
+    /// The node.
+    pub node: String,
     /// How to reach the Kubernetes API [default: $KUBECONFIG, else /root/.kube/config].
     #[arg(long, value_name = "FILE")]
     pub kube_config: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! `keadm gettoken`: the join token that cloudcore keeps in the cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::api::core::v1::Secret;
@@ -67,12 +67,7 @@ pub enum GetTokenError {
 /// # Errors
 /// The API cannot be asked, or has no token.
 pub async fn run(args: &cli::GetToken) -> Result<(), GetTokenError> {
-    let path = kubeconfig(args);
-    let wrong = |error| GetTokenError::Kubeconfig(path.clone(), Box::new(error));
-    let kubeconfig = Kubeconfig::read_from(&path).map_err(wrong)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrong)?;
-    let server = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|error| GetTokenError::Client(path.clone(), Box::new(error)))?;
+    let (client, server) = connect(args.kube_config.as_deref()).await?;
     let secrets: Api<Secret> = Api::namespaced(client, NAMESPACE);
     let secret = tokio::time::timeout(DEADLINE, secrets.get_opt(SECRET))
         .await
@@ -95,7 +90,21 @@ pub async fn run(args: &cli::GetToken) -> Result<(), GetTokenError> {
     Ok(())
 }
 
-fn kubeconfig(args: &cli::GetToken) -> PathBuf {
+/// A client of the API, and its address.
+///
+/// # Errors
+/// The kubeconfig cannot be used.
+pub(crate) async fn connect(kube_config: Option<&Path>) -> Result<(Client, String), GetTokenError> {
+    let path = kubeconfig(kube_config);
+    let wrong = |error| GetTokenError::Kubeconfig(path.clone(), Box::new(error));
+    let kubeconfig = Kubeconfig::read_from(&path).map_err(wrong)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrong)?;
+    let server = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(|error| GetTokenError::Client(path.clone(), Box::new(error)))?;
+    Ok((client, server))
+}
+
+fn kubeconfig(named: Option<&Path>) -> PathBuf {
     let from_environment = || std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
-    args.kube_config.clone().or_else(from_environment).unwrap_or_else(|| DEFAULT_KUBECONFIG.into())
+    named.map(Path::to_path_buf).or_else(from_environment).unwrap_or_else(|| DEFAULT_KUBECONFIG.into())
 }

@@ -1,4 +1,4 @@
-//! The administrator's tool: `gettoken`, `join`, `reset edge` and `version` of KubeEdge's keadm v1.23.
+//! The administrator's tool: `gettoken`, `join`, `reset edge` and `version` of KubeEdge's keadm v1.23, and `debug tunnel`.
 //!
 //! Results go to stdout as plain text, log lines and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something must
 //! be put right first and nothing was changed. Nothing is ever fetched from the Internet. Commands and flags of upstream that this
@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod cloud;
+pub mod debug;
 pub mod gettoken;
 pub mod join;
 pub mod layout;
@@ -29,7 +30,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use cli::{Cli, Command, Reset};
+use cli::{Cli, Command, Debug, Reset};
 
 /// A command did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum Error {
     /// The node did not join.
     #[error(transparent)]
     Join(#[from] join::JoinError),
+    /// The way to a node ends somewhere.
+    #[error(transparent)]
+    Debug(#[from] debug::tunnel::DebugError),
     /// The node was not reset.
     #[error(transparent)]
     Reset(#[from] reset::ResetError),
@@ -55,7 +59,7 @@ impl Error {
             Self::Usage(_) => 2,
             Self::Join(error) => error.exit_code(),
             Self::Reset(error) => error.exit_code(),
-            Self::GetToken(_) => 1,
+            Self::GetToken(_) | Self::Debug(_) => 1,
         }
     }
 }
@@ -93,6 +97,10 @@ async fn execute(command: Command) -> Result<(), Error> {
     match command {
         Command::Gettoken(args) => gettoken::run(&args).await?,
         Command::Join(args) => join::run(&args).await?,
+        Command::Debug(Debug { command: cli::DebugWhat::Tunnel(args) }) => debug::tunnel::run(&args).await?,
+        Command::Debug(Debug { command: cli::DebugWhat::Other(words) }) => {
+            return Err(Error::Usage(refused::command(&["debug".into()], &words)));
+        }
         Command::Reset(Reset { command: None, .. }) => {
             return Err(Error::Usage("say what to reset: `keadm reset edge`".to_owned()));
         }

@@ -142,6 +142,15 @@ fn kubectl_reaches_into_a_node_that_only_dials_out() {
     site.until("usage to be known", || out(&site.kubectl(&["top", "pod"])).contains("talk"));
     site.until("the node's usage to be known", || out(&site.kubectl(&["top", "node"])).contains("edge-1"));
 
+    let walk = |site: &Site| {
+        let mut keadm = site.program("keadm");
+        let walked = keadm.args(["debug", "tunnel", "edge-1", "--kube-config"]).arg(site.cluster.kubeconfig()).output();
+        let walked = walked.expect("keadm runs");
+        (walked.status.success(), out(&walked))
+    };
+    let (reached, said) = walk(&site);
+    assert!(reached && said.contains("kubectl logs, exec and the like reach node edge-1"), "{said}");
+
     // Offline is told at once: which node, and since when.
     site.kill_edge();
     site.until("the end of the tunnel", || {
@@ -149,6 +158,8 @@ fn kubectl_reaches_into_a_node_that_only_dials_out() {
             .contains("node edge-1 is not connected, since 20")
     });
     fails(&site, &["exec", "talk", "-c", &main, "--", "true"], "node edge-1 is not connected, since 20");
+    let (reached, said) = walk(&site);
+    assert!(!reached && said.contains("FAILS tunnel and node") && said.contains("is not connected, since"), "{said}");
     site.deployment().start_edgecore(1).expect("started");
     assert!(soon(&site, &["logs", "talk", "-c", &main]).starts_with("one\n"));
 }

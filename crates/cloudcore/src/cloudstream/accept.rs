@@ -80,18 +80,14 @@ impl Accept {
             Ok(Err(error)) => return warn!(node, %error, "a stream tunnel was not begun"),
             Err(_) => return warn!(node, "a stream tunnel was not begun: the node says nothing"),
         };
-        let tunnel = Tunnel { node: node.into(), end: End::Own(OwnEdge::new(sender.clone())) };
+        let edge = OwnEdge::new(sender);
+        let tunnel = Tunnel { node: node.into(), end: End::Own(edge.clone()) };
         let serving = async {
             // Only with its first answer it is known that it takes streams.
-            let alive = Request::get("http://edged/healthz/ping").body(Full::<Bytes>::default());
-            let mut sender = sender;
-            let Ok(alive) = alive else { return std::future::pending().await };
-            match tokio::time::timeout(BEGIN, sender.send_request(alive)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return warn!(node, %error, "a stream tunnel does not answer"),
-                Err(_) => return warn!(node, "a stream tunnel does not answer"),
+            if edge.lives(BEGIN).await != Some(true) {
+                return warn!(node, "a stream tunnel does not answer");
             }
-            drop(sender);
+            drop(edge);
             self.registered(tunnel, address, std::future::pending()).await;
         };
         tokio::select! {

@@ -15,6 +15,9 @@ use super::tunnels::{Answer, TunnelError};
 
 /// How long a node may take for the head of an answer. A command that runs to its end takes at most as long.
 const ANSWER: Duration = Duration::from_secs(130);
+/// A node that has not answered after this is asked whether it lives, and has as long to say so: what a request is about may take its
+/// time, a link that is down should not.
+const DOUBT: Duration = Duration::from_secs(5);
 /// What HTTP/2 does not know, and what is not for the node.
 const NOT_PASSED: [header::HeaderName; 8] = [
     header::CONNECTION,
@@ -74,9 +77,31 @@ impl OwnEdge {
             sender.ready().await?;
             sender.send_request(request).await
         };
-        match tokio::time::timeout(ANSWER, exchange).await {
-            Ok(answer) => answer.map_err(|error| TunnelError::Broken(node.to_owned(), error.into())),
-            Err(_) => Err(TunnelError::Silent { node: node.to_owned(), seconds: ANSWER.as_secs() }),
+        let silent = |limit: Duration| Err(TunnelError::Silent { node: node.to_owned(), seconds: limit.as_secs() });
+        tokio::select! {
+            answer = exchange => answer.map_err(|error| TunnelError::Broken(node.to_owned(), error.into())),
+            () = self.silence() => silent(2 * DOUBT),
+            () = tokio::time::sleep(ANSWER) => silent(ANSWER),
+        }
+    }
+
+    /// Resolves when a node that was given some time does not even answer a short question.
+    async fn silence(&self) {
+        loop {
+            tokio::time::sleep(DOUBT).await;
+            if self.lives(DOUBT).await == Some(false) {
+                return;
+            }
+        }
+    }
+
+    /// Whether it answers within this time; `None` when there is no connection any more.
+    pub async fn lives(&self, within: Duration) -> Option<bool> {
+        let mut sender = self.sender.clone();
+        let question = Request::get("http://edged/healthz/ping").body(Full::default()).ok()?;
+        match tokio::time::timeout(within, sender.send_request(question)).await {
+            Ok(answer) => answer.ok().map(|_| true),
+            Err(_) => Some(false),
         }
     }
 }

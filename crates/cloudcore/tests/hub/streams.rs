@@ -81,14 +81,31 @@ async fn answer(mut request: Request<Incoming>, open: Arc<AtomicUsize>) -> Resul
         });
         return Ok(Response::builder().header("x-stream-protocol-version", protocol).body(full(String::new()))?);
     }
+    if target.contains("silent") {
+        return std::future::pending().await;
+    }
     if target.contains("follow=true") {
-        let endless = futures_util::stream::repeat_with(|| Ok(BodyFrame::data(Bytes::from(vec![b'x'; 1 << 14]))));
+        open.fetch_add(1, Ordering::SeqCst);
+        let counted = Counted(open);
+        let endless = futures_util::stream::repeat_with(move || {
+            let _ = &counted;
+            Ok(BodyFrame::data(Bytes::from(vec![b'x'; 1 << 14])))
+        });
         return Ok(Response::new(BodyExt::boxed(StreamBody::new(endless))));
     }
     if target.contains("missing") {
         return Ok(Response::builder().status(404).body(full("container not found\n".into()))?);
     }
     Ok(Response::new(full(target)))
+}
+
+/// A stream that is open.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A client of the stream server.
@@ -233,7 +250,8 @@ async fn a_client_that_does_not_read_holds_up_no_other() -> Result<()> {
     let cloud = Cloud::start().await?;
     let credentials = node_with_pod(&cloud, "n1", "p1").await?;
     let client = Client::new(&cloud).await?;
-    let _edge = own_edge(&cloud, &credentials, "n1", Arc::default()).await?;
+    let streams = Arc::<AtomicUsize>::default();
+    let _edge = own_edge(&cloud, &credentials, "n1", streams.clone()).await?;
     let log = "/containerLogs/default/p1/main";
     until(&client, log, StatusCode::OK).await?;
     let mut tasks = JoinSet::new();
@@ -244,6 +262,12 @@ async fn a_client_that_does_not_read_holds_up_no_other() -> Result<()> {
     for _ in 0..20 {
         ensure!(client.text(log, &[]).await? == (StatusCode::OK, log.to_owned()));
     }
+    ensure!(streams.load(Ordering::SeqCst) == 20);
+    drop((stuck, tasks));
+    cloud
+        .cluster
+        .wait("the follows to end at the edge", SOON, || async { Ok(streams.load(Ordering::SeqCst) == 0) })
+        .await?;
     Ok(())
 }
 

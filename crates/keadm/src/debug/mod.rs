@@ -1,0 +1,3 @@
+//! `keadm debug`: where a path ends that should go on.
+
+pub mod tunnel;
