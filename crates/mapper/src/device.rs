@@ -157,6 +157,14 @@ impl Property {
         })
     }
 
+    /// The desired value as it is told: nothing of one that is not taken.
+    pub(crate) fn observed(&self) -> &str {
+        match self.value_to_write(&self.desired) {
+            Err(ValueError::Kind { .. } | ValueError::Bounds { .. }) => "",
+            Ok(_) | Err(ValueError::ReadOnly { .. }) => &self.desired,
+        }
+    }
+
     /// The value to write for a text.
     ///
     /// # Errors

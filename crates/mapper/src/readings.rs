@@ -26,7 +26,7 @@ impl Readings {
     }
 }
 
-/// What is reported: what the property shall be, and what it is.
+/// What is reported: what the property shall be, if it can be, and what it is.
 pub(crate) fn twin(property: &Property, reading: &Reading) -> Twin {
     let of = |value: &str| TwinProperty {
         value: value.to_owned(),
@@ -36,7 +36,7 @@ pub(crate) fn twin(property: &Property, reading: &Reading) -> Twin {
     };
     Twin {
         property_name: property.name.clone(),
-        observed_desired: Some(of(&property.desired)),
+        observed_desired: Some(of(property.observed())),
         reported: Some(of(&reading.value)),
     }
 }

@@ -186,6 +186,21 @@ impl Twin {
         Ok(outcome)
     }
 
+    /// What a mapper reports. It says with each value which desired value it has seen; one that is not allowed is left out, so that it
+    /// does not take the value with it.
+    pub fn reported(&self, mut entries: Entries) -> Entries {
+        for (name, entry) in &mut entries {
+            let Some(entry) = entry.as_mut().filter(|entry| entry.actual.is_some()) else { continue };
+            let seen = Entry { expected: entry.expected.take(), ..Entry::default() };
+            let kind = self.kind_of(name, entry).to_owned();
+            let alone = Entries::from([(name.clone(), Some(seen.clone()))]);
+            if check::characters(&alone).is_ok() && check::values(name, &kind, &seen).is_ok() {
+                entry.expected = seen.expected;
+            }
+        }
+        entries
+    }
+
     /// A wish of the cloud at this time. What is older than what is here is refused: the cloud hears then what is here.
     ///
     /// # Errors

@@ -262,10 +262,15 @@ fn update(
     answer: &mut Answer,
 ) -> Result<(), NotDone> {
     answer.refusals = Some((id.topic("twin/update/result"), String::new()));
-    let request = Request::parse(&arrived.payload)?;
+    let mut request = Request::parse(&arrived.payload)?;
     answer.refusals = Some((id.topic("twin/update/result"), request.event_id.clone()));
-    let entries = request.entries()?;
+    request.entries()?;
     let device = devices.get_mut(id).ok_or(Refusal::NoDevice)?;
+    if arrived.is_of_mapper() {
+        // That the Device wishes what cannot be was told when it came.
+        request.twin = request.twin.map(|entries| device.twin.reported(entries));
+    }
+    let entries = request.entries()?;
     let now = compose::now();
     let outcome = if is_of_cloud { device.twin.sync(entries, now)? } else { device.twin.update(entries, now)? };
     take_in(devices, id, &outcome);

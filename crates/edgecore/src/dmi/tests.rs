@@ -137,9 +137,13 @@ impl World {
     }
 
     async fn report(&self, device: &str, property: &str, value: &str) -> Result<(), Status> {
+        self.report_with(device, property, "", value).await
+    }
+
+    async fn report_with(&self, device: &str, property: &str, observed: &str, value: &str) -> Result<(), Status> {
         let said = |value: &str| Some(proto::TwinProperty { value: value.to_owned(), ..Default::default() });
         let twin =
-            proto::Twin { property_name: property.to_owned(), observed_desired: said(""), reported: said(value) };
+            proto::Twin { property_name: property.to_owned(), observed_desired: said(observed), reported: said(value) };
         let reported_device = Some(proto::DeviceStatus { twins: vec![twin], ..Default::default() });
         let (device_name, device_namespace) = (device.to_owned(), "default".to_owned());
         let request = proto::ReportDeviceStatusRequest { device_name, reported_device, device_namespace };
@@ -148,11 +152,15 @@ impl World {
 
     /// The stored value of a property.
     fn stored(&self, device: &str, property: &str) -> Option<String> {
+        self.stored_side(device, property, "actual")
+    }
+
+    fn stored_side(&self, device: &str, property: &str, side: &str) -> Option<String> {
         let sql = "SELECT value FROM property WHERE device = ?1 AND name = ?2";
         let row =
             |c: &store::rusqlite::Connection| c.query_row(sql, [device, property], |row| row.get::<_, Vec<u8>>(0));
         let row: Value = serde_json::from_slice(&self.database().read(row).ok()?).ok()?;
-        row["actual"]["value"].as_str().map(str::to_owned)
+        row[side]["value"].as_str().map(str::to_owned)
     }
 }
 
@@ -532,6 +540,21 @@ async fn a_report_is_answered_when_it_is_stored_or_refused() {
     assert_eq!(world.report("a/b", "t", "1").await.expect_err("no name").code(), Code::InvalidArgument);
     world.kill().await;
     assert_eq!(world.stored("default/d", "t").as_deref(), Some("21"), "by whoever looks");
+}
+
+#[tokio::test]
+async fn a_desired_value_that_cannot_be_keeps_no_report_away() {
+    let world = World::start();
+    world.put("devicemodel", &model("m", "C")).await;
+    world.put("device", &device("d", "stub", "1")).await;
+    for (observed, value) in [("2", "2"), ("hot", "21"), ("1 2", "22")] {
+        world.report_with("d", "t", observed, value).await.expect("what is reported is an int");
+        assert_eq!(world.stored("default/d", "t").as_deref(), Some(value));
+        assert_eq!(world.stored_side("default/d", "t", "expected").as_deref(), Some("2"), "{observed}");
+    }
+    let refused = world.report_with("d", "t", "3", "warm").await.expect_err("no int");
+    assert!(refused.message().contains("warm"), "{}", refused.message());
+    assert_eq!(world.stored_side("default/d", "t", "expected").as_deref(), Some("2"), "all or nothing");
 }
 
 #[tokio::test]

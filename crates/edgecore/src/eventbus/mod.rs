@@ -225,6 +225,11 @@ impl Bus {
 }
 
 impl Arrived {
+    /// Whether a mapper says it.
+    pub(crate) fn is_of_mapper(&self) -> bool {
+        matches!(self.sender, Sender::Mapper(_))
+    }
+
     /// Of a mapper, which waits for what comes of it. The answer fails when it could not be written down.
     pub(crate) fn with_answer(topic: String, payload: Bytes) -> (Self, oneshot::Receiver<Option<Refused>>) {
         let (answer, answered) = oneshot::channel();

@@ -66,6 +66,11 @@ async fn what_the_model_forbids_is_not_written() {
     until("it is read", || script.ask("a", |state| state.reads > reads + 9)).await;
     assert_eq!(writes(&script), []);
     assert_eq!(edgecore.known().reported("a", "count"), Some("3"));
+    for name in ["target", "on"] {
+        let twin = edgecore.known().twin("a", name).cloned().unwrap();
+        assert_eq!(twin.observed_desired.unwrap().value, "", "{name} is not taken, so it is not said to be observed");
+        assert!(!twin.reported.unwrap().value.is_empty());
+    }
     client.update_device(wish(&mut a, "target", "150")).await.unwrap();
     until("a good one is written", || writes(&script) == pairs(&[("target", "150")])).await;
     // The model now allows more, and less for others.
