@@ -9,12 +9,16 @@ use beehive::compose;
 use serde::Deserialize;
 use serde_json::json;
 use tracing::warn;
+use twin::check::Refusal;
 use twin::payload::{Entries, Entry, TypeMetadata, Value, Version};
 use twin::topic::DeviceId;
 
 use super::device::{About, Devices};
 use super::history::{self, Asked};
 use super::requests::{Answer, Told, listed, node_topic, take_in, tell_changes};
+
+/// Letters of a property's name that a refusal repeats.
+const MAX_SHOWN: usize = 128;
 
 /// A Device (`devices.kubeedge.io/v1beta1`).
 #[derive(Default, Deserialize)]
@@ -79,6 +83,43 @@ struct ModelProperty {
     name: String,
     #[serde(rename = "type")]
     kind: String,
+    minimum: String,
+    maximum: String,
+}
+
+/// Why a desired value is not taken.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    #[error(transparent)]
+    Twin(#[from] Refusal),
+    #[error("property {name:?}: the value is out of bounds: the DeviceModel allows {minimum} to {maximum}")]
+    Bounds { name: String, minimum: String, maximum: String },
+}
+
+impl NotTaken {
+    /// As in [`Refusal::summary`].
+    fn summary(&self) -> String {
+        match self {
+            Self::Twin(refusal) => refusal.summary(),
+            Self::Bounds { .. } => self.to_string(),
+        }
+    }
+}
+
+impl ModelProperty {
+    /// Whether a desired value is a number out of the model's bounds. A bound that is no number is none.
+    fn check(&self, value: &str) -> Result<(), NotTaken> {
+        let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite());
+        let is_number = matches!(kind_of(&self.kind).as_str(), "int" | "float");
+        let Some(value) = number(value).filter(|_| is_number) else { return Ok(()) };
+        let is_less = number(&self.minimum).is_some_and(|minimum| value < minimum);
+        if !is_less && number(&self.maximum).is_none_or(|maximum| value <= maximum) {
+            return Ok(());
+        }
+        let shown = |bound: &str| number(bound).map_or_else(|| "anything".to_owned(), |bound| bound.to_string());
+        let (minimum, maximum) = (shown(&self.minimum), shown(&self.maximum));
+        Err(NotTaken::Bounds { name: self.name.chars().take(MAX_SHOWN).collect(), minimum, maximum })
+    }
 }
 
 /// A membership message.
@@ -202,14 +243,18 @@ fn desire(devices: &mut Devices, id: &DeviceId, object: &Object, model: Option<&
     if desired == device.about.desired {
         return;
     }
-    let kinds = kinds(model);
+    let properties = properties(model);
     let mut all = twin::twin::Outcome::default();
     for (name, wish) in wishes {
         if device.about.desired.get(name) == Some(&wish.value) {
             continue;
         }
         let given = wish.metadata.as_ref().and_then(|metadata| metadata.get("type"));
-        let kind = kinds.get(name).cloned().or_else(|| given.map(|kind| kind_of(kind))).unwrap_or_default();
+        let of_model = properties.get(name);
+        let kind = of_model
+            .map(|property| kind_of(&property.kind))
+            .or_else(|| given.map(|kind| kind_of(kind)))
+            .unwrap_or_default();
         let version = device.versions(name).map(|[expected, _]| expected).unwrap_or_default();
         let entry = Entry {
             expected: Some(Value { value: Some(wish.value.clone()), metadata: None }),
@@ -217,7 +262,9 @@ fn desire(devices: &mut Devices, id: &DeviceId, object: &Object, model: Option<&
             expected_version: Some(Version { cloud: version.cloud + 1, ..version }),
             ..Entry::default()
         };
-        match device.twin.sync(&Entries::from([(name.to_owned(), Some(entry))]), compose::now()) {
+        let within = of_model.map_or(Ok(()), |property| property.check(&wish.value));
+        let entries = Entries::from([(name.to_owned(), Some(entry))]);
+        match within.and_then(|()| Ok(device.twin.sync(&entries, compose::now())?)) {
             Ok(outcome) => {
                 all.document.extend(outcome.document);
                 all.changed.extend(outcome.changed);
@@ -247,10 +294,10 @@ fn desire(devices: &mut Devices, id: &DeviceId, object: &Object, model: Option<&
     tell_changes(answer, id, "", &all);
 }
 
-/// The types of properties, by the model.
-fn kinds(model: Option<&[u8]>) -> BTreeMap<String, String> {
+/// What the model says of properties.
+fn properties(model: Option<&[u8]>) -> BTreeMap<String, ModelProperty> {
     let model: Model = model.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default();
-    model.spec.properties.into_iter().map(|property| (property.name, kind_of(&property.kind))).collect()
+    model.spec.properties.into_iter().map(|property| (property.name.clone(), property)).collect()
 }
 
 /// The type of a twin's property for one of a DeviceModel's.

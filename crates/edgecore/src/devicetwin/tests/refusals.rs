@@ -32,6 +32,7 @@ async fn each_bad_request_is_answered_and_told_to_users() {
         (own(update), actual("\"warm\"", "int"), (400, Some("property \"t\": the value is no int"))),
         (own(update), actual("\"9223372036854775808\"", "int"), (400, Some("property \"t\": the value is no int"))),
         (own(update), actual("\"1e999\"", "float"), (400, Some("property \"t\": the value is no float"))),
+        (own(update), actual("\"NaN\"", "float"), (400, Some("property \"t\": the value is no float"))),
         (own(update), actual("\"yes\"", "boolean"), (400, Some("property \"t\": the value is no boolean"))),
         (own(update), actual("\"1\"", "secret"), (400, Some("property \"t\": there is no such type"))),
         (own(update), actual("\"wärm\"", "string"), (400, Some("property \"t\": a value has at most 512"))),
@@ -134,4 +135,52 @@ async fn of_a_device_that_is_not_in_the_cluster_there_are_no_events() {
     let (verb, event) = world.event().await;
     assert_eq!((verb.as_str(), &event["count"]), (operation::INSERT, &json!(1)));
     assert!(event["message"].as_str().is_some_and(|text| text.starts_with("state/update: ")));
+}
+
+#[tokio::test]
+async fn a_desired_value_out_of_the_bounds_of_the_model_is_told_on_the_device() {
+    let mut world = World::start();
+    let property = |name: &str, kind: &str, minimum: &str, maximum: &str| json!({"name": name, "type": kind, "minimum": minimum, "maximum": maximum});
+    let properties = json!([
+        property("t", "FLOAT", "5", "30"),
+        property("n", "INT", "", "7"),
+        property("s", "STRING", "5", "30"),
+        property("any", "DOUBLE", "", ""),
+    ]);
+    let object = json!({"metadata": {"name": "m", "namespace": "default"}, "spec": {"properties": properties}});
+    world.store(operation::INSERT, kind::DEVICE_MODEL, "m", object).await;
+    let device = |wishes: &[(&str, &str)]| {
+        let properties: Vec<Value> =
+            wishes.iter().map(|(name, value)| json!({"name": name, "desired": {"value": value}})).collect();
+        json!({"metadata": {"name": "t1", "namespace": "default", "uid": "u1"},
+            "spec": {"deviceModelRef": {"name": "m"}, "properties": properties}})
+    };
+    let good = [("t", "30"), ("n", "-9"), ("s", "99"), ("any", "1e9"), ("other", "99")];
+    world.store(operation::INSERT, kind::DEVICE, "t1", device(&good)).await;
+    let expected = |told: &Value| -> Vec<(String, String)> {
+        let all = told["twin"].as_object().expect("properties").iter();
+        all.map(|(name, twin)| (name.clone(), twin["expected"]["value"].as_str().expect("a text").to_owned())).collect()
+    };
+    let mut stands: Vec<_> = good.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    stands.sort();
+    for (name, value, text) in [
+        ("t", "30.5", "property \"t\": the value is out of bounds: the DeviceModel allows 5 to 30; tried again"),
+        ("n", "8", "property \"n\": the value is out of bounds: the DeviceModel allows anything to 7; tried again"),
+    ] {
+        let mut wishes = good;
+        wishes.iter_mut().filter(|wish| wish.0 == name).for_each(|wish| wish.1 = value);
+        world.store(operation::UPDATE, kind::DEVICE, "t1", device(&wishes)).await;
+        let (_, event) = world.event().await;
+        assert_eq!(event["reason"], "DesiredValueRefused");
+        assert!(event["message"].as_str().is_some_and(|message| message.starts_with(text)), "{event}");
+        world.say("$hw/events/device/t1/twin/get", "{}").await;
+        let told = loop {
+            let (topic, told) = world.hear().await;
+            if topic.ends_with("twin/get/result") {
+                break told;
+            }
+        };
+        assert_eq!(expected(&told), stands, "the device is to stay what it was");
+        world.store(operation::UPDATE, kind::DEVICE, "t1", device(&good)).await;
+    }
 }
