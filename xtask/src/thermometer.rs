@@ -1,6 +1,7 @@
 //! `cargo xtask thermometer`: a simulated thermometer with a heater, as a device would be that speaks MQTT.
 //!
-//! It says what it measures once a second, and hears on `twin/update/delta` what it shall become.
+//! It says what it measures once a second, and hears on `twin/update/delta` what it shall become. That it is online it says when it
+//! starts, and when the node takes it in as its device: before, nobody knows it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::stop_signals::StopSignals;
 const EACH: Duration = Duration::from_secs(1);
 /// The broker hears of it that often.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Where a node tells which devices have come and gone.
+const MEMBERSHIP: &str = "$hw/events/node/+/membership/updated";
 /// Of the way to the target, so much is made between two measurements.
 const APPROACH: f64 = 0.2;
 /// What it measures first, and what it aims at before anybody said so.
@@ -47,20 +50,26 @@ pub async fn run(options: ThermometerOptions) -> Result<()> {
         keep_alive: KEEP_ALIVE,
         connect_timeout: KEEP_ALIVE,
     };
-    let (bus, mut heard) = Bus::client(config, &[delta.as_str()])?;
+    let (bus, mut heard) = Bus::client(config, &[delta.as_str(), MEMBERSHIP])?;
     let say = async |what: &str, payload: Value| {
         let payload = payload.to_string().into_bytes().into();
         bus.publish(Publish { topic: topic(what), payload, qos: Qos::AtLeastOnce, retain: false }).await
     };
+    let online = async || say("state/update", json!({"event_id": "on", "state": "online"})).await;
     let (mut temperature, mut target) = (START, START);
     let mut each = tokio::time::interval(EACH);
-    say("state/update", json!({"event_id": "on", "state": "online"})).await?;
+    online().await?;
     loop {
         tokio::select! {
             _ = signals.next() => break,
             Some(received) = heard.recv() => {
-                let wish: Value = serde_json::from_slice(&received.take().payload).unwrap_or_default();
-                if let Some(wish) = wish["delta"]["target"].as_str().and_then(|text| text.parse().ok()) {
+                let received = received.take();
+                let told: Value = serde_json::from_slice(&received.payload).unwrap_or_default();
+                if received.topic != delta {
+                    if is_added(&told, &options.device) {
+                        online().await?;
+                    }
+                } else if let Some(wish) = told["delta"]["target"].as_str().and_then(|text| text.parse().ok()) {
                     target = wish;
                 }
             }
@@ -75,4 +84,21 @@ pub async fn run(options: ThermometerOptions) -> Result<()> {
     say("state/update", json!({"event_id": "off", "state": "offline"})).await?;
     bus.stop().await;
     Ok(())
+}
+
+/// Whether a message says that this device has come.
+fn is_added(membership: &Value, device: &str) -> bool {
+    membership["added_devices"].as_array().is_some_and(|added| added.iter().any(|added| added["id"] == device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_knows_when_it_has_come() {
+        let told = json!({"added_devices": [{"id": "default/other"}, {"id": "default/t"}], "removed_devices": null});
+        assert!(is_added(&told, "default/t") && !is_added(&told, "default/u"));
+        assert!(!is_added(&json!({"added_devices": null, "removed_devices": [{"id": "default/t"}]}), "default/t"));
+    }
 }
