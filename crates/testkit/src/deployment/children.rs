@@ -109,16 +109,26 @@ impl Children {
         self.save()
     }
 
-    /// The first program that ended by itself.
+    /// The first program that has ended.
     pub fn ended(&self) -> Option<&Child> {
         self.list.iter().find(|child| !child.is_running())
     }
 
-    /// Waits until a program ends by itself; the error names it and its last words.
+    /// Waits until a program ends; the error says which, and which signal killed it or what its last words were.
     pub async fn until_ended(&self) -> anyhow::Error {
         loop {
-            if let Some(Child { name, log, .. }) = self.ended() {
-                return anyhow::anyhow!("{name} ended by itself: {} (its log is {})", last_line(log), log.display());
+            for Child { name, log, pid, started } in &self.list {
+                let mut signal = killed_by(*pid);
+                if start_time(*pid) == Some(*started) {
+                    continue;
+                }
+                // It may have ended between the two looks.
+                signal = signal.or_else(|| killed_by(*pid));
+                let file = log.display();
+                return match signal {
+                    Some(signal) => anyhow::anyhow!("{name} was killed by signal {signal} (its log is {file})"),
+                    None => anyhow::anyhow!("{name} ended by itself: {} (its log is {file})", last_line(log)),
+                };
             }
             tokio::time::sleep(WATCH).await;
         }
@@ -209,9 +219,14 @@ impl Child {
 
 /// Collects the exit status of a child of ours; for others' children it does nothing.
 fn reap(pid: i32) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
-    }
+    killed_by(pid);
+}
+
+/// The same; the signal that has killed it, if one has.
+fn killed_by(pid: i32) -> Option<i32> {
+    let (_, status) =
+        rustix::process::waitpid(Some(Pid::from_raw(pid)?), rustix::process::WaitOptions::NOHANG).ok()??;
+    status.terminating_signal()
 }
 
 /// The last line of a log, cut to a length that fits a message.
@@ -259,6 +274,18 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         let told = runtime.block_on(children.until_ended()).to_string();
         assert!(told.starts_with("cloudcore ended by itself: cannot listen on 127.0.0.1:6443 (its log is /"), "{told}");
+    }
+
+    #[test]
+    fn a_program_that_was_killed_is_not_said_to_end_by_itself() {
+        let dir = tempfile::tempdir().expect("folder");
+        let mut children = Children::load(dir.path().join("run.json")).expect("none yet");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo all is well; kill -9 $$"]);
+        children.start("cloudcore", &mut command, &dir.path().join("cloudcore.log")).expect("started");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let told = runtime.block_on(children.until_ended()).to_string();
+        assert!(told.starts_with("cloudcore was killed by signal 9 (its log is /"), "{told}");
     }
 
     #[test]
