@@ -46,7 +46,7 @@ use std::time::Duration;
 
 use kubeapi::http::Server;
 use kubeapi::{Api, ApiError};
-use link::http_server::HttpServer;
+use link::http_server::{HttpServer, MAX_STREAMS};
 use link::tls::{Certificate, ClientAuth, TlsError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -146,8 +146,12 @@ pub async fn start(options: Options, token: CancellationToken) -> Result<Control
     let clients = ClientAuth::Optional(vec![pki.ca_der().to_vec().into()]);
     let tls = link::tls::server(&own, clients, &[b"h2", b"http/1.1"]).map_err(StartError::Tls)?;
 
-    let server =
-        HttpServer { listener, tls: Some(watch::Sender::new(tls).subscribe()), max_connections: MAX_CONNECTIONS };
+    let server = HttpServer {
+        listener,
+        tls: Some(watch::Sender::new(tls).subscribe()),
+        max_connections: MAX_CONNECTIONS,
+        max_streams: MAX_STREAMS,
+    };
     let handler = Server { api: api.clone(), identity: auth, address: address.to_string() };
     tasks.spawn(server.serve(move |request, peer| handler.clone().handle(request, peer), token.clone()));
     controllers::start(&api, pki.ca_pem(), options.node_grace, &tasks, &token);

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full};
 use kubeapi::api::{ListOptions, ResourceRef, WatchKind};
 use kubeapi::{PatchType, User, WriteOptions};
 use link::ca::CertificateAuthority;
-use link::http_server::HttpServer;
+use link::http_server::{HttpServer, MAX_STREAMS};
 use link::tls::{Certificate, ClientAuth};
 use serde_json::{Value, json};
 use support::World;
@@ -68,7 +68,12 @@ impl Webhook {
         let tls = link::tls::server(&own, ClientAuth::Requested, &[b"http/1.1"]).expect("TLS");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let address = listener.local_addr().expect("address");
-        let server = HttpServer { listener, tls: Some(watch::Sender::new(tls).subscribe()), max_connections: 16 };
+        let server = HttpServer {
+            listener,
+            tls: Some(watch::Sender::new(tls).subscribe()),
+            max_connections: 16,
+            max_streams: MAX_STREAMS,
+        };
         let answer: Arc<Mutex<Answer>> = Arc::new(Mutex::new(Box::new(good)));
         let asked = Arc::new(Mutex::new(0));
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());

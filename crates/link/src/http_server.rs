@@ -44,6 +44,13 @@ const GRACE: Duration = Duration::from_secs(3);
 /// The wait after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Requests of an HTTP/2 connection at once, where nothing speaks for more.
+pub const MAX_STREAMS: u32 = 250;
+/// Bytes of a request that wait for a handler that does not take them, and the same for a whole HTTP/2 connection.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Bytes of an answer that wait for a client that does not take them (HTTP/2).
+const SEND_BUFFER: usize = 64 << 10;
 /// The longest head of a request.
 const MAX_HEAD: usize = 64 << 10;
 /// The first byte of every TLS connection.
@@ -71,6 +78,8 @@ pub struct HttpServer {
     pub tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     /// More connections than this, of those that have spoken, wait.
     pub max_connections: usize,
+    /// Requests of an HTTP/2 connection at once; mostly [`MAX_STREAMS`].
+    pub max_streams: u32,
 }
 
 impl HttpServer {
@@ -99,6 +108,7 @@ impl HttpServer {
     {
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(self.max_connections));
+        let limits = Limits { http1_only: local_plain, max_streams: self.max_streams };
         let newcomers = Newcomers::default();
         loop {
             let accepted = tokio::select! {
@@ -121,13 +131,20 @@ impl HttpServer {
                 let first_word = first_word(tcp, address, tls, local_plain);
                 let admitted = stop.run_until_cancelled(newcomers.admit(first_word, HANDSHAKE, places)).await;
                 let Some((first, place)) = admitted.flatten() else { return };
-                connection(first, address, handler, stop, local_plain).await;
+                connection(first, address, handler, stop, limits).await;
                 drop(place);
             });
         }
         connections.close();
         let _ = tokio::time::timeout(GRACE, connections.wait()).await;
     }
+}
+
+/// Of a connection.
+#[derive(Clone, Copy)]
+struct Limits {
+    http1_only: bool,
+    max_streams: u32,
 }
 
 /// How a peer begins.
@@ -162,27 +179,27 @@ async fn first_word(
     }
 }
 
-async fn connection<H, F>(first: First, address: SocketAddr, handler: H, stop: CancellationToken, http1_only: bool)
+async fn connection<H, F>(first: First, address: SocketAddr, handler: H, stop: CancellationToken, limits: Limits)
 where
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let (handshake, tls) = match first {
-        First::Plain(tcp) => return talk(tcp, Peer { address, certificate: None }, handler, stop, http1_only).await,
+        First::Plain(tcp) => return talk(tcp, Peer { address, certificate: None }, handler, stop, limits).await,
         First::Tls(handshake, tls) => (handshake, tls),
     };
     match tokio::time::timeout(HANDSHAKE, handshake.into_stream(tls)).await {
         Ok(Ok(stream)) => {
             let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
             let certificate = certificate.map(CertificateDer::into_owned);
-            talk(stream, Peer { address, certificate }, handler, stop, http1_only).await;
+            talk(stream, Peer { address, certificate }, handler, stop, limits).await;
         }
         Ok(Err(error)) => debug!(%address, %error, "a TLS handshake failed"),
         Err(_) => debug!(%address, "a TLS handshake took too long"),
     }
 }
 
-async fn talk<S, H, F>(stream: S, peer: Peer, handler: H, stop: CancellationToken, http1_only: bool)
+async fn talk<S, H, F>(stream: S, peer: Peer, handler: H, stop: CancellationToken, limits: Limits)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
@@ -197,7 +214,7 @@ where
         async move { Ok::<_, Infallible>(running.until_sent(answer.await)) }
     });
     let io = TokioIo::new(stream);
-    let ended = if http1_only {
+    let ended = if limits.http1_only {
         // The builder for both would wait without a limit for bytes that tell which one it is.
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HANDSHAKE).max_buf_size(MAX_HEAD);
@@ -207,7 +224,9 @@ where
     } else {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE).max_buf_size(MAX_HEAD);
-        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(250);
+        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(limits.max_streams);
+        builder.http2().initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        builder.http2().max_send_buf_size(SEND_BUFFER);
         builder.http2().keep_alive_interval(PING).keep_alive_timeout(PING);
         let connection = builder.serve_connection_with_upgrades(io, service);
         drive(connection, |connection| connection.graceful_shutdown(), &stop, running).await

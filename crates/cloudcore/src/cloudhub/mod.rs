@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use api::cloudcore::CloudHub as Settings;
-use link::http_server::HttpServer;
+use link::http_server::{HttpServer, MAX_STREAMS};
 use link::tls::{ClientAuth, TlsError, server};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -129,7 +129,8 @@ impl CloudHub {
         tasks.spawn(install::keep(kubernetes.clone(), endpoint, stopping.clone()));
         let validity = settings.certificate_validity;
         let answers = Https { kubernetes, material: material.clone(), validity, conversion };
-        let http = HttpServer { listener: joining, tls: Some(tls), max_connections: MAX_JOINING };
+        let http =
+            HttpServer { listener: joining, tls: Some(tls), max_connections: MAX_JOINING, max_streams: MAX_STREAMS };
         let stop = stopping.clone();
         tasks.spawn(async move {
             http.serve(move |request, peer| answers.clone().handle(request, peer), stop).await;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use link::http_server::{Body, HttpServer};
+use link::http_server::{Body, HttpServer, MAX_STREAMS};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -65,7 +65,7 @@ impl Monitor {
             }
         };
         let bound = listener.local_addr().ok();
-        let server = HttpServer { listener, tls: None, max_connections: MAX_CONNECTIONS };
+        let server = HttpServer { listener, tls: None, max_connections: MAX_CONNECTIONS, max_streams: MAX_STREAMS };
         let (monitor, stop) = (self.clone(), stopping.clone());
         tasks.spawn(server.serve(move |request, _| std::future::ready(monitor.answer(&request)), stop));
         bound

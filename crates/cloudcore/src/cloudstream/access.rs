@@ -1,9 +1,10 @@
 //! Who may ask nodes, as a kubelet decides it: a client certificate of the API's CA or a bearer token says who, a SubjectAccessReview
-//! whether he may (`nodes/proxy`, `nodes/log`, `nodes/stats`, `nodes/metrics`).
+//! whether he may (`nodes/proxy`, `nodes/log`, `nodes/stats`, `nodes/metrics`; for gRPC also `pods/log`, `pods/exec`).
 //!
 //! The CA is in ConfigMap `kube-system/extension-apiserver-authentication` on every cluster.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,16 +45,12 @@ pub enum Denied {
     #[error("Unauthorized: {0}")]
     Unauthorized(&'static str),
     /// He may not.
-    #[error("Forbidden (user={user}, verb={verb}, resource=nodes, subresource={subresource}, node={node})")]
+    #[error("Forbidden (user={user}, {action})")]
     Forbidden {
         /// Who.
         user: String,
-        /// `get`, `create`, ….
-        verb: &'static str,
-        /// `proxy`, `log`, ….
-        subresource: &'static str,
-        /// The node.
-        node: String,
+        /// What.
+        action: Action,
     },
     /// It could not be found out.
     #[error("whether this is allowed could not be asked: {0}")]
@@ -80,6 +77,58 @@ pub struct User {
     pub groups: Vec<String>,
 }
 
+/// What somebody wants to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Action {
+    verb: &'static str,
+    /// `None` for nodes.
+    namespace: Option<String>,
+    subresource: &'static str,
+    /// Of the node or pod; empty for all nodes.
+    name: String,
+}
+
+impl Action {
+    /// With a pod.
+    pub fn on_pod(verb: &'static str, subresource: &'static str, namespace: &str, pod: &str) -> Self {
+        Self { verb, namespace: Some(namespace.to_owned()), subresource, name: pod.to_owned() }
+    }
+
+    /// A request for a page of a node; of all nodes when `node` is empty.
+    pub fn on_node(method: &Method, path: &str, node: &str) -> Self {
+        let verb = match *method {
+            Method::POST => "create",
+            Method::PUT => "update",
+            Method::PATCH => "patch",
+            Method::DELETE => "delete",
+            _ => "get",
+        };
+        let is_below = |root: &str| path == root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'));
+        let subresource = match path {
+            _ if is_below("/stats") => "stats",
+            _ if is_below("/metrics") => "metrics",
+            _ if is_below("/logs") => "log",
+            _ => "proxy",
+        };
+        Self { verb, namespace: None, subresource, name: node.to_owned() }
+    }
+
+    fn resource(&self) -> &'static str {
+        if self.namespace.is_some() { "pods" } else { "nodes" }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "verb={}, resource={}, subresource={}", self.verb, self.resource(), self.subresource)?;
+        match &self.namespace {
+            Some(namespace) => write!(f, ", namespace={namespace}, pod={}", self.name),
+            None if self.name.is_empty() => f.write_str(", all nodes"),
+            None => write!(f, ", node={}", self.name),
+        }
+    }
+}
+
 /// Decides. Cloning is cheap.
 #[derive(Clone)]
 pub struct Access {
@@ -88,7 +137,7 @@ pub struct Access {
     remembered: Arc<Mutex<Remembered>>,
 }
 
-type Question = (User, &'static str, &'static str, String);
+type Question = (User, Action);
 
 #[derive(Default)]
 struct Remembered {
@@ -110,7 +159,7 @@ impl Access {
     ) -> Result<(Self, watch::Receiver<Arc<ServerConfig>>), TlsError> {
         let cas = client_cas(&kubernetes).await;
         // Asked for without naming a CA and verified afterwards: so the answer can say what is wrong, and the CA may change.
-        let tls = server(own, ClientAuth::Requested, &[b"http/1.1"])?;
+        let tls = server(own, ClientAuth::Requested, &[b"h2", b"http/1.1"])?;
         let (tls_keep, tls) = watch::channel(tls);
         let known = cas.is_ok();
         let (to_cas, cas) = watch::channel(cas.unwrap_or_default());
@@ -172,36 +221,12 @@ impl Access {
         Ok(user)
     }
 
-    /// Whether he may ask this node for this.
+    /// Whether he may do this.
     ///
     /// # Errors
     /// He may not, or it cannot be found out.
-    pub async fn authorize(&self, user: &User, method: &Method, path: &str, node: &str) -> Result<(), Denied> {
-        let verb = match *method {
-            Method::POST => "create",
-            Method::PUT => "update",
-            Method::PATCH => "patch",
-            Method::DELETE => "delete",
-            _ => "get",
-        };
-        let is_below = |root: &str| path == root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'));
-        let subresource = match path {
-            _ if is_below("/stats") => "stats",
-            _ if is_below("/metrics") => "metrics",
-            _ if is_below("/logs") => "log",
-            _ => "proxy",
-        };
-        self.allowed(user, verb, subresource, node).await
-    }
-
-    async fn allowed(
-        &self,
-        user: &User,
-        verb: &'static str,
-        subresource: &'static str,
-        node: &str,
-    ) -> Result<(), Denied> {
-        let question = (user.clone(), verb, subresource, node.to_owned());
+    pub async fn authorize(&self, user: &User, action: Action) -> Result<(), Denied> {
+        let question = (user.clone(), action);
         let known = self.remembered().answers.get(&question).copied().filter(|(_, until)| *until > Instant::now());
         let allowed = match known {
             Some((allowed, _)) => allowed,
@@ -212,12 +237,12 @@ impl Access {
                 if remembered.answers.len() >= MAX_REMEMBERED {
                     remembered.answers.clear();
                 }
-                remembered.answers.insert(question, (allowed, until));
+                remembered.answers.insert(question.clone(), (allowed, until));
                 allowed
             }
         };
-        let (user, node) = (user.name.clone(), node.to_owned());
-        if allowed { Ok(()) } else { Err(Denied::Forbidden { user, verb, subresource, node }) }
+        let (User { name: user, .. }, action) = question;
+        if allowed { Ok(()) } else { Err(Denied::Forbidden { user, action }) }
     }
 
     fn certified(&self, certificate: &CertificateDer<'_>) -> Result<User, Denied> {
@@ -245,9 +270,11 @@ impl Access {
         Ok(User { name: user["username"].as_str().unwrap_or_default().to_owned(), groups: groups.collect() })
     }
 
-    async fn review_access(&self, (user, verb, subresource, node): &Question) -> Result<bool, Denied> {
-        let attributes =
-            json!({"resource": "nodes", "subresource": subresource, "verb": verb, "name": node, "version": "v1"});
+    async fn review_access(&self, (user, action): &Question) -> Result<bool, Denied> {
+        let attributes = json!({
+            "resource": action.resource(), "subresource": action.subresource, "verb": action.verb, "version": "v1",
+            "name": action.name, "namespace": action.namespace.as_deref().unwrap_or_default(),
+        });
         let spec = json!({"user": user.name, "groups": user.groups, "resourceAttributes": attributes});
         let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec});
         let answer = self.review("/apis/authorization.k8s.io/v1/subjectaccessreviews", &review).await?;

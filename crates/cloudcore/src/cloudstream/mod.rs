@@ -2,12 +2,14 @@
 //!
 //! The API server asks as it asks a kubelet ([`server`], port 10003, [`access`] for who may); the request goes through the tunnel that the
 //! node keeps ([`accept`], port 10004; [`tunnels`] knows them all), to our own edges as HTTP/2, to Go edges in upstream's frames
-//! ([`go_edge`]). [`address`] tells the API server to come here. Read `tunnels` first.
+//! ([`go_edge`]). [`address`] tells the API server to come here. Programs ask the same of nodes by gRPC on port 10003 ([`grpc`]). Read
+//! `tunnels` first.
 
 mod accept;
 mod access;
 pub mod address;
 mod go_edge;
+pub mod grpc;
 mod own_edge;
 mod server;
 pub mod tunnels;
@@ -17,8 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::cloudcore::CloudStream as Settings;
+use http::Request;
+use hyper::body::Incoming;
 use link::files::read_bounded;
-use link::http_server::HttpServer;
+use link::http_server::{HttpServer, MAX_STREAMS};
 use link::rustls::pki_types::pem::PemObject;
 use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use link::tls::{Certificate, ClientAuth, TlsError, server as tls_server};
@@ -34,6 +38,7 @@ use crate::kubernetes::Kubernetes;
 use accept::Accept;
 use access::Access;
 use address::Published;
+use grpc::Grpc;
 use server::Server;
 use tunnels::Tunnels;
 
@@ -44,6 +49,8 @@ const MAX_CLIENTS: usize = 4096;
 
 /// No certificate or key file is longer.
 const MAX_FILE: u64 = 64 << 10;
+/// Requests of one of their HTTP/2 connections at once: all followed logs of an API server may share one.
+const MAX_CLIENT_STREAMS: u32 = 4096;
 
 /// CloudStream cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +107,8 @@ pub async fn start(
         tasks: tasks.clone(),
         stopping: stopping.clone(),
     };
-    let http = HttpServer { listener: arriving, tls: Some(tls), max_connections: MAX_ARRIVING };
+    let http =
+        HttpServer { listener: arriving, tls: Some(tls), max_connections: MAX_ARRIVING, max_streams: MAX_STREAMS };
     let stop = stopping.clone();
     tasks.spawn(async move {
         http.serve(move |request, peer| accept.clone().handle(request, peer), stop).await;
@@ -112,9 +120,20 @@ pub async fn start(
     let (access, tls) = Access::start(kubernetes.clone(), own, tasks, stopping).await?;
     let answers =
         Server { kubernetes, view, tunnels: tunnels.clone(), access, tasks: tasks.clone(), stopping: stopping.clone() };
-    let http = HttpServer { listener: streams, tls: Some(tls), max_connections: MAX_CLIENTS };
+    let http =
+        HttpServer { listener: streams, tls: Some(tls), max_connections: MAX_CLIENTS, max_streams: MAX_CLIENT_STREAMS };
+    let grpc = Grpc::new(answers.clone());
     let stop = stopping.clone();
-    tasks.spawn(http.serve(move |request, peer| answers.clone().handle(request, peer), stop));
+    let handler = move |request: Request<Incoming>, peer| {
+        let (answers, grpc) = (answers.clone(), grpc.clone());
+        async move {
+            match grpc::is_meant(&request) {
+                true => grpc.handle(request, peer).await,
+                false => answers.handle(request, peer).await,
+            }
+        }
+    };
+    tasks.spawn(http.serve(handler, stop));
     Ok(CloudStream { stream, tunnel, tunnels })
 }
 

@@ -45,7 +45,7 @@ impl OwnEdge {
     /// Asks, and gives the answer as it comes.
     pub async fn ask(&self, node: &str, request: Request<Full<Bytes>>) -> Result<Response<Body>, TunnelError> {
         let answer = self.send(node, prepared(request)).await?;
-        Ok(answer.map(|body| body.map_err(Into::into).boxed()))
+        Ok(answer.map(boxed))
     }
 
     /// Asks for a stream.
@@ -57,7 +57,7 @@ impl OwnEdge {
         request.extensions_mut().insert(Protocol::from(protocol.as_str()));
         let answer = self.send(node, request).await?;
         if answer.status() != StatusCode::OK {
-            return Ok(Answer::Plain(answer.map(|body| body.map_err(Into::into).boxed())));
+            return Ok(Answer::Plain(answer.map(boxed)));
         }
         let mut head = Response::new(());
         *head.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -114,4 +114,8 @@ fn prepared(request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
     head.uri = Uri::builder().scheme("http").authority("edged").path_and_query(target).build().unwrap_or_default();
     head.version = http::Version::HTTP_2;
     Request::from_parts(head, body)
+}
+
+fn boxed(body: Incoming) -> Body {
+    body.map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { Box::new(error) }).boxed()
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-use super::access::{Access, Denied};
+use super::access::{Access, Action, Denied};
 use super::tunnels::{Answer, Io, TunnelError, Tunnels};
 use crate::edgecontroller::view::View;
 use crate::kubernetes::{Kubernetes, KubernetesError};
@@ -38,13 +38,15 @@ pub(super) struct Server {
 
 /// Why a request is not answered by its node.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub(super) enum Refused {
     #[error(transparent)]
     Denied(#[from] Denied),
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
     #[error("{0}")]
     NotFound(String),
+    #[error("pod {0} is on no node yet")]
+    Unscheduled(String),
     #[error("{0}")]
     Bad(&'static str),
     #[error("pod {0} cannot be looked up")]
@@ -56,7 +58,7 @@ impl Refused {
         match self {
             Self::Denied(denied) => denied.status(),
             Self::Tunnel(error) => error.status(),
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::NotFound(_) | Self::Unscheduled(_) => StatusCode::NOT_FOUND,
             Self::Bad(_) => StatusCode::BAD_REQUEST,
             Self::Kubernetes(..) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -82,9 +84,13 @@ impl Server {
         if path == "/healthz" {
             return Ok(text(StatusCode::OK, "ok"));
         }
+        let is_stream = ["/exec/", "/attach/", "/portForward/"].iter().any(|root| path.starts_with(root));
+        if request.version() == Version::HTTP_2 && (is_stream || request.method() == Method::CONNECT) {
+            return Err(Refused::Bad("streams need HTTP/1.1 with `Connection: Upgrade`; this connection is HTTP/2"));
+        }
         let user = self.access.identify(request.headers(), peer).await?;
-        let node = self.node(path, request.headers()).await?;
-        self.access.authorize(&user, request.method(), path, &node).await?;
+        let node = self.node(request.uri(), request.headers()).await?;
+        self.access.authorize(&user, Action::on_node(request.method(), path, &node)).await?;
         let tunnel = self.tunnels.find(&node)?;
         debug!(user = user.name, node, path, "a request goes to its node");
         let (asked, client) = split(request).await?;
@@ -99,7 +105,8 @@ impl Server {
     }
 
     /// The node that is meant.
-    async fn node(&self, path: &str, headers: &HeaderMap) -> Result<String, Refused> {
+    async fn node(&self, uri: &Uri, headers: &HeaderMap) -> Result<String, Refused> {
+        let path = uri.path();
         let mut parts = path.split('/').skip(1);
         if parts.next().is_some_and(|first| OF_PODS.contains(&first)) {
             let (Some(namespace), Some(pod)) = (parts.next(), parts.next()) else {
@@ -115,7 +122,9 @@ impl Server {
             let node = node.trim_start_matches("https:").trim_start_matches("http:").split(':').next().unwrap_or(node);
             return Ok(node.to_owned());
         }
-        let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        // HTTP/2 has it in the address.
+        let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+        let host = host.or(uri.authority().map(|authority| authority.as_str())).unwrap_or_default();
         let host = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, _)) => address,
             None => host.split(':').next().unwrap_or_default(),
@@ -126,7 +135,8 @@ impl Server {
         })
     }
 
-    async fn node_of_pod(&self, namespace: &str, pod: &str) -> Result<String, Refused> {
+    /// The node of a pod.
+    pub(super) async fn node_of_pod(&self, namespace: &str, pod: &str) -> Result<String, Refused> {
         if let Some(entry) = self.view.read().get(namespace, pod) {
             return Ok(entry.node.clone());
         }
@@ -142,7 +152,7 @@ impl Server {
         match self.kubernetes.get_value(&format!("/api/v1/namespaces/{namespace}/pods/{pod}")).await {
             Ok(object) => match object["spec"]["nodeName"].as_str() {
                 Some(node) if !node.is_empty() => Ok(node.to_owned()),
-                _ => Err(Refused::NotFound(format!("pod {name} is on no node yet"))),
+                _ => Err(Refused::Unscheduled(name)),
             },
             Err(error) if error.code() == 404 => Err(Refused::NotFound(format!("pod {name} does not exist"))),
             Err(error) => Err(Refused::Kubernetes(name, error)),
@@ -203,7 +213,7 @@ async fn copy(
     }
 }
 
-fn text(status: StatusCode, text: &str) -> Response<Body> {
+pub(super) fn text(status: StatusCode, text: &str) -> Response<Body> {
     let mut answer = Response::new(Full::new(Bytes::from(format!("{text}\n"))).map_err(|never| match never {}).boxed());
     *answer.status_mut() = status;
     answer

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use link::ca::CertificateAuthority;
-use link::http_server::{Body, HttpServer, Peer};
+use link::http_server::{Body, HttpServer, MAX_STREAMS, Peer};
 use link::identity::Identity;
 use link::tls::{Certificate, ClientAuth};
 use serde_json::{Value, json};
@@ -77,7 +77,12 @@ impl Kubelet {
         let tls = link::tls::server(&own, ClientAuth::Required(cluster), &[b"http/1.1"]).expect("TLS");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let address = listener.local_addr().expect("address");
-        let server = HttpServer { listener, tls: Some(watch::Sender::new(tls).subscribe()), max_connections: 64 };
+        let server = HttpServer {
+            listener,
+            tls: Some(watch::Sender::new(tls).subscribe()),
+            max_connections: 64,
+            max_streams: MAX_STREAMS,
+        };
         let inner = Inner {
             asked: Mutex::default(),
             lines: Mutex::default(),

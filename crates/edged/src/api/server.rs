@@ -92,7 +92,12 @@ impl Api {
             "the node's API is served"
         );
         let (_keep, tls) = watch::channel(tls);
-        let server = HttpServer { listener, tls: Some(tls), max_connections: MAX_CONNECTIONS };
+        let server = HttpServer {
+            listener,
+            tls: Some(tls),
+            max_connections: MAX_CONNECTIONS,
+            max_streams: link::http_server::MAX_STREAMS,
+        };
         let handler = Arc::clone(&api);
         let answer = move |request, peer| Arc::clone(&handler).answer(request, peer);
         server.serve_with_local_plain(answer, stopping).await;

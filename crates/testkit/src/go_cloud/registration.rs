@@ -11,7 +11,7 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use link::ca::CertificateAuthority;
-use link::http_server::{Body, HttpServer, Peer};
+use link::http_server::{Body, HttpServer, MAX_STREAMS, Peer};
 use link::identity::{IdentityError, NODE_PREFIX, verify_client};
 use link::tls::{Certificate, ClientAuth, server};
 use link::token::{self, TokenError};
@@ -31,7 +31,7 @@ pub(super) fn serve(
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + use<>> {
     let (keep, tls) = watch::channel(server(own, ClientAuth::Requested, &[b"h2", b"http/1.1"])?);
-    let http = HttpServer { listener, tls: Some(tls), max_connections: MAX_CONNECTIONS };
+    let http = HttpServer { listener, tls: Some(tls), max_connections: MAX_CONNECTIONS, max_streams: MAX_STREAMS };
     Ok(async move {
         let answer = move |request: Request<Incoming>, peer: Peer| {
             let (authority, shared) = (authority.clone(), shared.clone());
