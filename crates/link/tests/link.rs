@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use link::ca::{CaError, CertificateAuthority, node_request};
 use link::http_client::{Call, CallError};
-use link::http_server::HttpServer;
+use link::http_server::{HttpServer, MAX_STREAMS};
 use link::identity::{Identity, IdentityError, verify_client};
 use link::rustls::pki_types::CertificateDer;
 use link::tls::{Certificate, ClientAuth, client, client_without_verification, server};
@@ -277,7 +277,7 @@ async fn who_connects_and_says_nothing_loses_his_place() {
     let tls = server(&hub(&ca), ClientAuth::Requested, &[b"http/1.1"]).expect("TLS");
     let (_keep, tls) = tokio::sync::watch::channel(tls);
     let mut tasks = tokio::task::JoinSet::new();
-    let http = HttpServer { listener, tls: Some(tls), max_connections: 1 };
+    let http = HttpServer { listener, tls: Some(tls), max_connections: 1, max_streams: MAX_STREAMS };
     tasks.spawn(http.serve(
         |_, _| async { Response::new(Full::new(Bytes::from("served")).map_err(|never| match never {}).boxed()) },
         CancellationToken::new(),
@@ -303,7 +303,7 @@ async fn https_carries_a_body_on_get_and_shows_the_handler_the_certificate() {
     let (_keep, tls) = tokio::sync::watch::channel(tls);
     let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
-    let http = HttpServer { listener, tls: Some(tls), max_connections: 10 };
+    let http = HttpServer { listener, tls: Some(tls), max_connections: 10, max_streams: MAX_STREAMS };
     tasks.spawn(http.serve(
         |request, peer| async move {
             let shown =

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -20,7 +19,6 @@ use serde_json::json;
 use testkit::go_edge::Credentials;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use wire::tunnel::{Connect, Frame, Kind};
 
 use crate::cloud::{Cloud, SOON};
 

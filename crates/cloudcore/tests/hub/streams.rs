@@ -1,23 +1,15 @@
 //! Logs and streams of nodes: the stream server on one side, stand-ins for our own edge and a Go edge on the other.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
 use futures_util::SinkExt;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::{Frame as BodyFrame, Incoming};
+use http::StatusCode;
 use hyper_util::rt::TokioIo;
-use link::frames::{self, ByteStream, Frames};
-use link::http_server::Body;
-use link::tunnel::{self, Io};
-use link::ws::Target;
+use link::frames;
 use serde_json::json;
-use testkit::go_edge::Credentials;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use wire::tunnel::{Connect, Frame, Kind};

@@ -100,7 +100,9 @@ pub async fn serve(
                 response
             }
         };
-        HttpServer { listener, tls, max_connections: 10 }.serve(handler, CancellationToken::new()).await;
+        HttpServer { listener, tls, max_connections: 10, max_streams: link::http_server::MAX_STREAMS }
+            .serve(handler, CancellationToken::new())
+            .await;
     });
     (address, tasks)
 }
