@@ -30,11 +30,13 @@ pub(super) const HUB: &str = "fleet-hub";
 pub(super) struct Hub {
     config: PathBuf,
     pub(super) cloud: Cloud,
+    /// Where it takes the nodes' stream tunnels.
+    pub(super) tunnel: SocketAddr,
 }
 
 impl Hub {
     pub(super) fn prepare(deployment: &Deployment) -> Result<Self> {
-        let [websocket, https, monitor] = free_addresses()?;
+        let [websocket, https, monitor, tunnel] = free_addresses()?;
         let dir = deployment.layout.cloud();
         let config = dir.join("fleet.yaml");
         let (kubeconfig, socket) = (dir.join("cloudcore.kubeconfig"), dir.join("fleet.sock"));
@@ -50,10 +52,10 @@ impl Hub {
                 "websocket": {"enable": true, "address": "127.0.0.1", "port": websocket.port()},
                 "https": {"enable": true, "address": "127.0.0.1", "port": https.port()},
                 "unixsocket": {"enable": true, "address": format!("unix://{}", socket.display())},
-            }, "cloudStream": {"enable": true, "streamPort": 0, "tunnelPort": 0}},
+            }, "cloudStream": {"enable": true, "streamPort": 0, "tunnelPort": tunnel.port()}},
         });
         std::fs::write(&config, text.to_string()).with_context(|| config.display().to_string())?;
-        Ok(Self { config, cloud: Cloud { websocket, https } })
+        Ok(Self { config, cloud: Cloud { websocket, https }, tunnel })
     }
 
     pub(super) fn start(&self, deployment: &mut Deployment) -> Result<()> {
@@ -148,7 +150,7 @@ pub(super) async fn token(cluster: &Cluster) -> Result<String> {
 }
 
 /// Bytes that all connections to this port have carried so far, as the kernel counts them, without TCP's and IP's own.
-fn bytes(port: SocketAddr) -> Result<u64> {
+pub(super) fn bytes(port: SocketAddr) -> Result<u64> {
     let filter = format!("sport = :{}", port.port());
     let output = std::process::Command::new("ss").args(["-tinH", &filter]).output().context("ss (iproute2)")?;
     let text = String::from_utf8_lossy(&output.stdout);

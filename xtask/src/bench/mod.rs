@@ -12,6 +12,7 @@ mod pods;
 mod process;
 mod report;
 mod soak;
+mod streams;
 
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ pub enum Part {
     Link,
     /// What devices say: the MQTT broker, updates of a node, and of many nodes
     Devices,
+    /// Logs and exec through the nodes' tunnels
+    Streams,
     /// Thousands of simulated nodes
     Fleet,
     /// An hour of work with a thousand of them; not part of the whole
@@ -107,7 +110,7 @@ async fn measure(deployment: &mut Deployment, only: Option<Part>, report: &mut R
         tokio::time::sleep(SETTLE).await;
         idle(deployment, "cloudcore", "B6 cloudcore idle, embedded Kubernetes included", 40.0, report).await?;
     }
-    if wanted(Part::Agent) || wanted(Part::Link) || wanted(Part::Devices) {
+    if wanted(Part::Agent) || wanted(Part::Link) || wanted(Part::Devices) || wanted(Part::Streams) {
         deployment.start_edge(1).await?;
         deployment.wait_ready(&cluster, 1).await?;
     }
@@ -116,6 +119,9 @@ async fn measure(deployment: &mut Deployment, only: Option<Part>, report: &mut R
     }
     if wanted(Part::Devices) {
         devices::on_one_node(deployment, &cluster, report).await?;
+    }
+    if wanted(Part::Streams) {
+        streams::on_one_node(deployment, &cluster, report).await?;
     }
     if wanted(Part::Agent) {
         agent(deployment, &cluster, report).await?;
@@ -127,6 +133,9 @@ async fn measure(deployment: &mut Deployment, only: Option<Part>, report: &mut R
     }
     if wanted(Part::Devices) {
         devices::on_many_nodes(deployment, &cluster, report).await?;
+    }
+    if wanted(Part::Streams) {
+        streams::on_many_nodes(deployment, &cluster, report).await?;
     }
     Ok(())
 }

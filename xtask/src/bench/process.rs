@@ -45,9 +45,13 @@ impl Usage {
 
     /// The share of one core until now, in percent.
     pub fn percent(&self) -> Result<f64> {
+        Ok(self.seconds()? / self.began.elapsed().as_secs_f64() * 100.0)
+    }
+
+    /// The time on processors until now, in seconds.
+    pub fn seconds(&self) -> Result<f64> {
         let ticks = cpu_ticks(self.pid)? - self.ticks;
-        let per_second = rustix::param::clock_ticks_per_second();
-        Ok(ticks as f64 / per_second as f64 / self.began.elapsed().as_secs_f64() * 100.0)
+        Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
     }
 }
 
