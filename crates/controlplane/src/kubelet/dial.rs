@@ -10,8 +10,9 @@ use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use link::http_server::Body;
-use link::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
-use link::tls::{Certificate, TlsError};
+use link::rustls::ClientConfig;
+use link::rustls::pki_types::{InvalidDnsNameError, ServerName};
+use link::tls::TlsError;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -58,12 +59,11 @@ pub(super) enum Answer {
 /// Nobody answers there, or somebody else, or not in time.
 pub(super) async fn ask(
     address: &Address,
-    ca: CertificateDer<'static>,
-    own: &Arc<Certificate>,
+    tls: Arc<ClientConfig>,
     request: Request<Body>,
     patience: Option<Duration>,
 ) -> Result<Answer, DialError> {
-    let io = tokio::time::timeout(CONNECT, connect(address, ca, own)).await.map_err(|_| DialError::Slow)??;
+    let io = tokio::time::timeout(CONNECT, connect(address, tls)).await.map_err(|_| DialError::Slow)??;
     let exchange = exchange(io, request);
     match patience {
         Some(patience) => tokio::time::timeout(patience, exchange).await.map_err(|_| DialError::Silent(patience))?,
@@ -71,12 +71,7 @@ pub(super) async fn ask(
     }
 }
 
-async fn connect(
-    address: &Address,
-    ca: CertificateDer<'static>,
-    own: &Certificate,
-) -> Result<TlsStream<TcpStream>, DialError> {
-    let tls = link::tls::client(&ca, Some(own)).map_err(DialError::Certificate)?;
+async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
     let name = ServerName::try_from(address.host.clone()).map_err(|e| DialError::Name(address.host.clone(), e))?;
     let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(DialError::Connect)?;
     // A delay costs more than a packet.

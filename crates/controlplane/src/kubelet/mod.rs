@@ -8,7 +8,7 @@ mod address;
 mod answer;
 mod dial;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,7 +18,9 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use kubeapi::{Api, ApiError};
 use link::http_server::Body;
-use link::tls::Certificate;
+use link::rustls::ClientConfig;
+use link::rustls::pki_types::CertificateDer;
+use link::tls::{Certificate, TlsError};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -33,15 +35,19 @@ const MAX_STREAMS: usize = 1024;
 /// Dials kubelets.
 pub struct Kubelets {
     certificate: watch::Receiver<Arc<Certificate>>,
+    /// The configuration of the last dial, and of which CA and certificate it is.
+    tls: Mutex<Option<Tls>>,
     places: Arc<Semaphore>,
     streams: TaskTracker,
     stop: CancellationToken,
 }
 
+type Tls = (CertificateDer<'static>, Arc<Certificate>, Arc<ClientConfig>);
+
 impl Kubelets {
     /// Shows the newest of these certificates; streams end with `stop`.
     pub fn new(certificate: watch::Receiver<Arc<Certificate>>, streams: TaskTracker, stop: CancellationToken) -> Self {
-        Self { certificate, places: Arc::new(Semaphore::new(MAX_STREAMS)), streams, stop }
+        Self { certificate, tls: Mutex::default(), places: Arc::new(Semaphore::new(MAX_STREAMS)), streams, stop }
     }
 
     async fn exchange(
@@ -65,8 +71,10 @@ impl Kubelets {
         if let Ok(host) = HeaderValue::from_str(&address.authority()) {
             request.headers_mut().insert(header::HOST, host);
         }
-        let own = self.certificate.borrow().clone();
-        let answered = dial::ask(&address, ca, &own, request, patience).await;
+        let answered = match self.tls(ca) {
+            Ok(tls) => dial::ask(&address, tls, request, patience).await,
+            Err(error) => Err(DialError::Certificate(error)),
+        };
         match (answered.map_err(|error| unreachable(node, &address, &error))?, client) {
             (Answer::Plain(answer), _) => Ok(answer),
             (Answer::Upgraded(head, io), Some(client)) => {
@@ -80,6 +88,21 @@ impl Kubelets {
                 format!("node {node} changed protocols unasked"),
             )),
         }
+    }
+
+    /// One configuration for all dials, as long as neither CA nor certificate change: it holds keys and sessions.
+    fn tls(&self, ca: CertificateDer<'static>) -> Result<Arc<ClientConfig>, TlsError> {
+        let own = self.certificate.borrow().clone();
+        let mut known = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, with, tls)) = known.as_ref()
+            && *of == ca
+            && Arc::ptr_eq(with, &own)
+        {
+            return Ok(tls.clone());
+        }
+        let tls = link::tls::client(&ca, Some(&own))?;
+        *known = Some((ca, own, tls.clone()));
+        Ok(tls)
     }
 
     /// Gives the bytes of each side to the other until one ends.
