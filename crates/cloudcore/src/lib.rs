@@ -108,6 +108,10 @@ pub async fn run(
             let api = (kubernetes.clone(), view.clone());
             let streams = cloudstream::start(settings, api, &material, &published, &tasks, &stopping).await?;
             info!(stream = %streams.stream, tunnel = %streams.tunnel, "logs, exec and the like of nodes are served");
+            if let Some(collect) = config.collect() {
+                let tunnels = streams.tunnels.clone();
+                monitor.collects(cloudstream::collect::start(&collect, kubernetes.clone(), tunnels, &tasks, &stopping));
+            }
             Some((streams.stream, streams.tunnel))
         }
         None => None,

@@ -1,5 +1,7 @@
 //! `cloudcore.yaml` (KubeEdge v1.23, `cloudcore.config.kubeedge.io/v1alpha1` or `v1alpha2`).
 
+mod collect;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::document::{ConfigError, Document, Shape};
+
+pub use collect::{Collect, Files, Loki};
 
 /// Where the file lies unless a flag says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/kubeedge/config/cloudcore.yaml";
@@ -25,7 +29,7 @@ const SHAPE: Shape = Shape {
         "modules.taskManager.buffer",
         "modules.taskManager.load",
     ],
-    optional: &["leaderElection", "admission"],
+    optional: &["leaderElection", "admission", collect::PATH],
 };
 
 /// A checked `cloudcore.yaml`.
@@ -178,6 +182,11 @@ impl Config {
         })
     }
 
+    /// `modules.cloudStream.collect`; `None` when it is absent, or CloudStream off.
+    pub fn collect(&self) -> Option<Collect> {
+        self.cloud_stream().and_then(|_| collect::read(&self.document))
+    }
+
     /// Modules that the file switches on and this program does not have.
     pub fn missing_modules(&self) -> Vec<&'static str> {
         let names = ["taskManager", "dynamicController", "router"];
@@ -191,6 +200,7 @@ impl Config {
 }
 
 fn validate(document: &mut Document) {
+    collect::validate(document);
     for part in ["websocket", "https"] {
         let at = |key: &str| format!("modules.cloudHub.{part}.{key}");
         let address = document.text(&at("address"));

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::lag::LAGS;
 use super::sessions::Sessions;
+use crate::cloudstream::collect;
 
 /// Connections at once; a probe and a scraper need two.
 const MAX_CONNECTIONS: usize = 32;
@@ -47,6 +48,7 @@ pub(super) fn count(counter: &AtomicU64, by: usize) {
 #[derive(Clone, Default)]
 pub struct Monitor {
     sessions: Arc<OnceLock<Sessions>>,
+    collected: Arc<OnceLock<Vec<Arc<collect::Counters>>>>,
 }
 
 impl Monitor {
@@ -77,6 +79,12 @@ impl Monitor {
         let _ = self.sessions.set(sessions);
     }
 
+    /// From now on it tells what the outputs of collected logs do.
+    pub(crate) fn collects(&self, counters: Vec<Arc<collect::Counters>>) {
+        // It happens once.
+        let _ = self.collected.set(counters);
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match (request.uri().path(), self.sessions.get()) {
@@ -86,7 +94,10 @@ impl Monitor {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not ready: cloudcore reads from the Kubernetes API and does not serve nodes yet\n".to_owned(),
             ),
-            ("/metrics", sessions) => text(StatusCode::OK, sessions.map(metrics).unwrap_or_default()),
+            ("/metrics", sessions) => {
+                let collected = self.collected.get().map(|counters| collect::metrics(counters));
+                text(StatusCode::OK, sessions.map(metrics).unwrap_or_default() + &collected.unwrap_or_default())
+            }
             _ => text(StatusCode::NOT_FOUND, "404: here are /metrics, /healthz and /readyz\n".to_owned()),
         }
     }

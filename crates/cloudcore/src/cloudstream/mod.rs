@@ -8,6 +8,7 @@
 mod accept;
 mod access;
 pub mod address;
+pub mod collect;
 mod go_edge;
 pub mod grpc;
 mod own_edge;

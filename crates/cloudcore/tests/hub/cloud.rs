@@ -41,6 +41,8 @@ pub struct Cloud {
     dir: TempDir,
     /// `advertiseAddress` of those that start from now on.
     pub advertised: &'static str,
+    /// `modules.cloudStream.collect` of those that start from now on; empty is none.
+    pub collect: String,
     running: Option<Running>,
 }
 
@@ -88,7 +90,16 @@ impl Cloud {
         let plane = controlplane::start(options, plane_stops.clone()).await?;
         let cluster = Cluster::open(plane.kubeconfig_path())?;
         let kubeconfig = plane.cloudcore_kubeconfig_path().to_owned();
-        Ok(Self { cluster, plane: Some(plane), plane_stops, kubeconfig, dir, running: None, advertised: "127.0.0.1" })
+        Ok(Self {
+            cluster,
+            plane: Some(plane),
+            plane_stops,
+            kubeconfig,
+            dir,
+            running: None,
+            advertised: "127.0.0.1",
+            collect: String::new(),
+        })
     }
 
     /// Stops the embedded Kubernetes, does this to the folder of its state, and starts it again where it was.
@@ -124,7 +135,8 @@ impl Cloud {
 
     /// One more cloudcore; returns when it listens.
     pub async fn start_replica(&self, hub: &str) -> Result<Running> {
-        let config = Config::parse(&config(self.dir.path(), self.advertised, hub), Path::new("cloudcore.yaml"))?;
+        let config =
+            Config::parse(&config(self.dir.path(), self.advertised, hub, &self.collect), Path::new("cloudcore.yaml"))?;
         let kubernetes = Kubernetes::connect(Some(&self.kubeconfig)).await?;
         let stopping = CancellationToken::new();
         let (listening, addresses) = oneshot::channel();
@@ -285,7 +297,8 @@ pub fn config_map(name: &str, value: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"key": value}})
 }
 
-fn config(dir: &Path, advertised: &str, hub: &str) -> String {
+fn config(dir: &Path, advertised: &str, hub: &str, collect: &str) -> String {
+    let collect = if collect.is_empty() { String::new() } else { format!(", collect: {collect}") };
     let files: String = [
         ("tlsCAFile", "ca.crt"),
         ("tlsCAKeyFile", "ca.key"),
@@ -298,7 +311,7 @@ fn config(dir: &Path, advertised: &str, hub: &str) -> String {
     format!(
         "apiVersion: cloudcore.config.kubeedge.io/v1alpha2\nkind: CloudCore\ncommonConfig: {{monitorServer: {{bindAddress: \"127.0.0.1:0\"}}}}\nmodules:\n  cloudHub:\n    advertiseAddress: [{advertised}]\n\
          \x20   websocket: {{enable: true, address: 127.0.0.1, port: 0}}\n    https: {{enable: true, address: 127.0.0.1, port: 0}}\n    unixsocket: {{enable: true, address: \"unix://{}\"}}\n{files}{hub}\n\
-         \x20 cloudStream: {{enable: true, streamPort: 0, tunnelPort: 0}}\n",
+         \x20 cloudStream: {{enable: true, streamPort: 0, tunnelPort: 0{collect}}}\n",
         dir.join("cloudcore.sock").display()
     )
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cloud;
+mod collect;
 mod conversion;
 mod delivery;
 mod deploy;
