@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz` on `commonConfig.monitorServer.bindAddress` (KubeEdge v1.23: 127.0.0.1:9091, `/metrics` alone).
+//! `/metrics`, `/metrics/fleet`, `/healthz` and `/readyz` on `commonConfig.monitorServer.bindAddress` (KubeEdge v1.23: 127.0.0.1:9091, `/metrics` alone).
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use tracing::warn;
 use super::lag::LAGS;
 use super::sessions::Sessions;
 use crate::cloudstream::collect;
+use crate::cloudstream::fleet::Fleet;
 
 /// Connections at once; a probe and a scraper need two.
 const MAX_CONNECTIONS: usize = 32;
@@ -48,6 +49,7 @@ pub(super) fn count(counter: &AtomicU64, by: usize) {
 #[derive(Clone, Default)]
 pub struct Monitor {
     sessions: Arc<OnceLock<Sessions>>,
+    fleet: Arc<OnceLock<Fleet>>,
     collected: Arc<OnceLock<Vec<Arc<collect::Counters>>>>,
 }
 
@@ -69,7 +71,11 @@ impl Monitor {
         let bound = listener.local_addr().ok();
         let server = HttpServer { listener, tls: None, max_connections: MAX_CONNECTIONS, max_streams: MAX_STREAMS };
         let (monitor, stop) = (self.clone(), stopping.clone());
-        tasks.spawn(server.serve(move |request, _| std::future::ready(monitor.answer(&request)), stop));
+        let answer = move |request, _| {
+            let monitor = monitor.clone();
+            async move { monitor.answer(&request).await }
+        };
+        tasks.spawn(server.serve(answer, stop));
         bound
     }
 
@@ -85,7 +91,13 @@ impl Monitor {
         let _ = self.collected.set(counters);
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    /// From now on nodes can be asked.
+    pub(crate) fn has_fleet(&self, fleet: Fleet) {
+        // It happens once.
+        let _ = self.fleet.set(fleet);
+    }
+
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match (request.uri().path(), self.sessions.get()) {
             _ if !is_read => text(StatusCode::METHOD_NOT_ALLOWED, "405: only GET is served here\n".to_owned()),
@@ -98,13 +110,22 @@ impl Monitor {
                 let collected = self.collected.get().map(|counters| collect::metrics(counters));
                 text(StatusCode::OK, sessions.map(metrics).unwrap_or_default() + &collected.unwrap_or_default())
             }
-            _ => text(StatusCode::NOT_FOUND, "404: here are /metrics, /healthz and /readyz\n".to_owned()),
+            ("/metrics/fleet", _) => match self.fleet.get() {
+                Some(fleet) => text(StatusCode::OK, fleet.page().await),
+                None => text(
+                    StatusCode::NOT_FOUND,
+                    "404: nodes' metrics come through stream tunnels: enable modules.cloudStream\n".to_owned(),
+                ),
+            },
+            _ => {
+                text(StatusCode::NOT_FOUND, "404: here are /metrics, /metrics/fleet, /healthz and /readyz\n".to_owned())
+            }
         }
     }
 }
 
-fn text(status: StatusCode, text: String) -> Response<Body> {
-    let mut answer = Response::new(Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed());
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut answer = Response::new(Full::new(text.into()).map_err(|never| match never {}).boxed());
     *answer.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     answer.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -9,6 +9,7 @@ mod accept;
 mod access;
 pub mod address;
 pub mod collect;
+pub mod fleet;
 mod go_edge;
 pub mod grpc;
 mod own_edge;

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cloud::{Cloud, SOON};
+use crate::receivers::{Receiver, loki_lines, otlp_lines};
 
 /// What a node has: logs by the container's path, each line with its time, and pages.
 #[derive(Clone, Default)]
@@ -225,4 +226,142 @@ async fn each_line_comes_once_and_in_order_over_cuts_and_restarts() -> Result<()
     cloud.delete_pod("web", 0).await?;
     node.remove(WEB);
     until("the positions", file(dir.path().join("positions/files.json")), "{}").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loki_that_is_down_holds_back_itself_alone() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let loki = Receiver::start().await?;
+    let logs = dir.path().join("logs");
+    let outputs =
+        format!("files: {{directory: \"{}\"}}, loki: {{url: \"{}\", tenant: edge}}", logs.display(), loki.url);
+    let cloud = collecting(dir.path(), "namespaces: [default], ", &outputs).await?;
+    let credentials = node_with_pod(&cloud, "n1", "web", "web").await?;
+    let node = Node::default();
+    node.log(WEB, &["1970-01-01T00:00:01.000000001Z one \"1\""]);
+    let _tunnel = node.connect(&cloud, &credentials, "n1").await?;
+    let lines = || loki_lines(&loki.got.lock().expect("lock")).unwrap_or_else(|error| error.to_string());
+    let first = "1000000001 one \"1\"\n";
+    until("Loki", lines, first).await?;
+
+    loki.answer(503);
+    // More than waits anywhere between the node and Loki.
+    let many: Vec<String> = (0..3000).map(|n| format!("1970-01-01T00:00:02.{n:09}Z {n:01000}")).collect();
+    for part in many.chunks(10) {
+        node.log(WEB, &part.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    let length = |lines: &str| lines.lines().count().to_string();
+    let mut read = file(logs.join("default/web/main.log"));
+    until("the file meanwhile", || length(&read()), "3001").await?;
+    ensure!(lines() == first, "Loki was down");
+    loki.answer(204);
+    let wanted: String = (0..3000).map(|n| format!("{} {n:01000}\n", 2_000_000_000 + n)).collect();
+    until("the number of lines in Loki", || length(&lines()), "3001").await?;
+    ensure!(lines() == format!("{first}{wanted}"), "not in order");
+
+    // What it will never take is dropped and counted, and the next goes on.
+    loki.answer(400);
+    node.log(WEB, &["1970-01-01T00:00:03Z bad"]);
+    until("dropped", || dropped(&cloud), "1").await?;
+    loki.answer(204);
+    node.log(WEB, &["1970-01-01T00:00:04Z good"]);
+    until("the last line", || lines().lines().last().unwrap_or_default().to_owned(), "4000000000 good").await
+}
+
+fn dropped(cloud: &Cloud) -> String {
+    let page = page(cloud, "/metrics").unwrap_or_default();
+    let line =
+        page.lines().find_map(|line| line.strip_prefix("ferroedge_collect_dropped_lines_total{output=\"loki\"} "));
+    line.unwrap_or_default().to_owned()
+}
+
+/// A page of the monitor.
+fn page(cloud: &Cloud, path: &str) -> Result<String> {
+    use std::io::{Read, Write};
+    let address = cloud.addresses().monitor.context("no monitor")?;
+    let mut tcp = std::net::TcpStream::connect(address)?;
+    tcp.set_read_timeout(Some(SOON))?;
+    write!(tcp, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    tcp.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("no answer")?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+    Ok(body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_of_all_nodes_are_one_page() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    ensure!(page(&cloud, "/metrics/fleet")?.contains("ferroedge_fleet_scraped_nodes 0\n"));
+    let mut tunnels = Vec::new();
+    let nodes = [Node::default(), Node::default(), Node::default()];
+    for (number, node) in nodes.iter().enumerate() {
+        let name = format!("n{number}");
+        let credentials = node_with_pod(&cloud, &name, &format!("p{number}"), "x").await?;
+        // The last one has no metrics.
+        if number < 2 {
+            let text = format!(
+                "# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total {number} 1700000000000\n\
+                pod_memory_working_set_bytes{{namespace=\"default\",pod=\"p{number}\"}} 1e6\nspoilt{{ 1\n"
+            );
+            node.pages.lock().expect("lock").insert("/metrics/resource".into(), text);
+        }
+        tunnels.push(node.connect(&cloud, &credentials, &name).await?);
+    }
+    // The first page serves for ten seconds.
+    let deadline = tokio::time::Instant::now() + SOON;
+    let found = loop {
+        let found = page(&cloud, "/metrics/fleet")?;
+        if found.contains("ferroedge_fleet_scraped_nodes 2\n") {
+            break found;
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "{found}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    ensure!(found.contains("ferroedge_fleet_scrape_failed 1\n"), "{found}");
+    let type_line = "# TYPE node_cpu_usage_seconds_total counter\n";
+    ensure!(found.matches(type_line).count() == 1 && !found.contains("spoilt"), "{found}");
+    for number in 0..2 {
+        let cpu = format!("\nnode_cpu_usage_seconds_total{{node=\"n{number}\"}} {number} 1700000000000\n");
+        let memory = format!(
+            "\npod_memory_working_set_bytes{{node=\"n{number}\",namespace=\"default\",pod=\"p{number}\"}} 1e6\n"
+        );
+        ensure!(found.contains(&cpu) && found.contains(&memory), "{found}");
+    }
+    let asked =
+        |node: &Node| node.asked.lock().expect("lock").iter().filter(|path| path.starts_with("/metrics")).count();
+    ensure!(
+        page(&cloud, "/metrics/fleet")? == found && asked(&nodes[0]) == 1,
+        "within ten seconds it is the same page"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opentelemetry_collector_gets_lines_with_their_origin() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let collector = Receiver::start().await?;
+    collector.answer(429);
+    let mut cloud = collecting(dir.path(), "", &format!("otlp: {{url: \"{}/\"}}", collector.url)).await?;
+    let credentials = node_with_pod(&cloud, "n1", "web", "web").await?;
+    let node = Node::default();
+    node.log(WEB, &["1970-01-01T00:00:01.000000001Z one", "1970-01-01T00:00:02Z two"]);
+    let tunnel = node.connect(&cloud, &credentials, "n1").await?;
+    let failed = "ferroedge_collect_failures_total{output=\"otlp\"} ";
+    let has_failed = || {
+        let page = page(&cloud, "/metrics").unwrap_or_default();
+        page.lines().any(|line| line.strip_prefix(failed).is_some_and(|number| number != "0")).to_string()
+    };
+    until("a failure", has_failed, "true").await?;
+    collector.answer(200);
+    let lines = || otlp_lines(&collector.got.lock().expect("lock")).unwrap_or_else(|error| error.to_string());
+    until("the collector", lines, "1000000001 one\n2000000000 two\n").await?;
+    // Another cloudcore goes on where this one was.
+    until_remembered(dir.path(), "otlp", "1970-01-01T00:00:02Z", 1).await?;
+    cloud.stop_hub().await?;
+    drop(tunnel);
+    cloud.start_hub("").await?;
+    node.log(WEB, &["1970-01-01T00:00:03Z three"]);
+    let _tunnel = node.connect(&cloud, &credentials, "n1").await?;
+    until("the collector", lines, "1000000001 one\n2000000000 two\n3000000000 three\n").await
 }

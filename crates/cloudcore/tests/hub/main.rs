@@ -12,6 +12,7 @@ mod edge;
 mod fleet;
 mod golden;
 mod grpc;
+mod receivers;
 mod registration;
 mod streams;
 mod unix_socket;
