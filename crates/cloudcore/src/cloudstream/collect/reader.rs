@@ -73,7 +73,7 @@ impl Reader {
         };
         let mut body = Some(body);
         let mut lines = Lines::default();
-        let mut resume = Resume { position: self.position, seen: 0 };
+        let mut resume = Resume { position: self.position, seen: 0, last: None };
         while let Some(open) = &mut body {
             let arrived = match tokio::time::timeout_at(deadline, open.frame()).await {
                 Ok(Some(Ok(frame))) => frame.into_data().ok(),
@@ -140,14 +140,13 @@ impl Reader {
     fn chunk(&mut self, whole: &mut Vec<Vec<u8>>, resume: &mut Resume) -> Option<Option<Chunk>> {
         let mut new = Vec::new();
         let mut length = 0;
-        let mut last = resume.last_time();
         for text in whole.drain(..) {
             let (time, text) = match split(&text) {
                 Some((time, at)) => (time, Bytes::from(text).slice(at..)),
                 // A line that goes on after the stream has begun properly.
-                None => (last?, Bytes::from(text)),
+                None => (resume.last?, Bytes::from(text)),
             };
-            last = Some(time);
+            resume.last = Some(time);
             if !resume.is_new(time) {
                 continue;
             }
@@ -182,6 +181,8 @@ struct Resume {
     position: Option<Position>,
     /// Lines of the position's time so far.
     seen: u32,
+    /// The time of the last line of this stream.
+    last: Option<Timestamp>,
 }
 
 impl Resume {
@@ -196,10 +197,6 @@ impl Resume {
         }
         self.position = None;
         true
-    }
-
-    fn last_time(&self) -> Option<Timestamp> {
-        self.position.map(|position| position.time)
     }
 }
 
@@ -254,12 +251,12 @@ mod tests {
 
     #[test]
     fn what_was_handed_over_is_left_out_and_nothing_else() {
-        let mut resume = Resume { position: Some(Position { time: at(5), count: 2 }), seen: 0 };
+        let mut resume = Resume { position: Some(Position { time: at(5), count: 2 }), seen: 0, last: None };
         let new: Vec<bool> = [3, 5, 5, 5, 4, 6].map(|time| resume.is_new(at(time))).to_vec();
         assert_eq!(new, [false, false, false, true, true, true], "after the first new line the node's order counts");
-        let mut resume = Resume { position: Some(Position { time: at(5), count: 9 }), seen: 0 };
+        let mut resume = Resume { position: Some(Position { time: at(5), count: 9 }), seen: 0, last: None };
         assert_eq!([5, 6, 6].map(|time| resume.is_new(at(time))), [false, true, true]);
-        let mut resume = Resume { position: None, seen: 0 };
+        let mut resume = Resume { position: None, seen: 0, last: None };
         assert!(resume.is_new(at(0)));
     }
 
