@@ -1,5 +1,6 @@
 //! The tunnel server (KubeEdge v1.23: `/v1/kubeedge/connect` on port 10004): a node shows its certificate, which says who it is.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,14 +58,14 @@ impl Accept {
         if is_ours {
             answer.headers_mut().insert(tunnel::FEATURES, HeaderValue::from_static(tunnel::HTTP2));
         }
-        let address = text(request.headers(), "sessioninternalip").unwrap_or_default();
-        let address = if address.is_empty() { peer.address.ip().to_string() } else { address };
+        let named = text(request.headers(), "sessioninternalip").and_then(|address| address.parse().ok());
+        let address = named.unwrap_or(peer.address.ip());
         let tasks = self.tasks.clone();
         let stopping = self.stopping.clone();
         tasks.spawn(stopping.run_until_cancelled_owned(async move {
             match hyper::upgrade::on(request).await {
-                Ok(upgraded) if is_ours => self.own(&node, &address, upgraded).await,
-                Ok(upgraded) => self.go(&node, &address, upgraded).await,
+                Ok(upgraded) if is_ours => self.own(&node, address, upgraded).await,
+                Ok(upgraded) => self.go(&node, address, upgraded).await,
                 Err(error) => debug!(node, %error, "a stream tunnel was not begun"),
             }
         }));
@@ -72,7 +73,7 @@ impl Accept {
     }
 
     /// An edge of ours; ends with the connection.
-    async fn own(self, node: &str, address: &str, upgraded: hyper::upgrade::Upgraded) {
+    async fn own(self, node: &str, address: IpAddr, upgraded: hyper::upgrade::Upgraded) {
         let bytes = ByteStream::new(tunnel::frames(upgraded));
         let begun = tokio::time::timeout(BEGIN, tunnel::client().handshake(TokioIo::new(bytes))).await;
         let (sender, connection) = match begun {
@@ -97,14 +98,14 @@ impl Accept {
     }
 
     /// A Go edge; ends with the connection.
-    async fn go(self, node: &str, address: &str, upgraded: hyper::upgrade::Upgraded) {
+    async fn go(self, node: &str, address: IpAddr, upgraded: hyper::upgrade::Upgraded) {
         let (edge, running) = GoEdge::start(node, tunnel::frames(upgraded));
         let tunnel = Tunnel { node: node.into(), end: End::Go(edge) };
         self.registered(tunnel, address, running).await;
     }
 
     /// The tunnel is the node's while `running`.
-    async fn registered(&self, tunnel: Tunnel, address: &str, running: impl Future<Output = ()>) {
+    async fn registered(&self, tunnel: Tunnel, address: IpAddr, running: impl Future<Output = ()>) {
         let node = tunnel.node.clone();
         let Some(_registration) = self.tunnels.add(tunnel, address) else {
             return warn!(%node, "a stream tunnel was refused: the node has too many, is its name used twice?");

@@ -89,6 +89,12 @@ impl GoEdge {
         (Self(shared.clone()), run(node.to_owned(), frames, shared, to_write))
     }
 
+    /// One that says nothing.
+    #[cfg(test)]
+    pub fn unconnected() -> Self {
+        Self(Arc::new(Shared { out: mpsc::channel(1).0, streams: Mutex::default(), last: AtomicU64::new(0) }))
+    }
+
     /// Asks for a log or a page. The node tells neither status nor headers: they are 200 and none.
     pub async fn ask(&self, node: &str, request: Request<Full<Bytes>>) -> Result<Response<Body>, TunnelError> {
         if request.method() != Method::GET {

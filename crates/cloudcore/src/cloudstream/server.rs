@@ -22,6 +22,8 @@ use crate::kubernetes::{Kubernetes, KubernetesError};
 const MAX_BODY: usize = 1 << 20;
 /// Bytes copied in one go, for each direction.
 const BUFFER: usize = 16 << 10;
+/// Paths at which a stream begins: only there another protocol can be asked for.
+const OF_STREAMS: [&str; 3] = ["/exec/", "/attach/", "/portForward/"];
 /// Paths whose second and third part are a pod.
 const OF_PODS: [&str; 5] = ["containerLogs", "exec", "attach", "portForward", "run"];
 
@@ -84,16 +86,18 @@ impl Server {
         if path == "/healthz" {
             return Ok(text(StatusCode::OK, "ok"));
         }
-        let is_stream = ["/exec/", "/attach/", "/portForward/"].iter().any(|root| path.starts_with(root));
+        let is_stream = OF_STREAMS.iter().any(|root| path.starts_with(root));
         if request.version() == Version::HTTP_2 && (is_stream || request.method() == Method::CONNECT) {
             return Err(Refused::Bad("streams need HTTP/1.1 with `Connection: Upgrade`; this connection is HTTP/2"));
         }
         let user = self.access.identify(request.headers(), peer).await?;
         let node = self.node(request.uri(), request.headers()).await?;
-        self.access.authorize(&user, Action::on_node(request.method(), path, &node)).await?;
+        // A stream does more than read, whatever its method.
+        let method = if is_stream { &Method::POST } else { request.method() };
+        self.access.authorize(&user, Action::on_node(method, path, &node)).await?;
         let tunnel = self.tunnels.find(&node)?;
         debug!(user = user.name, node, path, "a request goes to its node");
-        let (asked, client) = split(request).await?;
+        let (asked, client) = split(request, is_stream).await?;
         match tunnel.ask(asked).await? {
             Answer::Plain(answer) => Ok(answer),
             Answer::Upgraded(head, io) => {
@@ -107,19 +111,28 @@ impl Server {
     /// The node that is meant.
     async fn node(&self, uri: &Uri, headers: &HeaderMap) -> Result<String, Refused> {
         let path = uri.path();
+        let forwarded = headers.get("x-forwarded-uri").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let proxied = forwarded.strip_prefix("/api/v1/nodes/").and_then(|rest| rest.split_once("/proxy"));
+        // `NODE:port` and `https:NODE:port` name it too.
+        let proxied = proxied.map(|(node, _)| {
+            let node = node.trim_start_matches("https:").trim_start_matches("http:");
+            node.split(':').next().unwrap_or(node)
+        });
         let mut parts = path.split('/').skip(1);
         if parts.next().is_some_and(|first| OF_PODS.contains(&first)) {
             let (Some(namespace), Some(pod)) = (parts.next(), parts.next()) else {
                 return Err(Refused::NotFound(format!("{path} names no pod")));
             };
-            return self.node_of_pod(namespace, pod).await;
+            let node = self.node_of_pod(namespace, pod).await?;
+            // Who may ask one node alone has no way by its name to the pods of another.
+            return match proxied {
+                Some(other) if other != node => {
+                    Err(Refused::NotFound(format!("pod {namespace}/{pod} is not on node {other}")))
+                }
+                _ => Ok(node),
+            };
         }
-        let forwarded = headers.get("x-forwarded-uri").and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if let Some(rest) = forwarded.split_once("/api/v1/nodes/").map(|(_, rest)| rest)
-            && let Some((node, _)) = rest.split_once("/proxy")
-        {
-            // `NODE:port` and `https:NODE:port` name it too.
-            let node = node.trim_start_matches("https:").trim_start_matches("http:").split(':').next().unwrap_or(node);
+        if let Some(node) = proxied {
             return Ok(node.to_owned());
         }
         // HTTP/2 has it in the address.
@@ -130,7 +143,7 @@ impl Server {
             None => host.split(':').next().unwrap_or_default(),
         };
         let named = || self.tunnels.find(host).ok().map(|_| host.to_owned());
-        self.tunnels.at_address(host).or_else(named).ok_or_else(|| {
+        named().or_else(|| self.tunnels.at_address(host)).ok_or_else(|| {
             Refused::NotFound(format!("no node is meant by {path} at host {host:?}: ask by way of the API server (/api/v1/nodes/NODE/proxy{path}), or with the node's name or address as the host"))
         })
     }
@@ -161,9 +174,17 @@ impl Server {
 }
 
 /// What the node is asked, and the client's connection for when it grants a stream.
-async fn split(request: Request<Incoming>) -> Result<(Request<Full<Bytes>>, hyper::upgrade::OnUpgrade), Refused> {
-    let upgrades = request.headers().contains_key(header::UPGRADE);
-    let (head, body) = request.into_parts();
+async fn split(
+    request: Request<Incoming>,
+    is_stream: bool,
+) -> Result<(Request<Full<Bytes>>, hyper::upgrade::OnUpgrade), Refused> {
+    let (mut head, body) = request.into_parts();
+    // Elsewhere it would make a question of what is more.
+    if !is_stream {
+        head.headers.remove(header::UPGRADE);
+        head.headers.remove(header::CONNECTION);
+    }
+    let upgrades = head.headers.contains_key(header::UPGRADE);
     let mut asked = Request::builder().method(head.method.clone()).uri(head.uri.clone());
     if let Some(headers) = asked.headers_mut() {
         *headers = head.headers.clone();

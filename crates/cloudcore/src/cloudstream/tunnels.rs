@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -122,18 +123,24 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     /// By node, the newest last.
-    tunnels: HashMap<Arc<str>, Vec<(u64, Tunnel)>>,
-    /// Which node has said that this is its address; the newest counts.
-    addresses: HashMap<String, Arc<str>>,
+    tunnels: HashMap<Arc<str>, Vec<Registered>>,
+    /// Which node has said that this is its address; who came first has it as long as he is there.
+    addresses: HashMap<IpAddr, Arc<str>>,
     gone: HashMap<Arc<str>, Timestamp>,
     last: u64,
+}
+
+struct Registered {
+    number: u64,
+    address: IpAddr,
+    tunnel: Tunnel,
 }
 
 /// That a tunnel is there; dropped when it ends.
 pub(super) struct Registration {
     tunnels: Tunnels,
     node: Arc<str>,
-    address: String,
+    address: IpAddr,
     number: u64,
 }
 
@@ -150,8 +157,8 @@ impl Tunnels {
     /// It has none.
     pub fn find(&self, node: &str) -> Result<Tunnel, TunnelError> {
         let known = self.known();
-        if let Some((_, tunnel)) = known.tunnels.get(node).and_then(|tunnels| tunnels.last()) {
-            return Ok(tunnel.clone());
+        if let Some(newest) = known.tunnels.get(node).and_then(|tunnels| tunnels.last()) {
+            return Ok(newest.tunnel.clone());
         }
         let since = known.gone.get(node).copied();
         Err(TunnelError::Offline(Offline { node: node.to_owned(), since, started: self.0.started }))
@@ -159,7 +166,7 @@ impl Tunnels {
 
     /// The node that said that this is its address.
     pub fn at_address(&self, address: &str) -> Option<String> {
-        self.known().addresses.get(address).map(|node| node.to_string())
+        self.known().addresses.get(&address.parse().ok()?).map(|node| node.to_string())
     }
 
     /// Nodes with a tunnel.
@@ -173,22 +180,21 @@ impl Tunnels {
     }
 
     /// From now on this is the tunnel of its node. `None` when the node has too many already.
-    pub(super) fn add(&self, tunnel: Tunnel, address: &str) -> Option<Registration> {
-        let mut known = self.known();
+    pub(super) fn add(&self, tunnel: Tunnel, address: IpAddr) -> Option<Registration> {
+        let mut guard = self.known();
+        let known = &mut *guard;
         known.last += 1;
         let (number, node) = (known.last, tunnel.node.clone());
         let of_node = known.tunnels.entry(node.clone()).or_default();
         if of_node.len() >= MAX_OF_ONE_NODE {
             return None;
         }
-        of_node.push((number, tunnel));
+        of_node.push(Registered { number, address, tunnel });
         known.gone.remove(&node);
-        if !address.is_empty() {
-            known.addresses.insert(address.to_owned(), node.clone());
-        }
-        drop(known);
+        known.addresses.entry(address).or_insert_with(|| node.clone());
+        drop(guard);
         info!(%node, "a node opened its stream tunnel");
-        Some(Registration { tunnels: self.clone(), node, address: address.to_owned(), number })
+        Some(Registration { tunnels: self.clone(), node, address, number })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -198,20 +204,23 @@ impl Tunnels {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut known = self.tunnels.known();
+        let mut guard = self.tunnels.known();
+        let known = &mut *guard;
         let Some(of_node) = known.tunnels.get_mut(&self.node) else { return };
-        of_node.retain(|(number, _)| *number != self.number);
-        if !of_node.is_empty() {
+        of_node.retain(|registered| registered.number != self.number);
+        let claimed = of_node.iter().any(|registered| registered.address == self.address);
+        let is_gone = of_node.is_empty();
+        if !claimed && known.addresses.get(&self.address) == Some(&self.node) {
+            known.addresses.remove(&self.address);
+        }
+        if !is_gone {
             return;
         }
         known.tunnels.remove(&self.node);
-        if known.addresses.get(&self.address) == Some(&self.node) {
-            known.addresses.remove(&self.address);
-        }
         if known.gone.len() < MAX_GONE {
             known.gone.insert(self.node.clone(), Timestamp::now());
         }
-        drop(known);
+        drop(guard);
         info!(node = %self.node, "a node's stream tunnel ended");
     }
 }
@@ -226,5 +235,31 @@ impl TunnelError {
             Self::Unsupported(..) => StatusCode::NOT_IMPLEMENTED,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tunnel(node: &str) -> Tunnel {
+        Tunnel { node: node.into(), end: End::Go(GoEdge::unconnected()) }
+    }
+
+    #[test]
+    fn an_address_is_its_nodes_as_long_as_a_tunnel_says_so() {
+        let tunnels = Tunnels::default();
+        let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let first = tunnels.add(tunnel("n1"), a).unwrap();
+        // It came back from elsewhere before the first was known to be dead.
+        let second = tunnels.add(tunnel("n1"), b).unwrap();
+        drop(first);
+        assert_eq!((tunnels.at_address("192.0.2.1"), tunnels.at_address("192.0.2.2")), (None, Some("n1".into())));
+        // Nobody takes another's.
+        let thief = tunnels.add(tunnel("n2"), b).unwrap();
+        assert_eq!(tunnels.at_address("192.0.2.2"), Some("n1".into()));
+        drop(second);
+        drop(thief);
+        assert!(tunnels.known().addresses.is_empty() && tunnels.known().tunnels.is_empty());
     }
 }

@@ -129,12 +129,38 @@ async fn strangers_are_refused() -> Result<()> {
         status == StatusCode::FORBIDDEN && text.contains("system:serviceaccount:default:stranger"),
         "{status} {text}"
     );
-    let nobody = Client { token: "x".into(), ..client };
+    let nobody = Client { token: "x".into(), address: client.address, tls: client.tls.clone() };
+    let asker = client;
     ensure!(nobody.text(log, &[]).await?.0 == StatusCode::UNAUTHORIZED);
     // A node is no client, and no other node.
     let as_node = Client { tls: link::tls::client(&credentials.ca, Some(&credentials.own))?, ..stranger };
     let (status, text) = as_node.text(log, &[]).await?;
     ensure!(status == StatusCode::UNAUTHORIZED && text.contains("not of the API's client CA"), "{status} {text}");
+    // A pod's node is the one that is asked, whatever node the request came by.
+    let by_other = [("x-forwarded-uri", "/api/v1/nodes/n2/proxy/containerLogs/default/p1/main")];
+    let (status, text) = asker.text(log, &by_other).await?;
+    ensure!(status == StatusCode::NOT_FOUND && text.contains("pod default/p1 is not on node n2"), "{status} {text}");
+    let by_it = [("x-forwarded-uri", "/api/v1/nodes/n1/proxy/containerLogs/default/p1/main")];
+    ensure!(asker.text(log, &by_it).await?.0 == StatusCode::OK);
+    // Who may read runs nothing: no upgrade makes a question of what is more, and a stream is more by GET too.
+    let rule = json!({"apiGroups": [""], "resources": ["nodes/proxy"], "verbs": ["get"]});
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "looks"}, "rules": [rule]});
+    cloud.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", &role).await?;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "looks"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "looks"},
+        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": "default"}],
+    });
+    cloud.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await?;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "reader"}});
+    cloud.create("/api/v1/namespaces/default/serviceaccounts", &account).await?;
+    let reader = Client::of(&cloud, "reader").await?;
+    ensure!(reader.text(log, &[]).await?.0 == StatusCode::OK);
+    let upgrade = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
+    let run = "/run/default/p1/main?cmd=reboot";
+    ensure!(reader.text(run, &upgrade).await? == (StatusCode::OK, run.to_owned()), "it is a GET at the node");
+    let (status, text) = reader.text("/exec/default/p1/main?command=sh", &upgrade).await?;
+    ensure!(status == StatusCode::FORBIDDEN && text.contains("verb=create"), "{status} {text}");
     let refused = open(&cloud, &credentials, "n2", true).await.err().context("taken for another")?.to_string();
     ensure!(refused.contains("the certificate is for node n1, not for n2"), "{refused}");
     Ok(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use edged::api::NodeApi;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::{BodyExt, Full};
 use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -15,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ended;
 
+/// Where streams begin.
+const STREAMS: [&str; 3] = ["/exec/", "/attach/", "/portForward/"];
 /// How long running requests may go on when the node is to stop.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -47,6 +50,9 @@ async fn answer<B>(api: &NodeApi, request: Request<B>) -> Response<Body> {
         return api.answer(request).await;
     };
     let mut request = request;
+    if !STREAMS.iter().any(|root| request.uri().path().starts_with(root)) {
+        return refused("no stream begins at this path");
+    }
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
@@ -57,6 +63,15 @@ async fn answer<B>(api: &NodeApi, request: Request<B>) -> Response<Body> {
         *answer.status_mut() = StatusCode::OK;
         answer.headers_mut().remove(header::CONNECTION);
         answer.headers_mut().remove(header::UPGRADE);
+    } else if answer.status().is_success() {
+        // It would be taken for the beginning of a stream.
+        return refused("the node's API answered without a stream");
     }
+    answer
+}
+
+fn refused(why: &'static str) -> Response<Body> {
+    let mut answer = Response::new(Full::from(why).map_err(|never| match never {}).boxed());
+    *answer.status_mut() = StatusCode::BAD_REQUEST;
     answer
 }

@@ -42,7 +42,7 @@ fn full(text: impl Into<Bytes>) -> Body {
 
 fn answer(request: Request<()>, streams: &TaskTracker) -> Response<Body> {
     match request.uri().path() {
-        "/logs" => Response::new(full("one\ntwo\n")),
+        "/logs" | "/exec/plain" => Response::new(full("one\ntwo\n")),
         "/big" => Response::new(full(vec![b'x'; 300_000])),
         "/panic" => panic!("as told"),
         "/follow" => {
@@ -50,12 +50,12 @@ fn answer(request: Request<()>, streams: &TaskTracker) -> Response<Body> {
             let rest = futures_util::stream::pending();
             Response::new(BodyExt::boxed(StreamBody::new(first.chain(rest))))
         }
-        path @ ("/echo" | "/deaf") => {
+        path @ ("/exec/echo" | "/exec/deaf") => {
             let headers = request.headers();
             let wanted = headers.get(header::UPGRADE).map(|value| value.to_str().unwrap().to_ascii_lowercase());
             assert_eq!(request.version(), http::Version::HTTP_11);
             assert_eq!((request.method().as_str(), wanted.as_deref()), ("POST", Some("spdy/3.1")));
-            let echoes = path == "/echo";
+            let echoes = path == "/exec/echo";
             streams.spawn(async move {
                 let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
                 if !echoes {
@@ -208,8 +208,8 @@ async fn recorded_requests_are_understood() {
 #[tokio::test]
 async fn a_go_cloud_has_streams_both_ways_and_ends_them_as_often_as_it_likes() {
     let (mut node, mut cloud) = Node::start(false);
-    open(&mut cloud, 1, "/echo").await;
-    open(&mut cloud, 2, "/echo").await;
+    open(&mut cloud, 1, "/exec/echo").await;
+    open(&mut cloud, 2, "/exec/echo").await;
     for (id, text) in [(2, &b"\x80\x03\xff two"[..]), (1, b"one")] {
         // As a Go cloud does: in pieces.
         for piece in text.chunks(2) {
@@ -244,7 +244,7 @@ async fn a_go_cloud_has_streams_both_ways_and_ends_them_as_often_as_it_likes() {
 #[tokio::test]
 async fn one_who_does_not_read_is_ended_and_holds_nobody_up() {
     let (_node, mut cloud) = Node::start(false);
-    open(&mut cloud, 1, "/deaf").await;
+    open(&mut cloud, 1, "/exec/deaf").await;
     put(&mut cloud, &connect(3, Kind::Logs, "/follow")).await;
     assert_eq!(get(&mut cloud).await, Frame::data(3, "line\n"));
     let piece = Bytes::from(vec![0; 64 << 10]);
@@ -263,7 +263,7 @@ async fn one_who_does_not_read_is_ended_and_holds_nobody_up() {
 #[tokio::test]
 async fn what_cannot_be_asked_is_refused_and_a_failure_is_told() {
     let (_node, mut cloud) = Node::start(false);
-    let mut split = connect(4, Kind::Exec, "/echo");
+    let mut split = connect(4, Kind::Exec, "/exec/echo");
     split.data = String::from_utf8(split.data.to_vec()).unwrap().replace("SPDY", "a\\r\\nb: c").into();
     for (frame, text) in [
         (Frame { id: 1, kind: Kind::Logs, data: Bytes::from_static(b"{") }, "no JSON"),
@@ -298,7 +298,7 @@ async fn connections_have_a_bound() {
 async fn a_cut_in_the_middle_or_nonsense_leaves_nothing() {
     for nonsense in [None, Some(&b""[..]), Some(&[0x80])] {
         let (mut node, mut cloud) = Node::start(false);
-        open(&mut cloud, 1, "/echo").await;
+        open(&mut cloud, 1, "/exec/echo").await;
         put(&mut cloud, &connect(2, Kind::Logs, "/follow")).await;
         assert_eq!(get(&mut cloud).await, Frame::data(2, "line\n"));
         match nonsense {
@@ -313,7 +313,7 @@ async fn a_cut_in_the_middle_or_nonsense_leaves_nothing() {
 #[tokio::test]
 async fn a_node_that_stops_ends_its_tunnel() {
     let (mut node, mut cloud) = Node::start(false);
-    open(&mut cloud, 1, "/echo").await;
+    open(&mut cloud, 1, "/exec/echo").await;
     node.stopping.cancel();
     // A close frame; who answers that may find nobody.
     while let Ok(Some(_)) = within(message(&mut cloud)).await {}
@@ -344,10 +344,15 @@ async fn our_cloud_asks_over_http2() {
     let logs = within(sender.send_request(get("/logs"))).await.unwrap();
     assert_eq!(within(logs.into_body().collect()).await.unwrap().to_bytes(), "one\ntwo\n");
     let follow = within(sender.send_request(get("/follow"))).await.unwrap();
-    let refused = within(sender.send_request(upgrade("/nothing"))).await.unwrap();
+    let refused = within(sender.send_request(upgrade("/exec/nothing"))).await.unwrap();
     assert_eq!(refused.status(), 404);
-    assert_eq!(within(refused.into_body().collect()).await.unwrap().to_bytes(), "no /nothing\n");
-    let granted = within(sender.send_request(upgrade("/echo"))).await.unwrap();
+    assert_eq!(within(refused.into_body().collect()).await.unwrap().to_bytes(), "no /exec/nothing\n");
+    // What is no stream is not asked by one, and an answer without a stream is none.
+    for path in ["/logs", "/exec/plain"] {
+        let refused = within(sender.send_request(upgrade(path))).await.unwrap();
+        assert_eq!(refused.status(), 400, "{path}");
+    }
+    let granted = within(sender.send_request(upgrade("/exec/echo"))).await.unwrap();
     assert_eq!(granted.status(), 200);
     assert_eq!(granted.headers()["x-stream-protocol-version"], "v4.channel.k8s.io");
     assert!(!granted.headers().contains_key("upgrade") && !granted.headers().contains_key("connection"));
@@ -372,7 +377,7 @@ async fn a_node_that_stops_does_not_wait_for_our_cloud() {
     let mut sender = our_cloud(cloud, &mut tasks).await;
     let request = Request::get("https://node/follow").body(Empty::new()).unwrap();
     let _follow = within(sender.send_request(request)).await.unwrap();
-    let _granted = within(sender.send_request(upgrade("/echo"))).await.unwrap();
+    let _granted = within(sender.send_request(upgrade("/exec/echo"))).await.unwrap();
     let began = tokio::time::Instant::now();
     node.stopping.cancel();
     assert!(matches!(node.ended().await, Ended::Stopping));

@@ -26,7 +26,7 @@ const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 /// By this header a node is found that shares its address with others.
 const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 /// What concerns one connection only, and what is said anew.
-const NOT_PASSED: [HeaderName; 11] = [
+const NOT_PASSED: [HeaderName; 12] = [
     header::CONNECTION,
     header::UPGRADE,
     HeaderName::from_static("keep-alive"),
@@ -38,6 +38,8 @@ const NOT_PASSED: [HeaderName; 11] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::AUTHORIZATION,
+    // It names a node to whom it is passed on: this API says that, no client.
+    HeaderName::from_static("x-forwarded-uri"),
 ];
 
 /// A request of a client that a node is to answer.

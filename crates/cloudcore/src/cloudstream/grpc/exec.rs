@@ -69,6 +69,7 @@ async fn begin(asker: Asker, mut requests: Streaming<ExecRequest>) -> Result<Run
     let (sink, frames) = Frames::new(io, Side::Client).split();
     Ok(Running {
         input: Some(feed(start, requests, sink, node.clone()).boxed()),
+        failed: None,
         output: Box::pin(output(frames, node)),
     })
 }
@@ -77,6 +78,8 @@ async fn begin(asker: Asker, mut requests: Streaming<ExecRequest>) -> Result<Run
 struct Running {
     /// Only an error of it ends the call: the command goes on without input.
     input: Option<BoxFuture<'static, Result<Sink, Status>>>,
+    /// Why the input ended; told after what the command has written.
+    failed: Option<Status>,
     output: Answers<ExecResponse>,
 }
 
@@ -84,21 +87,23 @@ impl Stream for Running {
     type Item = Result<ExecResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // What has come is told first: the node may have ended the stream, and so the input.
-        let output = self.output.poll_next_unpin(cx);
-        if output.is_pending()
-            && let Some(input) = &mut self.input
+        // Also while there is output: who interrupts a command that writes all the time must be heard.
+        if let Some(input) = &mut self.input
             && let Poll::Ready(ended) = input.poll_unpin(cx)
         {
             match ended {
                 // It lives as long as the command, or the node would see its end.
                 Ok(sink) => self.input = Some(keep(sink).boxed()),
-                Err(status) => {
-                    self.input = None;
-                    self.output = Box::pin(stream::empty());
-                    return Poll::Ready(Some(Err(status)));
-                }
+                Err(status) => (self.input, self.failed) = (None, Some(status)),
             }
+        }
+        // What has come is told first: the node may have ended the stream, and so the input.
+        let output = self.output.poll_next_unpin(cx);
+        if output.is_pending()
+            && let Some(status) = self.failed.take()
+        {
+            self.output = Box::pin(stream::empty());
+            return Poll::Ready(Some(Err(status)));
         }
         output
     }
@@ -248,4 +253,29 @@ fn exit(node: &str, status: &[u8]) -> Result<Exit, Status> {
     let code = found["code"].as_u64().and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
     let code = status::code(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
     Err(Status::new(code, format!("the command could not be run on node {node}: {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_writes_all_the_time_hears_its_input() {
+        let heard = Arc::new(AtomicBool::new(false));
+        let hears = heard.clone();
+        let input = async move {
+            hears.store(true, Ordering::SeqCst);
+            Err(Status::invalid_argument("enough"))
+        };
+        let line = || Ok(ExecResponse { content: Some(Content::Stdout(b"y\n".to_vec())) });
+        let output = stream::repeat_with(line).take(2).chain(stream::pending());
+        let mut running = Running { input: Some(input.boxed()), failed: None, output: Box::pin(output) };
+        assert!(running.next().await.expect("a line").is_ok() && heard.load(Ordering::SeqCst));
+        assert!(running.next().await.expect("another").is_ok(), "what was written comes first");
+        assert_eq!(running.next().await.expect("the end").expect_err("refused").message(), "enough");
+        assert!(running.next().await.is_none());
+    }
 }
