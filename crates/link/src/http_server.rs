@@ -39,6 +39,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(90);
 /// How often the other end of an HTTP/2 connection is asked whether it lives, and how long it may take to answer.
 const PING: Duration = Duration::from_secs(30);
+/// The kernel's probes of a quiet connection (Go's values): how long before and between them, and how many.
+const QUIET: Duration = Duration::from_secs(15);
+const PROBES: u32 = 5;
 /// How long running requests may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_secs(3);
 /// The wait after a failed accept, which mostly means too many open files.
@@ -128,6 +131,7 @@ impl HttpServer {
             let (newcomers, places) = (newcomers.clone(), places.clone());
             connections.spawn(async move {
                 let _ = tcp.set_nodelay(true);
+                keep_alive(&tcp);
                 let first_word = first_word(tcp, address, tls, local_plain);
                 let admitted = stop.run_until_cancelled(newcomers.admit(first_word, HANDSHAKE, places)).await;
                 let Some((first, place)) = admitted.flatten() else { return };
@@ -145,6 +149,18 @@ impl HttpServer {
 struct Limits {
     http1_only: bool,
     max_streams: u32,
+}
+
+/// A peer that is gone without a word is found out after a minute and a half, also while nothing is sent to it.
+fn keep_alive(tcp: &TcpStream) {
+    use rustix::net::sockopt;
+    let set = sockopt::set_socket_keepalive(tcp, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(tcp, QUIET))
+        .and_then(|()| sockopt::set_tcp_keepintvl(tcp, QUIET))
+        .and_then(|()| sockopt::set_tcp_keepcnt(tcp, PROBES));
+    if let Err(error) = set {
+        debug!(%error, "a connection is not looked after by the kernel");
+    }
 }
 
 /// How a peer begins.

@@ -107,13 +107,12 @@ impl Accept {
     /// The tunnel is the node's while `running`.
     async fn registered(&self, tunnel: Tunnel, address: IpAddr, running: impl Future<Output = ()>) {
         let node = tunnel.node.clone();
-        let Some(_registration) = self.tunnels.add(tunnel, address) else {
-            return warn!(%node, "a stream tunnel was refused: the node has too many, is its name used twice?");
-        };
+        let registration = self.tunnels.add(tunnel, address);
         let publishing = self.published.publish(&self.kubernetes, &node);
         let running = std::pin::pin!(running);
         tokio::select! {
             () = running => {}
+            () = registration.replaced.cancelled() => {}
             () = async { publishing.await; std::future::pending().await } => {}
         }
     }
@@ -124,7 +123,7 @@ fn node_of(headers: &HeaderMap, peer: &Peer) -> Result<String, String> {
     let certificate = peer.certificate.as_ref().ok_or("there is no client certificate")?;
     let identity = Identity::read(certificate).map_err(|error| error.to_string())?;
     let named = text(headers, "sessionhostnameoverride").filter(|name| api::edgecore::is_node_name(name));
-    match (identity.node(), named) {
+    match (identity.node().filter(|node| api::edgecore::is_node_name(node)), named) {
         (Some(node), None) => Ok(node.to_owned()),
         (Some(node), Some(named)) if node == named => Ok(named),
         (Some(node), Some(named)) => Err(format!("the certificate is for node {node}, not for {named}")),

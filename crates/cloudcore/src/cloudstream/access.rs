@@ -197,14 +197,17 @@ impl Access {
     /// # Errors
     /// It cannot be said.
     pub async fn identify(&self, headers: &HeaderMap, peer: &Peer) -> Result<User, Denied> {
-        if let Some(certificate) = &peer.certificate {
-            return self.certified(certificate);
+        let certified = peer.certificate.as_ref().map(|certificate| self.certified(certificate));
+        if let Some(Ok(user)) = certified {
+            return Ok(user);
         }
         let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token =
             token.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let Some((_, token)) = token.filter(|(_, token)| token.len() <= MAX_TOKEN) else {
-            return Err(Denied::Unauthorized("show a client certificate of the API's CA, or a bearer token"));
+        let Some((_, token)) = token.filter(|(_, token)| !token.trim().is_empty() && token.len() <= MAX_TOKEN) else {
+            // A certificate of others, who have their own use for it, does not hide a token.
+            let neither = Denied::Unauthorized("show a client certificate of the API's CA, or a bearer token");
+            return certified.unwrap_or(Err(neither));
         };
         let hash: [u8; 32] = Sha256::digest(token.trim()).into();
         if let Some((user, until)) = self.remembered().users.get(&hash).cloned()

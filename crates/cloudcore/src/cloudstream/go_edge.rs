@@ -20,7 +20,7 @@ use link::frames::{self, Frames};
 use link::http_server::Body;
 use link::tunnel::Io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::PollSender;
 use tracing::{debug, info, warn};
@@ -55,8 +55,21 @@ pub struct GoEdge(Arc<Shared>);
 
 struct Shared {
     out: mpsc::Sender<Frame>,
-    streams: Mutex<HashMap<u64, Arrivals>>,
+    /// `None` when the tunnel has ended.
+    streams: Mutex<Option<HashMap<u64, Arrivals>>>,
+    /// Streams whose end the node is still to be told: it goes before what waits.
+    unwanted: Mutex<Vec<u64>>,
+    to_tell: Notify,
     last: AtomicU64,
+}
+
+/// Ends the streams with the tunnel: without an end of their own, clients hear that theirs were cut.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.streams().take();
+    }
 }
 
 /// Where what arrives for a stream goes.
@@ -85,14 +98,16 @@ impl GoEdge {
     /// Speaks to this edge while the future runs; it ends with the connection.
     pub fn start(node: &str, frames: Frames<Io>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (out, to_write) = mpsc::channel(TO_WRITE);
-        let shared = Arc::new(Shared { out, streams: Mutex::default(), last: AtomicU64::new(0) });
-        (Self(shared.clone()), run(node.to_owned(), frames, shared, to_write))
+        let shared = Arc::new(Shared::new(out));
+        // It ends the streams also when it is never run.
+        let ending = Ending(shared.clone());
+        (Self(shared), run(node.to_owned(), frames, ending, to_write))
     }
 
     /// One that says nothing.
     #[cfg(test)]
     pub fn unconnected() -> Self {
-        Self(Arc::new(Shared { out: mpsc::channel(1).0, streams: Mutex::default(), last: AtomicU64::new(0) }))
+        Self(Arc::new(Shared::new(mpsc::channel(1).0)))
     }
 
     /// Asks for a log or a page. The node tells neither status nor headers: they are 200 and none.
@@ -147,6 +162,8 @@ impl GoEdge {
         let waiting = Arc::<AtomicUsize>::default();
         {
             let mut streams = self.0.streams();
+            let ended = || TunnelError::Broken(node.to_owned(), "it has ended".into());
+            let streams = streams.as_mut().ok_or_else(ended)?;
             if streams.len() >= MAX_STREAMS {
                 return Err(TunnelError::TooMany(node.to_owned()));
             }
@@ -161,16 +178,24 @@ impl GoEdge {
     }
 }
 
-async fn run(node: String, frames: Frames<Io>, shared: Arc<Shared>, mut to_write: mpsc::Receiver<Frame>) {
+async fn run(node: String, frames: Frames<Io>, ending: Ending, mut to_write: mpsc::Receiver<Frame>) {
+    let shared = ending.0.clone();
     let (mut sink, mut stream) = frames.with_pings(b"", PING, SILENCE).split();
     let writing = async {
-        while let Some(frame) = to_write.recv().await {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                id = shared.next_unwanted() => Frame::remove(id),
+                frame = to_write.recv() => match frame {
+                    Some(frame) => frame,
+                    None => return Ok(()),
+                },
+            };
             let bytes = frame.encode().map_err(io::Error::other)?;
             tokio::time::timeout(WRITE, sink.send(frames::Frame::text(bytes)))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         }
-        Ok(())
     };
     let reading = async {
         while let Some((_, bytes)) = frames::message(&mut stream).await? {
@@ -185,24 +210,45 @@ async fn run(node: String, frames: Frames<Io>, shared: Arc<Shared>, mut to_write
     if let Err(error) = ended {
         info!(node, %error, "a stream tunnel broke");
     }
-    // Without an end, clients hear that theirs were cut.
-    shared.streams().clear();
+    drop(ending);
 }
 
 impl Shared {
-    fn streams(&self) -> MutexGuard<'_, HashMap<u64, Arrivals>> {
+    fn new(out: mpsc::Sender<Frame>) -> Self {
+        let streams = Mutex::new(Some(HashMap::new()));
+        Self { out, streams, unwanted: Mutex::default(), to_tell: Notify::new(), last: AtomicU64::new(0) }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Option<HashMap<u64, Arrivals>>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unwanted(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.unwanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node is to end this; each stream comes here once.
+    fn end(&self, id: u64) {
+        self.unwanted().push(id);
+        self.to_tell.notify_one();
+    }
+
+    /// The next stream that the node is to end; may be dropped.
+    async fn next_unwanted(&self) -> u64 {
+        loop {
+            let next = self.unwanted().pop();
+            match next {
+                Some(id) => return id,
+                None => self.to_tell.notified().await,
+            }
+        }
     }
 
     fn arrived(&self, node: &str, frame: Frame) {
         let mut streams = self.streams();
-        let Some(stream) = streams.get(&frame.id) else {
-            // Nobody wants it; the node may not have heard so. Where there is no room to say it, the next frame is a new chance.
-            if frame.kind == Kind::Data {
-                let _ = self.out.try_send(Frame::remove(frame.id));
-            }
-            return;
-        };
+        let Some(streams) = streams.as_mut() else { return };
+        // What nobody wants was said to be unwanted already.
+        let Some(stream) = streams.get(&frame.id) else { return };
         match frame.kind {
             Kind::Data => {
                 let length = frame.data.len();
@@ -210,7 +256,7 @@ impl Shared {
                 if is_full || stream.to.try_send(Arrived::Bytes(frame.data)).is_err() {
                     warn!(node, "a stream was ended: its client reads too slowly");
                     streams.remove(&frame.id);
-                    let _ = self.out.try_send(Frame::remove(frame.id));
+                    self.end(frame.id);
                 }
             }
             Kind::Remove => {
@@ -224,8 +270,8 @@ impl Shared {
 
 impl Drop for GoStream {
     fn drop(&mut self) {
-        if self.shared.streams().remove(&self.id).is_some() {
-            let _ = self.shared.out.try_send(Frame::remove(self.id));
+        if self.shared.streams().as_mut().is_some_and(|streams| streams.remove(&self.id).is_some()) {
+            self.shared.end(self.id);
         }
     }
 }
@@ -292,4 +338,23 @@ async fn read_head(stream: &mut GoStream) -> io::Result<Response<()>> {
         }
     }
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_is_told_whatever_waits_and_none_begins_after_the_tunnels() {
+        let (out, _waits) = mpsc::channel(1);
+        let edge = GoEdge(Arc::new(Shared::new(out)));
+        let request = Request::get("/containerLogs/a/b/c").body(Full::default()).unwrap();
+        let stream = edge.open("n1", Kind::Logs, &request).await.unwrap();
+        // Nothing is written, and there is no room for more.
+        drop(stream);
+        assert_eq!(edge.0.next_unwanted().await, 1);
+        drop(Ending(edge.0.clone()));
+        let ended = edge.open("n1", Kind::Logs, &request).await.err().unwrap();
+        assert!(matches!(ended, TunnelError::Broken(..)), "{ended}");
+    }
 }

@@ -2,6 +2,7 @@
 //! that an API server sets for `nodes/NODE/proxy`, or the host.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
@@ -9,6 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use link::http_server::{Body, Peer};
+use link::splice::splice;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
@@ -20,8 +22,6 @@ use crate::kubernetes::{Kubernetes, KubernetesError};
 
 /// The longest body of a request.
 const MAX_BODY: usize = 1 << 20;
-/// Bytes copied in one go, for each direction.
-const BUFFER: usize = 16 << 10;
 /// Paths at which a stream begins: only there another protocol can be asked for.
 const OF_STREAMS: [&str; 3] = ["/exec/", "/attach/", "/portForward/"];
 /// Paths whose second and third part are a pod.
@@ -91,9 +91,16 @@ impl Server {
             return Err(Refused::Bad("streams need HTTP/1.1 with `Connection: Upgrade`; this connection is HTTP/2"));
         }
         let user = self.access.identify(request.headers(), peer).await?;
-        let node = self.node(request.uri(), request.headers()).await?;
         // A stream does more than read, whatever its method.
         let method = if is_stream { &Method::POST } else { request.method() };
+        let node = match self.node(request.uri(), request.headers()).await {
+            Ok(node) => node,
+            // Which pods there are is not told to everybody.
+            Err(refused) => {
+                self.access.authorize(&user, Action::on_node(method, path, "")).await?;
+                return Err(refused);
+            }
+        };
         self.access.authorize(&user, Action::on_node(method, path, &node)).await?;
         let tunnel = self.tunnels.find(&node)?;
         debug!(user = user.name, node, path, "a request goes to its node");
@@ -202,35 +209,10 @@ async fn split(
     Ok((asked, hyper::upgrade::on(&mut client)))
 }
 
-/// Copies in both directions; the end of either side is the end of both.
-async fn join(client: hyper::upgrade::OnUpgrade, mut node: Box<dyn Io>) {
-    let Ok(client) = client.await else { return };
-    let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
-    let (mut from_node, mut to_node) = tokio::io::split(&mut node);
-    let ended = tokio::select! {
-        ended = copy(&mut from_client, &mut to_node) => ended,
-        ended = copy(&mut from_node, &mut to_client) => ended,
-    };
-    if let Err(error) = ended {
-        debug!(%error, "a stream broke");
-    }
-    use tokio::io::AsyncWriteExt;
-    // Either may be gone already.
-    let _ = tokio::join!(to_client.shutdown(), to_node.shutdown());
-}
-
-async fn copy(
-    from: &mut (impl tokio::io::AsyncRead + Unpin),
-    to: &mut (impl tokio::io::AsyncWrite + Unpin),
-) -> std::io::Result<()> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match from.read(&mut buffer).await? {
-            0 => return Ok(()),
-            read => to.write_all(&buffer[..read]).await?,
-        }
-        to.flush().await?;
+/// The bytes of a stream, until either side ends; how long it may be silent is the node's business.
+async fn join(client: hyper::upgrade::OnUpgrade, node: Box<dyn Io>) {
+    if let Ok(client) = client.await {
+        splice(TokioIo::new(client), node, Duration::MAX).await;
     }
 }
 

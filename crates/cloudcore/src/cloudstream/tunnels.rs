@@ -11,14 +11,15 @@ use http_body_util::Full;
 use jiff::Timestamp;
 use link::http_server::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tracing::info;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::go_edge::GoEdge;
 use super::own_edge::OwnEdge;
 
 /// Nodes without a tunnel of which it is remembered since when; of the others it is not known.
 const MAX_GONE: usize = 100_000;
-/// Tunnels of a node at once: one that is dying, and those that replace it.
+/// Tunnels of a node at once: some that are dying, and the one that replaces them. The oldest goes for one more.
 const MAX_OF_ONE_NODE: usize = 4;
 
 /// A stream of bytes in both directions.
@@ -134,6 +135,7 @@ struct Registered {
     number: u64,
     address: IpAddr,
     tunnel: Tunnel,
+    replaced: CancellationToken,
 }
 
 /// That a tunnel is there; dropped when it ends.
@@ -142,6 +144,8 @@ pub(super) struct Registration {
     node: Arc<str>,
     address: IpAddr,
     number: u64,
+    /// Cancelled when the node has too many newer ones.
+    pub(super) replaced: CancellationToken,
 }
 
 impl Default for Tunnels {
@@ -179,22 +183,26 @@ impl Tunnels {
         self.known().tunnels.keys().map(ToString::to_string).collect()
     }
 
-    /// From now on this is the tunnel of its node. `None` when the node has too many already.
-    pub(super) fn add(&self, tunnel: Tunnel, address: IpAddr) -> Option<Registration> {
+    /// From now on this is the tunnel of its node.
+    pub(super) fn add(&self, tunnel: Tunnel, address: IpAddr) -> Registration {
         let mut guard = self.known();
         let known = &mut *guard;
         known.last += 1;
         let (number, node) = (known.last, tunnel.node.clone());
         let of_node = known.tunnels.entry(node.clone()).or_default();
         if of_node.len() >= MAX_OF_ONE_NODE {
-            return None;
+            warn!(%node, "a node has too many stream tunnels, and the oldest is closed: does its link flap, or is its name used twice?");
+            // It leaves the list when it has ended.
+            let waiting = of_node.iter().find(|registered| !registered.replaced.is_cancelled());
+            waiting.inspect(|oldest| oldest.replaced.cancel());
         }
-        of_node.push(Registered { number, address, tunnel });
+        let replaced = CancellationToken::new();
+        of_node.push(Registered { number, address, tunnel, replaced: replaced.clone() });
         known.gone.remove(&node);
         known.addresses.entry(address).or_insert_with(|| node.clone());
         drop(guard);
         info!(%node, "a node opened its stream tunnel");
-        Some(Registration { tunnels: self.clone(), node, address, number })
+        Registration { tunnels: self.clone(), node, address, number, replaced }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -217,9 +225,12 @@ impl Drop for Registration {
             return;
         }
         known.tunnels.remove(&self.node);
-        if known.gone.len() < MAX_GONE {
-            known.gone.insert(self.node.clone(), Timestamp::now());
+        if known.gone.len() >= MAX_GONE
+            && let Some(any) = known.gone.keys().next().cloned()
+        {
+            known.gone.remove(&any);
         }
+        known.gone.insert(self.node.clone(), Timestamp::now());
         drop(guard);
         info!(node = %self.node, "a node's stream tunnel ended");
     }
@@ -250,16 +261,25 @@ mod tests {
     fn an_address_is_its_nodes_as_long_as_a_tunnel_says_so() {
         let tunnels = Tunnels::default();
         let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let first = tunnels.add(tunnel("n1"), a).unwrap();
+        let first = tunnels.add(tunnel("n1"), a);
         // It came back from elsewhere before the first was known to be dead.
-        let second = tunnels.add(tunnel("n1"), b).unwrap();
+        let second = tunnels.add(tunnel("n1"), b);
         drop(first);
         assert_eq!((tunnels.at_address("192.0.2.1"), tunnels.at_address("192.0.2.2")), (None, Some("n1".into())));
         // Nobody takes another's.
-        let thief = tunnels.add(tunnel("n2"), b).unwrap();
+        let thief = tunnels.add(tunnel("n2"), b);
         assert_eq!(tunnels.at_address("192.0.2.2"), Some("n1".into()));
         drop(second);
         drop(thief);
         assert!(tunnels.known().addresses.is_empty() && tunnels.known().tunnels.is_empty());
+    }
+
+    #[test]
+    fn a_flapping_node_loses_its_oldest_tunnels_and_gets_in() {
+        let tunnels = Tunnels::default();
+        let address = "192.0.2.1".parse().unwrap();
+        let all: Vec<_> = (0..MAX_OF_ONE_NODE + 2).map(|_| tunnels.add(tunnel("n1"), address)).collect();
+        let replaced: Vec<bool> = all.iter().map(|one| one.replaced.is_cancelled()).collect();
+        assert_eq!(replaced, [true, true, false, false, false, false]);
     }
 }

@@ -133,9 +133,13 @@ async fn strangers_are_refused() -> Result<()> {
     let asker = client;
     ensure!(nobody.text(log, &[]).await?.0 == StatusCode::UNAUTHORIZED);
     // A node is no client, and no other node.
-    let as_node = Client { tls: link::tls::client(&credentials.ca, Some(&credentials.own))?, ..stranger };
+    let tls = link::tls::client(&credentials.ca, Some(&credentials.own))?;
+    let as_node = Client { tls: tls.clone(), token: String::new(), address: stranger.address };
     let (status, text) = as_node.text(log, &[]).await?;
     ensure!(status == StatusCode::UNAUTHORIZED && text.contains("not of the API's client CA"), "{status} {text}");
+    // Such a certificate hides no token.
+    let (status, text) = Client { tls, ..stranger }.text(log, &[]).await?;
+    ensure!(status == StatusCode::FORBIDDEN && text.contains("system:serviceaccount:default:stranger"), "{text}");
     // A pod's node is the one that is asked, whatever node the request came by.
     let by_other = [("x-forwarded-uri", "/api/v1/nodes/n2/proxy/containerLogs/default/p1/main")];
     let (status, text) = asker.text(log, &by_other).await?;

@@ -20,8 +20,8 @@ use kubeapi::{Api, ApiError};
 use link::http_server::Body;
 use link::rustls::ClientConfig;
 use link::rustls::pki_types::CertificateDer;
+use link::splice::splice;
 use link::tls::{Certificate, TlsError};
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -109,7 +109,7 @@ impl Kubelets {
     fn join(&self, client: OnUpgrade, node: Upgraded, place: Option<OwnedSemaphorePermit>) {
         self.streams.spawn(self.stop.clone().run_until_cancelled_owned(async move {
             match client.await {
-                Ok(client) => splice(TokioIo::new(client), TokioIo::new(node)).await,
+                Ok(client) => splice(TokioIo::new(client), TokioIo::new(node), Duration::MAX).await,
                 Err(error) => debug!(%error, "a client went away before its stream began"),
             }
             drop(place);
@@ -127,22 +127,6 @@ impl kubeapi::Kubelets for Kubelets {
     ) -> BoxFuture<'a, Result<Response<Body>, ApiError>> {
         Box::pin(self.exchange(api, node, request, patience))
     }
-}
-
-/// When either side ends the other is closed, after it was given all that came before.
-async fn splice(client: TokioIo<Upgraded>, node: TokioIo<Upgraded>) {
-    let (mut from_client, mut to_client) = tokio::io::split(client);
-    let (mut from_node, mut to_node) = tokio::io::split(node);
-    let ended = tokio::select! {
-        ended = tokio::io::copy(&mut from_client, &mut to_node) => ended,
-        ended = tokio::io::copy(&mut from_node, &mut to_client) => ended,
-    };
-    if let Err(error) = ended {
-        debug!(%error, "a stream broke");
-    }
-    // Either may be gone already.
-    let _ = to_client.shutdown().await;
-    let _ = to_node.shutdown().await;
 }
 
 /// Which node, where, and why.

@@ -14,7 +14,7 @@ use super::{Api, answer};
 use crate::access::{Access, AccessError, ContainerName, ExecOptions};
 use crate::streams::dial::passed_on;
 use crate::streams::remote::{Streams, V4};
-use crate::streams::splice::splice;
+use link::splice::splice;
 
 /// Adds a message for the end of standard input.
 const V5: &str = "v5.channel.k8s.io";

@@ -24,7 +24,7 @@ use super::answer;
 use crate::access::{AccessError, Session};
 use crate::streams::dial::Io;
 use crate::streams::remote::{Output, RemoteInput, RemoteOutput, Streams};
-use crate::streams::splice::{Activity, BUFFER};
+use link::splice::{Activity, BUFFER};
 
 /// The longest message of a client: kubectl sends what it reads in one go.
 const MAX_MESSAGE: usize = 1 << 20;

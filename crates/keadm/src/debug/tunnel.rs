@@ -153,9 +153,9 @@ fn explained(error: &str) -> String {
             "error dialing backend",
             ": the API server does not reach cloudcore there; open the way, or put a reachable IP first into modules.cloudHub.advertiseAddress",
         ),
-        ("certificate", ": the API server and cloudcore do not believe each other; see docs/streams.md"),
         ("Unauthorized", ": cloudcore does not know the API server's client certificate; see docs/streams.md"),
         ("orbidden", ": the user of the kubeconfig, or the API server's, may not ask for nodes/proxy"),
+        ("certificate", ": the API server and cloudcore do not believe each other; see docs/streams.md"),
     ];
     let found = cure.iter().find(|(part, _)| error.contains(part));
     format!("{error}{}", found.map_or("", |(_, cure)| cure))

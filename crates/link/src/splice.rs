@@ -10,6 +10,9 @@ use tokio::time::{Instant, sleep};
 /// Bytes copied in one go, for each direction.
 pub const BUFFER: usize = 16 << 10;
 
+/// How long a side may take what was sent to it before its end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// When something was last sent or received.
 #[derive(Debug)]
 pub struct Activity {
@@ -63,9 +66,9 @@ where
     if let Err(error) = ended {
         tracing::debug!(%error, "a stream broke");
     }
-    // The other side may be gone already.
-    let _ = to_client.shutdown().await;
-    let _ = to_runtime.shutdown().await;
+    // Either may be gone already, or not read: neither keeps the other open.
+    let closing = async { tokio::join!(to_runtime.shutdown(), to_client.shutdown()) };
+    let _ = tokio::time::timeout(FAREWELL, closing).await;
 }
 
 async fn copy(
