@@ -14,6 +14,7 @@ pub mod key;
 pub mod newcomers;
 pub mod rate;
 mod reach;
+pub mod remote_command;
 pub mod splice;
 pub mod tls;
 pub mod tls_failure;

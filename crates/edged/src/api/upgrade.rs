@@ -14,10 +14,9 @@ use super::{Api, answer};
 use crate::access::{Access, AccessError, ContainerName, ExecOptions};
 use crate::streams::dial::passed_on;
 use crate::streams::remote::{Streams, V4};
+use link::remote_command::V5;
 use link::splice::splice;
 
-/// Adds a message for the end of standard input.
-const V5: &str = "v5.channel.k8s.io";
 /// SPDY's frames in binary messages.
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// Headers of the runtime's answer that the client needs.

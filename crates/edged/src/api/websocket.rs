@@ -24,6 +24,7 @@ use super::answer;
 use crate::access::{AccessError, Session};
 use crate::streams::dial::Io;
 use crate::streams::remote::{Output, RemoteInput, RemoteOutput, Streams};
+use link::remote_command::{CLOSE, RESIZE, STATUS, STDERR, STDIN, STDOUT};
 use link::splice::{Activity, BUFFER};
 
 /// The longest message of a client: kubectl sends what it reads in one go.
@@ -32,13 +33,6 @@ const MAX_MESSAGE: usize = 1 << 20;
 const READ_BUFFER: usize = 8 << 10;
 /// For a client's answer to the end of the stream.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 type Sink = SplitSink<Socket, Message>;

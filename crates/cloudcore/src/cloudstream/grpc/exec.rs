@@ -11,6 +11,7 @@ use futures_util::stream::{self, SplitSink, SplitStream};
 use futures_util::{FutureExt, SinkExt, Stream, StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use link::frames::{Frame, Frames, Side, message};
+use link::remote_command::{CLOSE, RESIZE, STATUS, STDERR, STDIN, STDOUT, V5};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tonic::{Status, Streaming};
@@ -21,14 +22,6 @@ use super::v1::{ExecRequest, ExecResponse, Exit, StartExec};
 use super::{Answers, Asker, check_names, request, status};
 use crate::cloudstream::tunnels::{Answer, Io};
 
-/// The protocol, whose messages begin with the number of their channel.
-const PROTOCOL: &str = "v5.channel.k8s.io";
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
 /// Bytes of standard input in one message.
 const PIECE: usize = 16 << 10;
 /// A command's words, and their bytes together.
@@ -61,9 +54,9 @@ async fn begin(asker: Asker, mut requests: Streaming<ExecRequest>) -> Result<Run
             return Err(Status::internal(format!("node {node} answers without a stream")));
         }
     };
-    if head.headers().get(header::SEC_WEBSOCKET_PROTOCOL).is_none_or(|chosen| chosen != PROTOCOL) {
+    if head.headers().get(header::SEC_WEBSOCKET_PROTOCOL).is_none_or(|chosen| chosen != V5) {
         return Err(Status::failed_precondition(format!(
-            "node {node} does not speak {PROTOCOL}: update its edgecore, or use kubectl exec"
+            "node {node} does not speak {V5}: update its edgecore, or use kubectl exec"
         )));
     }
     let (sink, frames) = Frames::new(io, Side::Client).split();
@@ -147,7 +140,7 @@ fn headers() -> Result<HeaderMap, Status> {
         (header::UPGRADE, HeaderValue::from_static("websocket")),
         (header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
         (header::SEC_WEBSOCKET_KEY, key),
-        (header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL)),
+        (header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(V5)),
     ]))
 }
 
