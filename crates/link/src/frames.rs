@@ -68,7 +68,8 @@ pub struct Frames<S> {
 /// Our own pings.
 #[derive(Debug)]
 struct Pings {
-    payload: &'static [u8],
+    /// What is sent; `None` where the other side asks.
+    payload: Option<&'static [u8]>,
     every: Interval,
     silence: Duration,
     heard: Instant,
@@ -84,11 +85,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// Asks the other side for a sign of life this often, from now on, while frames are waited for. When nothing is heard for so
     /// long, reading fails.
     #[must_use]
-    pub fn with_pings(mut self, payload: &'static [u8], every: Duration, silence: Duration) -> Self {
+    pub fn with_pings(self, payload: &'static [u8], every: Duration, silence: Duration) -> Self {
+        self.watched(Some(payload), every, silence)
+    }
+
+    /// The same for both sides of a connection: the client asks, and the server hears whether it does.
+    #[must_use]
+    pub fn with_watch(self, every: Duration, silence: Duration) -> Self {
+        let payload = self.framed.codec().masks.then_some(&b""[..]);
+        self.watched(payload, every, silence)
+    }
+
+    fn watched(mut self, payload: Option<&'static [u8]>, every: Duration, silence: Duration) -> Self {
         let mut every = interval(every);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.pings = Some(Pings { payload, every, silence, heard: Instant::now() });
         self
+    }
+
+    /// Whether a close frame was sent or has come.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Asks the other side for a sign of life.
@@ -136,9 +153,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
                 let text = format!("nothing was heard for {} s", quiet.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
+            let Some(payload) = pings.payload else { continue };
             // Where there is no room, the next may find some.
             if Pin::new(&mut self.framed).poll_ready(cx)?.is_ready() {
-                let ping = (OpCode::Control(Control::Ping), true, Bytes::from_static(pings.payload));
+                let ping = (OpCode::Control(Control::Ping), true, Bytes::from_static(payload));
                 Pin::new(&mut self.framed).start_send(ping)?;
                 self.answering = true;
             }

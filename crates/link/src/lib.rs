@@ -15,6 +15,7 @@ pub mod newcomers;
 pub mod rate;
 mod reach;
 pub mod remote_command;
+pub mod resume;
 pub mod splice;
 pub mod tls;
 pub mod tls_failure;
