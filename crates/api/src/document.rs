@@ -16,7 +16,7 @@ pub struct Document {
     pub value: Value,
     /// What the user should know, for example unknown keys.
     pub warnings: Vec<String>,
-    pub(crate) errors: Vec<String>,
+    errors: Vec<String>,
 }
 
 /// A configuration cannot be used.
@@ -59,6 +59,10 @@ pub(crate) struct Shape {
     pub free: &'static [&'static str],
     /// Keys that upstream knows and leaves out of the default document.
     pub optional: &'static [&'static str],
+    /// What a user does who has no file.
+    pub hint: &'static str,
+    /// Says with [`Document::mistake`] what is wrong with the values.
+    pub check: fn(&mut Document),
 }
 
 impl Document {
@@ -68,8 +72,8 @@ impl Document {
         Self { value, warnings: Vec::new(), errors: Vec::new() }
     }
 
-    /// Reads a file over the defaults.
-    pub(crate) fn load(path: &Path, shape: &Shape, hint: &'static str) -> Result<Self, ConfigError> {
+    /// Reads a file over the defaults, and checks it.
+    pub(crate) fn load(path: &Path, shape: &Shape) -> Result<Self, ConfigError> {
         let read = || {
             use std::io::Read;
             let mut text = String::new();
@@ -79,12 +83,26 @@ impl Document {
             }
             Ok(text)
         };
-        let text = read().map_err(|source| ConfigError::Read { path: path.to_path_buf(), hint, source })?;
-        Self::read(&text, shape).map_err(|message| ConfigError::Yaml { path: path.to_path_buf(), message })
+        let (at, hint) = (path.to_path_buf(), shape.hint);
+        let text = read().map_err(|source| ConfigError::Read { path: at, hint, source })?;
+        Self::parse(&text, path, shape)
     }
 
-    /// Reads a text over the defaults.
-    pub(crate) fn read(text: &str, shape: &Shape) -> Result<Self, String> {
+    /// Reads a text over the defaults, and checks it; `path` is for messages.
+    pub(crate) fn parse(text: &str, path: &Path, shape: &Shape) -> Result<Self, ConfigError> {
+        let path = path.to_path_buf();
+        let mut document = match Self::merged(text, shape) {
+            Ok(document) => document,
+            Err(message) => return Err(ConfigError::Yaml { path, message }),
+        };
+        (shape.check)(&mut document);
+        match std::mem::take(&mut document.errors) {
+            mistakes if mistakes.is_empty() => Ok(document),
+            mistakes => Err(ConfigError::Invalid { path, mistakes }),
+        }
+    }
+
+    fn merged(text: &str, shape: &Shape) -> Result<Self, String> {
         let mut document = Self::default_of(shape);
         let user = parse(text)?;
         let mut value = std::mem::take(&mut document.value);
@@ -130,15 +148,6 @@ impl Document {
     /// Remembers a mistake.
     pub(crate) fn mistake(&mut self, path: &str, why: &str) {
         self.errors.push(format!("{path}: {why}"));
-    }
-
-    /// All mistakes at once.
-    pub(crate) fn check(self, path: &Path) -> Result<Self, ConfigError> {
-        if self.errors.is_empty() {
-            Ok(self)
-        } else {
-            Err(ConfigError::Invalid { path: path.to_path_buf(), mistakes: self.errors })
-        }
     }
 
     /// The document as YAML.

@@ -6,7 +6,6 @@ use crate::document::{ConfigError, Document, Shape};
 
 /// Where the file lies unless a flag says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/kubeedge/mapper.yaml";
-const HINT: &str = "write one: docs/mapper.md shows how it looks";
 /// A longer path is none of a socket, with what is appended to it for a moment.
 const MAX_SOCKET_PATH: usize = 98;
 
@@ -23,6 +22,8 @@ common:
 ",
     free: &[],
     optional: &["common.http_port"],
+    hint: "write one: docs/mapper.md shows how it looks",
+    check,
 };
 
 /// A checked configuration of a mapper.
@@ -50,7 +51,7 @@ impl Config {
     /// # Errors
     /// It cannot be read, or names every mistake in it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::checked(Document::load(path, &SHAPE, HINT)?, path)
+        Ok(Self::of(Document::load(path, &SHAPE)?))
     }
 
     /// Reads and checks a text; `path` is for messages.
@@ -58,37 +59,11 @@ impl Config {
     /// # Errors
     /// Names every mistake in it.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let document =
-            Document::read(text, &SHAPE).map_err(|message| ConfigError::Yaml { path: path.to_path_buf(), message })?;
-        Self::checked(document, path)
+        Ok(Self::of(Document::parse(text, path, &SHAPE)?))
     }
 
-    fn checked(mut document: Document, path: &Path) -> Result<Self, ConfigError> {
-        for key in ["common.name", "common.protocol"] {
-            if document.text(key).is_empty() {
-                document.mistake(key, "is needed");
-            }
-        }
-        for key in ["grpc_server.socket_path", "common.edgecore_sock"] {
-            let socket = document.text(key);
-            if !socket.starts_with('/') || socket.len() > MAX_SOCKET_PATH {
-                let why = format!(
-                    "{socket:?} is no place of a socket: give a path from / on, of at most {MAX_SOCKET_PATH} bytes"
-                );
-                document.mistake(key, &why);
-            }
-        }
-        if document.text("grpc_server.socket_path") == document.text("common.edgecore_sock") {
-            document.mistake("grpc_server.socket_path", "is that of edgecore: a mapper has one of its own");
-        }
-        if !document.get("common.http_port").is_null() {
-            document.warnings.push(
-                "common.http_port has no effect: this mapper has no REST interface; ask `kubectl get devicestatus`"
-                    .to_owned(),
-            );
-        }
-        let document = document.check(path)?;
-        Ok(Self {
+    fn of(document: Document) -> Self {
+        Self {
             socket: document.text("grpc_server.socket_path").into(),
             edgecore: document.text("common.edgecore_sock").into(),
             name: document.text("common.name"),
@@ -96,7 +71,33 @@ impl Config {
             api_version: document.text("common.api_version"),
             protocol: document.text("common.protocol"),
             warnings: document.warnings,
-        })
+        }
+    }
+}
+
+fn check(document: &mut Document) {
+    for key in ["common.name", "common.protocol"] {
+        if document.text(key).is_empty() {
+            document.mistake(key, "is needed");
+        }
+    }
+    for key in ["grpc_server.socket_path", "common.edgecore_sock"] {
+        let socket = document.text(key);
+        if !socket.starts_with('/') || socket.len() > MAX_SOCKET_PATH {
+            let why = format!(
+                "{socket:?} is no place of a socket: give a path from / on, of at most {MAX_SOCKET_PATH} bytes"
+            );
+            document.mistake(key, &why);
+        }
+    }
+    if document.text("grpc_server.socket_path") == document.text("common.edgecore_sock") {
+        document.mistake("grpc_server.socket_path", "is that of edgecore: a mapper has one of its own");
+    }
+    if !document.get("common.http_port").is_null() {
+        document.warnings.push(
+            "common.http_port has no effect: this mapper has no REST interface; ask `kubectl get devicestatus`"
+                .to_owned(),
+        );
     }
 }
 

@@ -11,6 +11,7 @@ mod context;
 mod manager;
 
 pub mod compose;
+pub mod program;
 pub mod sys;
 
 pub use context::{Context, INBOX, Inbox, SendError, SendSyncError};

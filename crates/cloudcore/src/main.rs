@@ -1,5 +1,4 @@
 //! The program `cloudcore`.
-#![allow(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,15 +7,16 @@ use std::process::ExitCode;
 use anyhow::Context;
 use api::cloudcore::{Config, DEFAULT_PATH};
 use api::document::to_yaml;
+use beehive::program::{ConfigOptions, Options, until_told};
 use clap::Parser;
 use cloudcore::kubernetes::Kubernetes;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::level_filters::LevelFilter;
+
+const NAME: &str = "cloudcore";
 
 #[derive(Parser)]
-#[command(name = "cloudcore", about = "The hub between a Kubernetes API and edge nodes")]
+#[command(name = NAME, about = "The hub between a Kubernetes API and edge nodes")]
 struct Arguments {
     /// The configuration file [default: /etc/kubeedge/config/cloudcore.yaml, or none with --standalone]
     #[arg(long)]
@@ -27,56 +27,22 @@ struct Arguments {
     /// Where the embedded Kubernetes listens
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6443", requires = "standalone")]
     kubernetes_listen: SocketAddr,
-    /// Print the complete default configuration
-    #[arg(long)]
-    defaultconfig: bool,
-    /// Print the part of the configuration that one has to look at
-    #[arg(long)]
-    minconfig: bool,
-    /// Read the configuration, say what is wrong with it, and end
-    #[arg(long)]
-    check_config: bool,
-    /// Print the version
-    #[arg(long)]
-    version: bool,
-    /// How much to log: 0 information, 2 decisions, 4 everything
-    #[arg(short, long, default_value_t = 0)]
-    v: u8,
+    #[command(flatten)]
+    of_config: ConfigOptions,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if arguments.version {
-        println!("cloudcore {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
-    }
-    if arguments.defaultconfig || arguments.minconfig {
-        let (flag, text) = if arguments.minconfig {
-            ("minconfig", to_yaml(&Config::minimal_document()))
-        } else {
-            ("defaultconfig", Config::default_document().to_yaml())
-        };
-        print!(
-            "# With --{flag} cloudcore prints its configuration\n# of apiVersion cloudcore.config.kubeedge.io/v1alpha2.\n# Use it as {DEFAULT_PATH}.\n{text}"
-        );
-        return ExitCode::SUCCESS;
-    }
-    let level = match arguments.v {
-        0..=1 => LevelFilter::INFO,
-        2..=3 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false).init();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cloudcore: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments.options.main(NAME, || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let (complete, minimal) = (|| Config::default_document().to_yaml(), || to_yaml(&Config::minimal_document()));
+    if arguments.of_config.print(NAME, DEFAULT_PATH, complete, minimal) {
+        return Ok(());
+    }
     let config = match (&arguments.config, &arguments.standalone) {
         (Some(path), _) => Config::load(path)?,
         (None, None) => Config::load(DEFAULT_PATH.as_ref())?,
@@ -86,16 +52,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             Config::parse(text, &dir.join("cloudcore.yaml"))?
         }
     };
-    if arguments.check_config {
-        config.document.warnings.iter().for_each(|warning| println!("{warning}"));
-        println!("the configuration can be used");
+    if arguments.of_config.checked(&config.document.warnings) {
         return Ok(());
     }
     beehive::sys::limit_arenas();
     link::tls::install_provider();
     allow_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(arguments, &config))
+    let stopping = CancellationToken::new();
+    runtime.block_on(until_told(stopping.clone(), serve(arguments, &config, stopping)))
 }
 
 /// A node takes an open file, and the usual limit is for programs with a few.
@@ -107,10 +72,7 @@ fn allow_many_files() {
     }
 }
 
-async fn serve(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
-    let stopping = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+async fn serve(arguments: &Arguments, config: &Config, stopping: CancellationToken) -> anyhow::Result<()> {
     // The API outlives those who use it.
     let api_stopping = CancellationToken::new();
     let (control_plane, kubeconfig) = match &arguments.standalone {
@@ -124,15 +86,12 @@ async fn serve(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
     };
     let kubernetes = Kubernetes::connect(kubeconfig.as_deref()).await?;
     let (listening, _) = oneshot::channel();
-    let hub = cloudcore::run(config, kubernetes.clone(), listening, stopping.clone());
+    let hub = cloudcore::run(config, kubernetes.clone(), listening, stopping);
     tokio::pin!(hub);
     let renewals = follow_renewals(control_plane.as_ref(), &kubernetes);
     let result = tokio::select! {
         ended = &mut hub => ended,
         () = renewals => hub.await,
-        _ = beehive::sys::keep_small() => hub.await,
-        _ = terminate.recv() => { stopping.cancel(); hub.await }
-        _ = interrupt.recv() => { stopping.cancel(); hub.await }
     };
     api_stopping.cancel();
     if let Some(plane) = control_plane {

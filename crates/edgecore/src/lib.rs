@@ -4,6 +4,8 @@
 //! the pods, [`edgestream`] lets the cloud ask it, [`eventbus`] speaks MQTT with devices, [`dmi`] has mappers drive them, and [`devicetwin`] knows what they are and shall be. A message from the cloud goes EdgeHub → MetaManager (durable, then acknowledged) → edged; a request of
 //! edged goes the other way. Read `metamanager` first.
 
+#[cfg(test)]
+mod device_world;
 pub mod devicetwin;
 pub mod dmi;
 pub mod edgehub;

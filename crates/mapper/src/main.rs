@@ -1,5 +1,4 @@
 //! The program `mapper`: Modbus TCP, or devices that are not there.
-#![allow(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,13 +6,12 @@ use std::time::Duration;
 
 use anyhow::bail;
 use api::mapper::{Config, DEFAULT_PATH};
+use beehive::program::{Options, until_told};
 use clap::Parser;
 use mapper::modbus::Modbus;
 use mapper::simulated::Virtual;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::level_filters::LevelFilter;
 
 /// How long a lookup of a name may take when everything else has ended.
 const LAST_WAIT: Duration = Duration::from_millis(100);
@@ -24,48 +22,21 @@ struct Arguments {
     /// The configuration file
     #[arg(long, alias = "config-file", default_value = DEFAULT_PATH)]
     config: PathBuf,
-    /// Print the version
-    #[arg(long)]
-    version: bool,
-    /// How much to log: 0 information, 2 decisions, 4 everything
-    #[arg(short, long, default_value_t = 0)]
-    v: u8,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if arguments.version {
-        println!("mapper {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
-    }
-    log_to_stderr(arguments.v);
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mapper: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    arguments.options.main("mapper", || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     // One thread for everything that waits. Others only find the addresses of names, and end again: some, for a name server may hang.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(64).build()?;
-    to_the_end(runtime, async {
-        let stopping = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mapper = drive(config, stopping.clone());
-        tokio::pin!(mapper);
-        tokio::select! {
-            ended = &mut mapper => return ended,
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        stopping.cancel();
-        mapper.await
-    })
+    let stopping = CancellationToken::new();
+    to_the_end(runtime, until_told(stopping.clone(), drive(config, stopping)))
 }
 
 /// Does not wait for what hangs on other threads: name servers may.
@@ -82,15 +53,6 @@ async fn drive(config: Config, stopping: CancellationToken) -> anyhow::Result<()
         other => bail!("common.protocol is {other:?}: this mapper speaks \"modbus\" and \"virtual\""),
     }
     Ok(())
-}
-
-fn log_to_stderr(verbosity: u8) {
-    let level = match verbosity {
-        0..=1 => LevelFilter::INFO,
-        2..=3 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false).init();
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ pub use collect::{Collect, Files, Loki};
 
 /// Where the file lies unless a flag says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/kubeedge/config/cloudcore.yaml";
-const HINT: &str = "`cloudcore --defaultconfig` prints one to begin with";
 const FEATURE_GATES: [&str; 3] = ["requireAuthorization", "moduleRestart", "disableNodeTaskV1alpha2"];
 
 const SHAPE: Shape = Shape {
@@ -30,6 +29,8 @@ const SHAPE: Shape = Shape {
         "modules.taskManager.load",
     ],
     optional: &["leaderElection", "admission", collect::PATH],
+    hint: "`cloudcore --defaultconfig` prints one to begin with",
+    check: validate,
 };
 
 /// A checked `cloudcore.yaml`.
@@ -85,7 +86,7 @@ impl Config {
     /// # Errors
     /// It cannot be read, or names every mistake in it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::checked(Document::load(path, &SHAPE, HINT)?, path)
+        Ok(Self { document: Document::load(path, &SHAPE)? })
     }
 
     /// Reads and checks a text; `path` is for messages.
@@ -93,9 +94,7 @@ impl Config {
     /// # Errors
     /// Names every mistake in it.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let document =
-            Document::read(text, &SHAPE).map_err(|message| ConfigError::Yaml { path: path.to_path_buf(), message })?;
-        Self::checked(document, path)
+        Ok(Self { document: Document::parse(text, path, &SHAPE)? })
     }
 
     /// The complete default document.
@@ -191,11 +190,6 @@ impl Config {
     pub fn missing_modules(&self) -> Vec<&'static str> {
         let names = ["taskManager", "dynamicController", "router"];
         names.into_iter().filter(|name| self.document.flag(&format!("modules.{name}.enable"))).collect()
-    }
-
-    fn checked(mut document: Document, path: &Path) -> Result<Self, ConfigError> {
-        validate(&mut document);
-        Ok(Self { document: document.check(path)? })
     }
 }
 

@@ -18,7 +18,6 @@ use crate::document::{ConfigError, Document, Shape};
 pub const DEFAULT_PATH: &str = "/etc/kubeedge/config/edgecore.yaml";
 /// A join token in this file comes before the one in the configuration.
 pub const BOOTSTRAP_PATH: &str = "/etc/kubeedge/bootstrap-edgecore.conf";
-const HINT: &str = "`keadm join` writes it, or `edgecore --defaultconfig` prints one to begin with";
 
 const SHAPE: Shape = Shape {
     default: include_str!("default.yaml"),
@@ -40,6 +39,8 @@ const SHAPE: Shape = Shape {
         "modules.edged.tailoredKubeletConfig.crashLoopBackOff",
     ],
     optional: &[],
+    hint: "`keadm join` writes it, or `edgecore --defaultconfig` prints one to begin with",
+    check: name_and_validate,
 };
 
 /// A checked `edgecore.yaml`.
@@ -92,7 +93,7 @@ impl Config {
     /// # Errors
     /// It cannot be read, or names every mistake in it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::checked(Document::load(path, &SHAPE, HINT)?, path)
+        Ok(Self { document: Document::load(path, &SHAPE)?, path: path.to_path_buf() })
     }
 
     /// Reads and checks a text; `path` is for messages.
@@ -100,9 +101,7 @@ impl Config {
     /// # Errors
     /// Names every mistake in it.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let document =
-            Document::read(text, &SHAPE).map_err(|message| ConfigError::Yaml { path: path.to_path_buf(), message })?;
-        Self::checked(document, path)
+        Ok(Self { document: Document::parse(text, path, &SHAPE)?, path: path.to_path_buf() })
     }
 
     /// The complete default document.
@@ -200,14 +199,14 @@ impl Config {
     fn seconds(&self, path: &str) -> Duration {
         Duration::from_secs(u64::try_from(self.document.number(path)).unwrap_or_default())
     }
+}
 
-    fn checked(mut document: Document, path: &Path) -> Result<Self, ConfigError> {
-        if document.text("modules.edged.hostnameOverride").is_empty() {
-            document.value["modules"]["edged"]["hostnameOverride"] = json!(host_name());
-        }
-        validate::validate(&mut document);
-        Ok(Self { document: document.check(path)?, path: path.to_path_buf() })
+/// A node without a name has that of its machine.
+fn name_and_validate(document: &mut Document) {
+    if document.text("modules.edged.hostnameOverride").is_empty() {
+        document.value["modules"]["edged"]["hostnameOverride"] = json!(host_name());
     }
+    validate::validate(document);
 }
 
 /// The machine's name in lower case.

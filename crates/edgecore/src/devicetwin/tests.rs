@@ -1,180 +1,16 @@
-//! DeviceTwin with its database, between a bus and a cloud that the tests play.
+//! DeviceTwin in a world of its own.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
 
-use beehive::{Context, Inbox, compose};
-use bytes::Bytes;
+use beehive::compose;
 use serde_json::{Value, json};
-use store::Durability;
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use wire::{Content, source};
 
 mod history;
 mod refusals;
 
 use super::*;
-use crate::eventbus::Published;
-use crate::metamanager::SCHEMA;
-
-const NODE: &str = "go-edge";
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// What DeviceTwin stands between.
-struct World {
-    dir: tempfile::TempDir,
-    running: Option<Running>,
-}
-
-struct Running {
-    task: JoinHandle<()>,
-    stop: CancellationToken,
-    context: Context,
-    hub: Inbox,
-    meta: Inbox,
-    say: mpsc::Sender<Arrived>,
-    heard: mpsc::Receiver<Published>,
-    /// Told when the module has failed and is started again.
-    failures: Arc<Notify>,
-}
-
-impl World {
-    fn start() -> Self {
-        let mut world = Self { dir: tempfile::tempdir().expect("folder"), running: None };
-        world.run();
-        world
-    }
-
-    fn database(&self) -> Database {
-        Database::open(&self.dir.path().join("edge.db"), SCHEMA, Durability::Full).expect("database")
-    }
-
-    fn run(&mut self) {
-        let database = self.database();
-        let stop = CancellationToken::new();
-        let modules =
-            [(module::EDGE_HUB, group::HUB), (module::TWIN, group::TWIN), (module::META_MANAGER, group::META)];
-        let (context, mut inboxes) = Context::new(&modules, stop.clone());
-        let (meta, mut inbox, hub) = (inboxes.remove(2), inboxes.remove(1), inboxes.remove(0));
-        let (say, arrived) = mpsc::channel(16);
-        let (bus, heard) = Bus::of_test(4096);
-        let events = Recorder::of("devicetwin", NODE, true);
-        let mut twin = DeviceTwin::new(NODE, database, (arrived, bus), Changed::new(), events);
-        let on = context.clone();
-        let failures = Arc::new(Notify::new());
-        let failed = failures.clone();
-        #[allow(clippy::disallowed_methods, reason = "the test ends it")]
-        let task = tokio::spawn(async move {
-            while twin.run(on.clone(), &mut inbox).await.is_err() {
-                failed.notify_one();
-                tokio::task::yield_now().await;
-            }
-        });
-        self.running = Some(Running { task, stop, context, hub, meta, say, heard, failures });
-    }
-
-    /// Ends as by SIGKILL, and starts again.
-    async fn kill(&mut self) {
-        let running = self.running.take().expect("runs");
-        running.task.abort();
-        let _ = running.task.await;
-        running.stop.cancel();
-        self.run();
-    }
-
-    fn running(&mut self) -> &mut Running {
-        self.running.as_mut().expect("runs")
-    }
-
-    async fn from(&mut self, message: Message) {
-        self.running().context.send(module::TWIN, message).await.expect("taken");
-    }
-
-    /// MetaManager has stored a Device, or removed it.
-    async fn object(&mut self, verb: &str, name: &str, uid: &str, desired: &[(&str, &str)]) {
-        let properties: Vec<Value> = desired
-            .iter()
-            .map(|(name, value)| json!({"name": name, "desired": {"value": value, "metadata": {"type": "int"}}}))
-            .collect();
-        let object =
-            json!({"metadata": {"name": name, "namespace": "default", "uid": uid}, "spec": {"properties": properties}});
-        self.store(verb, kind::DEVICE, name, object).await;
-    }
-
-    /// Waits until the messages so far are carried out: a device comes and goes after them.
-    async fn settle(&mut self) {
-        for verb in [operation::INSERT, operation::DELETE] {
-            self.object(verb, "marker", "marker", &[]).await;
-            let is_there = |told: &Value, field: &str| told[field][0]["name"] == "marker";
-            loop {
-                let (_, told) = self.hear().await;
-                if is_there(&told, "added_devices") || is_there(&told, "removed_devices") {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// MetaManager has stored an object of this kind, or removed it.
-    async fn store(&mut self, verb: &str, kind: &'static str, name: &str, object: Value) {
-        let path = format!("default/{kind}/{name}");
-        let (key, text, is_there) = (path.clone(), object.to_string(), verb != operation::DELETE);
-        let database = self.database();
-        let stored = database.write(move |c| {
-            c.execute("DELETE FROM meta WHERE key = ?1", [&key])?;
-            let sql = "INSERT INTO meta SELECT ?1, ?2, '', 1, ?3 WHERE ?4";
-            c.execute(sql, store::rusqlite::params![key, kind, text.into_bytes(), is_there]).map(drop)
-        });
-        stored.await.expect("stored");
-        let content = Content::json(&object).expect("JSON");
-        self.from(compose::message(source::EDGE_CONTROLLER, group::RESOURCE, verb, &path, content)).await;
-    }
-
-    async fn say(&mut self, topic: &str, payload: &str) {
-        let arrived = Arrived::of_test(topic, Bytes::copy_from_slice(payload.as_bytes()));
-        self.running().say.send(arrived).await.expect("taken");
-    }
-
-    /// The next that subscribers hear: the end of its topic and what it says.
-    async fn hear(&mut self) -> (String, Value) {
-        let told = tokio::time::timeout(DEADLINE, self.running().heard.recv()).await.expect("in time").expect("told");
-        (told.topic, serde_json::from_slice(&told.payload).expect("JSON"))
-    }
-
-    /// The next event on its way to the cloud: its verb, and itself.
-    async fn event(&mut self) -> (String, Value) {
-        let told = tokio::time::timeout(DEADLINE, self.running().meta.recv()).await.expect("in time").expect("told");
-        assert!(told.route.resource.starts_with("default/event/"), "{}", told.route.resource);
-        (told.route.operation.clone(), told.content.parse().expect("JSON"))
-    }
-
-    /// The next that the cloud hears.
-    async fn report(&mut self) -> Message {
-        tokio::time::timeout(DEADLINE, self.running().hub.recv()).await.expect("in time").expect("told")
-    }
-
-    async fn link(&mut self, stands: bool) {
-        let text = if stands { "cloud_connected" } else { "cloud_disconnected" };
-        let content = Content::text(text);
-        self.from(compose::message(
-            source::EDGE_HUB_EVENTS,
-            group::META,
-            operation::CONNECT,
-            kind::NODE_CONNECTION,
-            content,
-        ))
-        .await;
-    }
-
-    async fn confirm(&mut self, report: &Message) {
-        let mut answer = compose::response(report, Content::ok());
-        answer.route.group = group::TWIN.to_owned();
-        self.from(answer).await;
-    }
-}
+use crate::device_world::{DEADLINE, World};
 
 fn update(value: &str) -> String {
     json!({"event_id": "e1", "twin": {"t": {"actual": {"value": value}, "metadata": {"type": "int"}}}}).to_string()
@@ -209,7 +45,7 @@ async fn what_happened_to_objects_while_it_did_not_run_is_found_at_the_start() {
         c.execute("INSERT INTO meta VALUES ('default/device/t2', 'device', 'u2', 1, ?1)", [object]).map(drop)
     };
     world.database().write(job).await.expect("stored");
-    world.kill().await;
+    world.restart().await;
     let told = [world.hear().await.1, world.hear().await.1];
     let names: BTreeSet<String> = told.iter().map(|told| told["added_devices"][0]["name"].to_string()).collect();
     assert_eq!(names, BTreeSet::from(["\"t2\"".to_owned(), "null".to_owned()]), "{told:?}");
@@ -227,7 +63,7 @@ async fn an_answered_update_survives_a_kill_and_is_told_to_the_cloud() {
     world.say(UPDATE, &update("21")).await;
     let (topic, told) = world.hear().await;
     assert_eq!((topic.as_str(), &told["event_id"]), ("$hw/events/device/default/t1/twin/update/result", &json!("e1")));
-    world.kill().await;
+    world.restart().await;
     world.link(true).await;
     let report = world.report().await;
     assert_eq!(report.route.resource, "device/default/t1/twin/edge_updated");
@@ -305,7 +141,7 @@ async fn another_device_of_the_same_name_begins_anew() {
     world.object(operation::UPDATE, "t1", "u2", &[]).await;
     assert!(world.hear().await.1["removed_devices"].is_array());
     assert!(world.hear().await.1["added_devices"].is_array());
-    world.kill().await;
+    world.restart().await;
     world.say("$hw/events/device/t1/twin/get", r#"{"event_id":"g"}"#).await;
     assert_eq!(world.hear().await.1["twin"], json!({}));
 }

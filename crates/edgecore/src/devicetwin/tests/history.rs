@@ -17,7 +17,7 @@ fn object(uid: &str, annotation: Option<&str>) -> Value {
 impl World {
     /// A device t1 that asks for this.
     async fn device(&mut self, verb: &str, uid: &str, annotation: Option<&str>) {
-        self.store(verb, kind::DEVICE, "t1", object(uid, annotation)).await;
+        self.store(verb, kind::DEVICE, &object(uid, annotation)).await;
         self.settle().await;
     }
 
@@ -25,7 +25,7 @@ impl World {
     async fn model(&mut self, verb: &str, annotation: &str) {
         let object =
             json!({"metadata": {"name": "m", "namespace": "default", "annotations": {ANNOTATION: annotation}}});
-        self.store(verb, kind::DEVICE_MODEL, "m", object).await;
+        self.store(verb, kind::DEVICE_MODEL, &object).await;
         self.settle().await;
     }
 
@@ -80,7 +80,7 @@ async fn what_is_asked_for_is_kept_in_order_over_kills_and_paged_while_more_come
     let mut world = World::start();
     world.device(operation::INSERT, "u1", Some("t=1000")).await;
     world.reports(1..=20).await;
-    world.kill().await;
+    world.restart().await;
     // A value that stays what it is counts as well.
     world.reports([20, 20, 21]).await;
     let (values, next) = world.page("t", 15, None).expect("a page");
@@ -151,7 +151,7 @@ async fn annotations_of_devices_and_models_count_as_they_change() {
     // The annotations are found again at the start.
     world.model(operation::INSERT, "*=2").await;
     world.reports([12]).await;
-    world.kill().await;
+    world.restart().await;
     world.reports([13, 14]).await;
     assert_eq!(world.values(), [13, 14]);
 }

@@ -148,7 +148,7 @@ async fn a_desired_value_out_of_the_bounds_of_the_model_is_told_on_the_device() 
         property("any", "DOUBLE", "", ""),
     ]);
     let object = json!({"metadata": {"name": "m", "namespace": "default"}, "spec": {"properties": properties}});
-    world.store(operation::INSERT, kind::DEVICE_MODEL, "m", object).await;
+    world.store(operation::INSERT, kind::DEVICE_MODEL, &object).await;
     let device = |wishes: &[(&str, &str)]| {
         let properties: Vec<Value> =
             wishes.iter().map(|(name, value)| json!({"name": name, "desired": {"value": value}})).collect();
@@ -156,7 +156,7 @@ async fn a_desired_value_out_of_the_bounds_of_the_model_is_told_on_the_device() 
             "spec": {"deviceModelRef": {"name": "m"}, "properties": properties}})
     };
     let good = [("t", "30"), ("n", "-9"), ("s", "99"), ("any", "1e9"), ("other", "99")];
-    world.store(operation::INSERT, kind::DEVICE, "t1", device(&good)).await;
+    world.store(operation::INSERT, kind::DEVICE, &device(&good)).await;
     let expected = |told: &Value| -> Vec<(String, String)> {
         let all = told["twin"].as_object().expect("properties").iter();
         all.map(|(name, twin)| (name.clone(), twin["expected"]["value"].as_str().expect("a text").to_owned())).collect()
@@ -169,7 +169,7 @@ async fn a_desired_value_out_of_the_bounds_of_the_model_is_told_on_the_device() 
     ] {
         let mut wishes = good;
         wishes.iter_mut().filter(|wish| wish.0 == name).for_each(|wish| wish.1 = value);
-        world.store(operation::UPDATE, kind::DEVICE, "t1", device(&wishes)).await;
+        world.store(operation::UPDATE, kind::DEVICE, &device(&wishes)).await;
         let (_, event) = world.event().await;
         assert_eq!(event["reason"], "DesiredValueRefused");
         assert!(event["message"].as_str().is_some_and(|message| message.starts_with(text)), "{event}");
@@ -181,6 +181,6 @@ async fn a_desired_value_out_of_the_bounds_of_the_model_is_told_on_the_device() 
             }
         };
         assert_eq!(expected(&told), stands, "the device is to stay what it was");
-        world.store(operation::UPDATE, kind::DEVICE, "t1", device(&good)).await;
+        world.store(operation::UPDATE, kind::DEVICE, &device(&good)).await;
     }
 }
