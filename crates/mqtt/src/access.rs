@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ring::{hmac, pbkdf2};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::topic::{covers, is_filter};
 
@@ -14,7 +14,7 @@ const MAX_ROUNDS: u32 = 1_000_000;
 const HASHES: usize = 2;
 
 /// Somebody who may connect.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// The name.
     pub name: String,
@@ -25,7 +25,7 @@ pub struct User {
 }
 
 /// A password as it is configured.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Password {
     /// The password itself.
     Plain(String),
@@ -34,7 +34,7 @@ pub enum Password {
 }
 
 /// Allows something.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// What.
     pub access: Access,
@@ -81,9 +81,12 @@ impl std::fmt::Debug for Password {
 
 /// All users. Without any, everybody may do everything.
 pub(crate) struct Users {
-    all: Vec<(Arc<User>, Arc<Secret>)>,
+    known: watch::Sender<Known>,
     hashes: Arc<Semaphore>,
 }
+
+/// Who is known at a time.
+type Known = Arc<[(Arc<User>, Arc<Secret>)]>;
 
 enum Secret {
     Plain(String),
@@ -92,10 +95,24 @@ enum Secret {
 
 /// What the peer of one connection may do.
 #[derive(Clone)]
-pub(crate) struct Rights(Option<Arc<User>>);
+pub(crate) struct Rights {
+    /// Who it is; nobody when everybody may do everything.
+    user: Option<Arc<User>>,
+    known: watch::Receiver<Known>,
+}
 
 impl Users {
     pub(crate) fn new(users: Vec<User>) -> Result<Self, AccessError> {
+        Ok(Self { known: watch::Sender::new(Self::known(users)?), hashes: Arc::new(Semaphore::new(HASHES)) })
+    }
+
+    /// From now on it is these. Who is not what he was is sent away.
+    pub(crate) fn replace(&self, users: Vec<User>) -> Result<(), AccessError> {
+        self.known.send_replace(Self::known(users)?);
+        Ok(())
+    }
+
+    fn known(users: Vec<User>) -> Result<Known, AccessError> {
         let mut all: Vec<(Arc<User>, Arc<Secret>)> = Vec::new();
         for user in users {
             if all.iter().any(|(other, _)| other.name == user.name) {
@@ -110,16 +127,19 @@ impl Users {
             };
             all.push((Arc::new(user), Arc::new(secret)));
         }
-        Ok(Self { all, hashes: Arc::new(Semaphore::new(HASHES)) })
+        Ok(all.into())
     }
 
     /// The rights of who says this; `None` when he may not come in. A hash takes long, and others go on meanwhile.
     pub(crate) async fn admit(&self, user: Option<&str>, password: Option<&[u8]>) -> Option<Rights> {
-        if self.all.is_empty() {
-            return Some(Rights(None));
+        // Whatever changes from here on is noticed by `withdrawn`.
+        let known = self.known.subscribe();
+        let all = known.borrow().clone();
+        if all.is_empty() {
+            return Some(Rights { user: None, known });
         }
         let (user, password) = (user?, password?);
-        let (user, secret) = self.all.iter().find(|(known, _)| known.name == user)?;
+        let (user, secret) = all.iter().find(|(known, _)| known.name == user)?;
         let is_right = match **secret {
             Secret::Plain(_) => secret.is(password),
             Secret::Hashed { .. } => {
@@ -133,13 +153,13 @@ impl Users {
                 hashing.await.unwrap_or(false)
             }
         };
-        is_right.then(|| Rights(Some(user.clone())))
+        is_right.then(|| Rights { user: Some(user.clone()), known })
     }
 }
 
 impl Rights {
     pub(crate) fn user(&self) -> Option<&str> {
-        self.0.as_ref().map(|user| user.name.as_str())
+        self.user.as_ref().map(|user| user.name.as_str())
     }
 
     pub(crate) fn may_write(&self, topic: &str) -> bool {
@@ -151,8 +171,39 @@ impl Rights {
     }
 
     fn has(&self, filter: &str, not_enough: Access) -> bool {
-        let allows = |rule: &Rule| rule.access != not_enough && covers(&rule.filter, filter);
-        self.0.as_ref().is_none_or(|user| user.rules.iter().any(allows))
+        self.user.as_ref().is_none_or(|user| user.has(filter, not_enough))
+    }
+
+    /// Whether the user of that name may do so by now, which may not be what he might when he came.
+    pub(crate) fn may_still_write(&self, topic: &str) -> bool {
+        let known = self.known.borrow();
+        match &self.user {
+            None => known.is_empty(),
+            Some(user) => known.iter().any(|(now, _)| now.name == user.name && now.has(topic, Access::Read)),
+        }
+    }
+
+    /// Waits until the user is gone, or has another password or other rules.
+    pub(crate) async fn withdrawn(&self) {
+        let mut known = self.known.clone();
+        while known.changed().await.is_ok() {
+            let known = known.borrow_and_update();
+            let stands = match &self.user {
+                None => known.is_empty(),
+                Some(user) => known.iter().any(|(now, _)| now == user),
+            };
+            if !stands {
+                return;
+            }
+        }
+        // The broker ends.
+        std::future::pending().await
+    }
+}
+
+impl User {
+    fn has(&self, filter: &str, not_enough: Access) -> bool {
+        self.rules.iter().any(|rule| rule.access != not_enough && covers(&rule.filter, filter))
     }
 }
 

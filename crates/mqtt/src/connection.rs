@@ -215,6 +215,7 @@ impl Client {
         let ended = tokio::select! {
             ended = self.read(&mut from, read) => ended,
             ended = self.write(&mut to, &mut out, &wake) => ended,
+            () = self.rights.withdrawn() => Ended::Refused(Refusal(reason::NOT_AUTHORIZED)),
             refusal = kicked => Ended::Refused(refusal.unwrap_or(Refusal(reason::UNSPECIFIED))),
             () = stop.cancelled() => Ended::Refused(Refusal(reason::SHUTTING_DOWN)),
         };

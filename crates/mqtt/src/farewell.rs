@@ -37,7 +37,7 @@ impl Farewell {
                 () = stop.cancelled() => return,
             }
         }
-        if !self.rights.may_write(&message.topic) {
+        if !self.rights.may_still_write(&message.topic) {
             return;
         }
         message.expires = message.expires.map(|at| at + unix_now().saturating_sub(came));

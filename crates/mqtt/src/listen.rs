@@ -55,7 +55,7 @@ pub struct Listen {
 pub struct BrokerConfig {
     /// Where it listens.
     pub listen: Vec<Listen>,
-    /// Who may connect. When empty, everybody may do everything.
+    /// Who may connect; see [`Broker::set_users`]. When empty, everybody may do everything.
     pub users: Vec<User>,
     /// Where retained messages and persistent sessions are kept; `None` is in memory only.
     pub database: Option<PathBuf>,
@@ -229,6 +229,15 @@ impl Broker {
     /// Where it listens, in the order of the configuration.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// From now on these may connect, and nobody else. A client whose user is gone, or has another password or other rules, is disconnected;
+    /// what its user may still do it can do when it comes again.
+    ///
+    /// # Errors
+    /// They are not configured well; those before stay.
+    pub fn set_users(&self, users: Vec<User>) -> Result<(), AccessError> {
+        self.shared.users.replace(users)
     }
 
     /// Publishes to clients, not to the local end. Returns when every session has it queued, and with QoS 1 and 2 stored.

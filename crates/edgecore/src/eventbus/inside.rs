@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use api::edgecore::{EventBus as Settings, InternalBroker};
 use beehive::Context;
 use link::rustls::ServerConfig;
-use mqtt::{BrokerConfig, Certificate, Listen, Received, ServerTls, StartError, TlsFileError};
+use mqtt::{BrokerConfig, Certificate, Listen, Received, ServerTls, StartError, TlsFileError, User};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::FILTERS;
+use super::files::{Files, causes};
 use super::users::{self, UsersError};
 
 /// What waits for one client of the broker at least: what DeviceTwin says at once about what it has written down together.
@@ -20,21 +21,26 @@ const AT_ONCE: usize = 4096;
 const RETAINED: usize = 4 << 20;
 /// The wait after the broker could not be started.
 const RETRY: Duration = Duration::from_secs(10);
-/// How often is looked whether certificates were replaced.
-const LOOK: Duration = Duration::from_secs(60);
 
 /// The broker that runs.
 pub(super) struct Inside {
     pub(super) bus: mqtt::Bus,
     pub(super) received: mpsc::Receiver<Received>,
     pub(super) certificates: Option<Certificates>,
+    pub(super) users: Option<Users>,
 }
 
 /// The broker's certificates, which may be replaced while it runs.
 pub(super) struct Certificates {
-    files: ServerTls,
-    read: Vec<Option<(SystemTime, u64)>>,
+    tls: ServerTls,
+    files: Files,
     current: watch::Sender<Arc<ServerConfig>>,
+}
+
+/// The broker's users, who may be others while it runs.
+pub(super) struct Users {
+    path: PathBuf,
+    files: Files,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +68,7 @@ pub(super) async fn start(context: &Context, settings: &Settings, database: &Pat
                 return Some(inside);
             }
             Err(missing) => {
-                let mut cause = std::error::Error::source(&missing);
-                let mut causes = String::new();
-                while let Some(error) = cause {
-                    causes = format!("{causes}: {error}");
-                    cause = error.source();
-                }
-                error!(reason = %missing, cause = causes.trim_start_matches(": "), "the MQTT broker cannot be started; tried again");
+                error!(reason = %missing, cause = causes(&missing), "the MQTT broker cannot be started; tried again");
             }
         }
         tokio::select! {
@@ -79,7 +79,8 @@ pub(super) async fn start(context: &Context, settings: &Settings, database: &Pat
 }
 
 async fn try_start(broker: &InternalBroker, queue: usize, database: &Path) -> Result<Inside, Missing> {
-    let users = broker.users_file.as_deref().map(users::read).transpose()?.unwrap_or_default();
+    let (kept, users) = broker.users_file.as_deref().map(Users::read).transpose()?.unzip();
+    let users = users.unwrap_or_default();
     let certificates = match &broker.tls {
         Some(files) => {
             let (certificate, key) = files.own.clone().ok_or(Missing::Certificate)?;
@@ -105,14 +106,15 @@ async fn try_start(broker: &InternalBroker, queue: usize, database: &Path) -> Re
         StartError::Listen(..) => Missing::Listen(error),
         error => Missing::Start(error),
     })?;
-    Ok(Inside { bus, received, certificates })
+    Ok(Inside { bus, received, certificates, users: kept })
 }
 
 impl Certificates {
-    pub(super) fn read(files: ServerTls) -> Result<Self, TlsFileError> {
-        let read = state(&files);
-        let (current, _) = watch::channel(files.load()?);
-        Ok(Self { files, read, current })
+    pub(super) fn read(tls: ServerTls) -> Result<Self, TlsFileError> {
+        let paths = [&tls.own.certificate, &tls.own.key].into_iter().chain(&tls.clients);
+        let files = Files::new(paths.cloned().collect());
+        let (current, _) = watch::channel(tls.load()?);
+        Ok(Self { tls, files, current })
     }
 
     /// Those that are shown now.
@@ -120,36 +122,25 @@ impl Certificates {
         self.current.subscribe()
     }
 
-    /// Reads them again when they were replaced, for clients that come then. A file that is half written is tried again.
-    pub(super) async fn keep(mut self) {
-        let mut told = false;
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let now = state(&self.files);
-            if now == self.read {
-                continue;
-            }
-            match self.files.load() {
-                Ok(config) => {
-                    (self.read, told) = (now, false);
-                    self.current.send_replace(config);
-                    info!("the MQTT broker has new certificates");
-                }
-                Err(error) if !told => {
-                    warn!(%error, "the MQTT broker's new certificates cannot be used, it goes on with the old ones; tried again");
-                    told = true;
-                }
-                Err(_) => {}
-            }
-        }
+    /// Shows those that they are replaced with to clients that come then.
+    pub(super) async fn keep(self) {
+        let take = || self.tls.load().map(|config| drop(self.current.send_replace(config)));
+        self.files.follow("certificates", take).await;
     }
 }
 
-/// What changes when a file is replaced.
-fn state(files: &ServerTls) -> Vec<Option<(SystemTime, u64)>> {
-    let one = |path: &PathBuf| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.modified().ok()?, metadata.len()))
-    };
-    [&files.own.certificate, &files.own.key].into_iter().chain(&files.clients).map(one).collect()
+impl Users {
+    /// Also gives those of now.
+    fn read(path: &Path) -> Result<(Self, Vec<User>), UsersError> {
+        let files = Files::new(vec![path.to_path_buf()]);
+        let users = users::read(path)?;
+        Ok((Self { path: path.to_path_buf(), files }, users))
+    }
+
+    /// Lets in those that they are replaced with, and sends away who is not one of them.
+    pub(super) async fn keep(self, bus: &mqtt::Bus) {
+        let mqtt::Bus::Broker(broker) = bus else { return };
+        let take = || Ok::<_, UsersError>(broker.set_users(users::read(&self.path)?)?);
+        self.files.follow("users", take).await;
+    }
 }

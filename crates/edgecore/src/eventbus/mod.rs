@@ -4,6 +4,7 @@
 //! subscribed to goes to the cloud. A message has been taken when DeviceTwin has written it down, and only then its sender hears so
 //! (QoS 1 and 2). Read `inside` for the broker inside edgecore; the one beside it is a matter of [`mqtt::Client`].
 
+mod files;
 mod inside;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use api::edgecore::EventBus as Settings;
 use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use bytes::Bytes;
+use futures_util::future::OptionFuture;
 use mqtt::{Certificate, ClientConfig, ClientTls, Publish, Qos, Received, Taken};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
@@ -107,14 +109,11 @@ impl EventBus {
         let inside = OnceLock::new();
         let hearing_inside = async {
             let Some(started) = inside::start(context, &self.settings, &self.database).await else { return };
-            let _ = inside.set(started.bus);
-            let certificates = async {
-                if let Some(certificates) = started.certificates {
-                    certificates.keep().await;
-                }
-            };
+            let bus = inside.get_or_init(|| started.bus);
+            let certificates = OptionFuture::from(started.certificates.map(inside::Certificates::keep));
+            let users = OptionFuture::from(started.users.map(|users| users.keep(bus)));
             // It tells of what comes, not of what it has kept.
-            tokio::join!(hear(context, &self.to_twin, started.received, false), certificates);
+            tokio::join!(hear(context, &self.to_twin, started.received, false), certificates, users);
         };
         let hearing_beside = async {
             if let Some(incoming) = from_beside {

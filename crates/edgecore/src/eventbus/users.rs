@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use link::files::{FileError, read_bounded};
-use mqtt::{Access, Password, Rule, User};
+use mqtt::{Access, AccessError, Password, Rule, User};
 use serde_json::Value;
 
 /// A longer file is refused.
@@ -24,6 +24,8 @@ pub(crate) enum UsersError {
     Mode { path: PathBuf, mode: u32 },
     #[error("{path}: {why}", path = .path.display())]
     Content { path: PathBuf, why: String },
+    #[error(transparent)]
+    Access(#[from] AccessError),
 }
 
 /// Reads the users; there is one at least.

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::support::{Peer, broker, config, connect, options, soon};
+use crate::support::{Peer, broker, broker_with, config, connect, options, soon};
 
 #[tokio::test]
 async fn users_do_what_their_rules_allow() {
@@ -51,6 +51,54 @@ async fn users_do_what_their_rules_allow() {
     reader.expect(&["up/sensor/x yes"]).await;
     // Nobody takes the session of somebody else.
     assert!(peer("reader", "sensor", "s1").await.is_err());
+}
+
+#[tokio::test]
+async fn users_are_replaced_while_it_runs() {
+    let user = |name: &str, password: &str, filter: &str| User {
+        name: name.to_owned(),
+        password: Password::Plain(password.to_owned()),
+        rules: vec![Rule { access: Access::ReadWrite, filter: filter.to_owned() }],
+    };
+    let mut config = config();
+    config.users = ["stays", "changes", "goes"].map(|name| user(name, name, "#")).into();
+    let (broker, mut received) = broker_with(config, &["will/#"]).await;
+    let address = broker.addresses()[0];
+    let options = |name: &str, password: &str| {
+        let mut options = options(address, name);
+        options.set_credentials(name, password).set_clean_session(false);
+        let will = rumqttc::LastWill::new(format!("will/{name}"), "gone", QoS::AtLeastOnce, false);
+        options.set_last_will(will);
+        options
+    };
+    let mut stays = Peer::with(options("stays", "stays")).await.unwrap();
+    let mut others = Vec::new();
+    for name in ["changes", "goes"] {
+        let mut peer = Peer::with(options(name, name)).await.unwrap();
+        peer.subscribe("#", QoS::AtLeastOnce).await;
+        others.push(peer);
+    }
+    let twice = vec![user("stays", "stays", "#"), user("stays", "stays", "#")];
+    assert!(broker.set_users(twice).is_err());
+    let now = vec![user("stays", "stays", "#"), user("changes", "changes", "will/changes"), user("new", "new", "#")];
+    broker.set_users(now).unwrap();
+    for peer in &mut others {
+        peer.closed().await;
+    }
+    // Of the one who is gone nobody speaks any more.
+    let will = soon(received.recv()).await.unwrap().take();
+    assert_eq!((will.topic.as_str(), &will.payload[..]), ("will/changes", &b"gone"[..]));
+    assert!(Peer::with(options("goes", "goes")).await.is_err());
+    let _new = Peer::with(options("new", "new")).await.unwrap();
+    // What it may not read any more it has not subscribed to any more.
+    let mut changed = Peer::with(options("changes", "changes")).await.unwrap();
+    assert!(changed.session_present);
+    changed.subscribe("will/changes", QoS::AtLeastOnce).await;
+    stays.publish_surely("down", false, "x").await;
+    let heard = async { soon(received.recv()).await.unwrap().take().payload };
+    let ((), heard) = tokio::join!(stays.publish_surely("will/changes", false, "x"), heard);
+    assert_eq!(heard, "x");
+    changed.expect(&["will/changes x"]).await;
 }
 
 #[tokio::test]

@@ -13,23 +13,32 @@ use super::world::{Certificates, Log, PASSWORD, Running, client, hashed, port, r
 const REPORT: &str = "$hw/events/device/default/sensor/twin/update";
 const RESULT: &str = "$hw/events/device/default/sensor/twin/update/result";
 
-/// A sensor that may speak and hear of itself only.
-fn users(dir: &Path) -> Option<PathBuf> {
-    let line = std::fs::read_to_string(hashed("sensor", PASSWORD, dir)?).expect("read");
-    let hash = line.trim().strip_prefix("sensor:").expect("a user and its hash");
-    let path = dir.join("users.yaml");
+/// A file of users, each of whom may speak and hear of the sensor only.
+fn users(dir: &Path, names: &[&str]) -> Option<PathBuf> {
     let topic = "$hw/events/device/default/sensor/#";
-    let text = format!("users:\n- name: sensor\n  password: {hash}\n  read: ['{topic}']\n  write: ['{topic}']\n");
-    std::fs::write(&path, text).expect("written");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("set");
-    Some(path)
+    let mut text = "users:\n".to_owned();
+    for name in names {
+        let line = std::fs::read_to_string(hashed(name, PASSWORD, dir)?).expect("read");
+        let (_, hash) = line.trim().split_once(':').expect("a user and its hash");
+        text += &format!("- name: {name}\n  password: {hash}\n  read: ['{topic}']\n  write: ['{topic}']\n");
+    }
+    Some(written(dir, &text, 0o600))
+}
+
+/// Replaces the file of users.
+fn written(dir: &Path, text: &str, mode: u32) -> PathBuf {
+    let (new, path) = (dir.join("new.yaml"), dir.join("users.yaml"));
+    std::fs::write(&new, text).expect("written");
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(mode)).expect("set");
+    std::fs::rename(&new, &path).expect("replaced");
+    path
 }
 
 #[tokio::test]
 async fn users_may_what_their_file_says_and_edgecore_everything() {
     let (log, _guard) = Log::start();
     let dir = tempfile::tempdir().expect("folder");
-    let Some(users_file) = users(dir.path()) else { return };
+    let Some(users_file) = users(dir.path(), &["sensor"]) else { return };
     let address = port();
     let internal = InternalBroker { address, tls: None, users_file: Some(users_file) };
     let mut edge = Running::start(settings(Some(internal), None), dir.path());
@@ -67,9 +76,7 @@ async fn users_may_what_their_file_says_and_edgecore_everything() {
 async fn a_broker_whose_users_anybody_can_read_does_not_start() {
     let (log, _guard) = Log::start();
     let dir = tempfile::tempdir().expect("folder");
-    let path = dir.path().join("users.yaml");
-    std::fs::write(&path, "users: []").expect("written");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("set");
+    let path = written(dir.path(), "users: []", 0o644);
     let address = port();
     let internal = InternalBroker { address, tls: None, users_file: Some(path) };
     let edge = Running::start(settings(Some(internal), None), dir.path());
@@ -78,6 +85,33 @@ async fn a_broker_whose_users_anybody_can_read_does_not_start() {
     assert!(std::net::TcpStream::connect(address).is_err());
     edge.bus.publish("t".to_owned(), vec![]).await;
     edge.stop().await;
+}
+
+#[tokio::test]
+async fn users_are_replaced_while_the_broker_runs() {
+    let (log, _guard) = Log::start();
+    let dir = tempfile::tempdir().expect("folder");
+    let Some(users_file) = users(dir.path(), &["sensor"]) else { return };
+    let address = port();
+    let internal = InternalBroker { address, tls: None, users_file: Some(users_file) };
+    let edge = Running::start(settings(Some(internal), None), dir.path());
+    until("the broker listens", || std::net::TcpStream::connect(address).is_ok()).await;
+    let may = async |name: &str| {
+        run(client("mosquitto_pub", address, &["-u", name, "-P", PASSWORD, "-t", "other", "-m", "x"])).await.0
+    };
+    assert!(may("sensor").await && !may("actor").await);
+    // Those of before stay until there is a file that can be used; what is wrong is said once.
+    for (text, mode, why) in [("users: [{name: actor", 0o600, "not valid YAML"), ("users: []", 0o644, "chmod 600")] {
+        written(dir.path(), text, mode);
+        until("it is told", || !log.lines(why).is_empty()).await;
+        assert!(may("sensor").await && !may("actor").await);
+    }
+    users(dir.path(), &["actor"]);
+    until("they are taken", || !log.lines("were replaced").is_empty()).await;
+    assert!(may("actor").await && !may("sensor").await);
+    edge.stop().await;
+    assert_eq!(log.lines("cannot be used").len(), 2);
+    assert!(log.lines(PASSWORD).is_empty() && log.lines("$7$").is_empty());
 }
 
 #[tokio::test]
