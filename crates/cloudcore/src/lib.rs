@@ -66,13 +66,15 @@ pub struct Addresses {
     pub monitor: Option<SocketAddr>,
 }
 
-/// Serves until `stopping` is cancelled; tells on `listening` where, once it does.
+/// Serves until `stopping` is cancelled; tells on `listening` where, once it does. The API server learns from `published` where nodes are
+/// reached.
 ///
 /// # Errors
 /// The API cannot be reached, or the servers cannot be started.
 pub async fn run(
     config: &Config,
     kubernetes: Kubernetes,
+    published: Published,
     listening: oneshot::Sender<Addresses>,
     stopping: CancellationToken,
 ) -> Result<(), StartError> {
@@ -102,8 +104,8 @@ pub async fn run(
         true => edgecontroller::devices::follow(&kubernetes, &view, &events, &tasks, &stopping),
         false => [DEVICE, MODEL].into_iter().for_each(|kind| view.versions.set_absent(kind, true)),
     }
-    let published = Published::default();
     let material = cloudhub::material(&kubernetes, &settings).await?;
+    let mut tunnels = None;
     let streams = match config.cloud_stream() {
         Some(settings) => {
             let api = (kubernetes.clone(), view.clone());
@@ -114,6 +116,7 @@ pub async fn run(
                 let tunnels = streams.tunnels.clone();
                 monitor.collects(cloudstream::collect::start(&collect, kubernetes.clone(), tunnels, &tasks, &stopping));
             }
+            tunnels = Some(streams.tunnels);
             Some((streams.stream, streams.tunnel))
         }
         None => None,
@@ -122,7 +125,8 @@ pub async fn run(
     let devices = DeviceController::start(kubernetes.clone(), view, &tasks, &stopping);
     let controllers = Controllers { events, upstream, devices, records };
     let (websocket, https) =
-        CloudHub::start(settings, (kubernetes, material), controllers, &monitor, &tasks, &stopping).await?;
+        CloudHub::start(settings, (kubernetes, material), controllers, (&monitor, tunnels.as_ref()), &tasks, &stopping)
+            .await?;
     info!(%websocket, %https, "cloudcore serves");
     // A caller that does not wait is no fault.
     let _ = listening.send(Addresses { websocket, https, streams, monitor: monitor_address });

@@ -9,8 +9,9 @@ use api::cloudcore::{Config, DEFAULT_PATH};
 use api::document::to_yaml;
 use beehive::program::{ConfigOptions, Options, until_told};
 use clap::Parser;
+use cloudcore::cloudstream::address::{Published, StreamServer};
 use cloudcore::kubernetes::Kubernetes;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "cloudcore";
@@ -86,18 +87,37 @@ async fn serve(arguments: &Arguments, config: &Config, stopping: CancellationTok
     };
     let kubernetes = Kubernetes::connect(kubeconfig.as_deref()).await?;
     let (listening, _) = oneshot::channel();
-    let hub = cloudcore::run(config, kubernetes.clone(), listening, stopping);
+    let (published, stream_server) = match control_plane {
+        Some(_) => Published::embedded(),
+        None => (Published::default(), watch::channel(None).1),
+    };
+    let hub = cloudcore::run(config, kubernetes.clone(), published, listening, stopping);
     tokio::pin!(hub);
-    let renewals = follow_renewals(control_plane.as_ref(), &kubernetes);
+    let followed = async {
+        tokio::join!(follow_renewals(control_plane.as_ref(), &kubernetes), tell_gateway(control_plane.as_ref(), stream_server))
+    };
     let result = tokio::select! {
         ended = &mut hub => ended,
-        () = renewals => hub.await,
+        _ = followed => hub.await,
     };
     api_stopping.cancel();
     if let Some(plane) = control_plane {
         plane.stopped().await;
     }
     result.map_err(Into::into)
+}
+
+/// Tells the embedded Kubernetes where nodes are reached, once that is known.
+async fn tell_gateway(
+    control_plane: Option<&controlplane::ControlPlane>,
+    mut stream_server: watch::Receiver<Option<StreamServer>>,
+) {
+    let Some(plane) = control_plane else { return };
+    while stream_server.changed().await.is_ok() {
+        if let Some(StreamServer { host, port, ca }) = stream_server.borrow_and_update().clone() {
+            plane.reach_nodes_by(controlplane::Gateway { host, port, ca });
+        }
+    }
 }
 
 /// Uses each client certificate that the embedded Kubernetes issues while both run; without it nothing ends here.

@@ -58,6 +58,7 @@ use auth::{Auth, TokenKey};
 use bootstrap::pki::{Kubeconfigs, Pki, PkiError};
 use bootstrap::rbac::CLOUDCORE_GROUP;
 use client::Client;
+pub use kubelet::Gateway;
 use kubelet::Kubelets;
 use storage::SqliteStorage;
 
@@ -118,6 +119,7 @@ pub struct ControlPlane {
     admin: PathBuf,
     cloudcore: PathBuf,
     renewed: watch::Receiver<()>,
+    gateway: watch::Sender<Option<Gateway>>,
     tasks: TaskTracker,
 }
 
@@ -134,7 +136,8 @@ pub async fn start(options: Options, token: CancellationToken) -> Result<Control
     let auth = Auth::new(TokenKey::from_der(&pki.token_key).map_err(|e| StartError::TokenKey(dir.clone(), e))?);
     let tasks = TaskTracker::new();
     let kubelet_client = watch::Sender::new(pki.kubelet_client().map_err(keys)?);
-    let kubelets = Kubelets::new(kubelet_client.subscribe(), tasks.clone(), token.clone());
+    let gateway = watch::Sender::new(None);
+    let kubelets = Kubelets::new(kubelet_client.subscribe(), gateway.subscribe(), tasks.clone(), token.clone());
     let api = Api::with_kubelets(storage, auth.clone(), kubelets).map_err(StartError::Bootstrap)?;
 
     let listener = TcpListener::bind(options.listen).await.map_err(|e| StartError::Listen(options.listen, e))?;
@@ -165,7 +168,7 @@ pub async fn start(options: Options, token: CancellationToken) -> Result<Control
     tasks.spawn(kubeconfigs.renew(sender, token));
     tasks.close();
     info!(%address, directory = %dir.display(), "the embedded Kubernetes is up");
-    Ok(ControlPlane { api, address, data_dir: dir.clone(), admin, cloudcore, renewed, tasks })
+    Ok(ControlPlane { api, address, data_dir: dir.clone(), admin, cloudcore, renewed, gateway, tasks })
 }
 
 impl ControlPlane {
@@ -192,6 +195,11 @@ impl ControlPlane {
     /// The kubeconfig that cloudcore uses, mode 0600.
     pub fn cloudcore_kubeconfig_path(&self) -> &Path {
         &self.cloudcore
+    }
+
+    /// From now on this server is asked for what is on nodes, wherever they say that they are.
+    pub fn reach_nodes_by(&self, gateway: Gateway) {
+        self.gateway.send_replace(Some(gateway));
     }
 
     /// Tells whenever the kubeconfigs were written anew because their client certificates would end.

@@ -18,11 +18,13 @@ pub struct Features {
     /// `inventory-1`: the cloud may ask which objects in which versions the node has, and says when it has sent all that the node
     /// lacked.
     pub inventory: bool,
+    /// `tunnel-1`: the node opens its stream tunnel when the cloud asks for it, and not before ([`crate::on_demand`]).
+    pub tunnel: bool,
 }
 
 impl Features {
     /// All that this version knows.
-    pub const ALL: Self = Self { batch: true, acks: true, inventory: true };
+    pub const ALL: Self = Self { batch: true, acks: true, inventory: true, tunnel: true };
 
     /// Reads a header's value; unknown names are of another version and left out.
     pub fn parse(text: &str) -> Self {
@@ -32,6 +34,7 @@ impl Features {
                 "batch-1" => found.batch = true,
                 "acks-1" => found.acks = true,
                 "inventory-1" => found.inventory = true,
+                "tunnel-1" => found.tunnel = true,
                 _ => {}
             }
         }
@@ -44,13 +47,19 @@ impl Features {
             batch: self.batch && other.batch,
             acks: self.acks && other.acks,
             inventory: self.inventory && other.inventory,
+            tunnel: self.tunnel && other.tunnel,
         }
     }
 }
 
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = [(self.batch, "batch-1"), (self.acks, "acks-1"), (self.inventory, "inventory-1")];
+        let names = [
+            (self.batch, "batch-1"),
+            (self.acks, "acks-1"),
+            (self.inventory, "inventory-1"),
+            (self.tunnel, "tunnel-1"),
+        ];
         let names: Vec<&str> = names.into_iter().filter_map(|(has, name)| has.then_some(name)).collect();
         f.write_str(&names.join(","))
     }

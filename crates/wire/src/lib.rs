@@ -3,7 +3,7 @@
 //!
 //! Source of every rule: the message model of KubeEdge v1.23. Read `message` first, then `resource`; `tunnel` is another channel, for
 //! streams. What only our own ends
-//! say to each other is agreed on by [`Features`]: `acks`, `batch`, `inventory`.
+//! say to each other is agreed on by [`Features`]: `acks`, `batch`, `inventory`, `on_demand`.
 
 pub mod acks;
 mod answer;
@@ -13,6 +13,7 @@ mod features;
 pub mod inventory;
 mod message;
 mod names;
+pub mod on_demand;
 mod resource;
 pub mod tunnel;
 

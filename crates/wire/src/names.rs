@@ -14,6 +14,8 @@ pub mod module {
     pub const EVENT_BUS: &str = "eventbus";
     /// ServiceBus on the edge.
     pub const SERVICE_BUS: &str = "servicebus";
+    /// EdgeStream on the edge.
+    pub const EDGE_STREAM: &str = "edgestream";
     /// Node tasks, on both sides.
     pub const TASK_MANAGER: &str = "taskmanager";
     /// CloudHub.

@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cloudstream::tunnels::Tunnels;
 use crate::conversion::install::{self, Endpoint};
 use crate::conversion::webhook::Webhook;
 use crate::devicecontroller::DeviceController;
@@ -41,7 +42,7 @@ use crate::objectsync::Records;
 pub use certificates::Material;
 use https::Https;
 use monitor::Monitor;
-use sessions::Sessions;
+pub(crate) use sessions::{Presence, Sessions};
 
 /// Connections to the certificate endpoint at once; more wait.
 const MAX_JOINING: usize = 512;
@@ -95,7 +96,8 @@ pub async fn material(kubernetes: &Kubernetes, settings: &Settings) -> Result<Ar
 pub struct CloudHub;
 
 impl CloudHub {
-    /// Starts both servers, of the message channel and of certificates; they run until `stopping`. Returns where they listen.
+    /// Starts both servers, of the message channel and of certificates; they run until `stopping`. Nodes are asked for `tunnels` then.
+    /// Returns where they listen.
     ///
     /// # Errors
     /// Certificates or addresses cannot be used.
@@ -103,7 +105,7 @@ impl CloudHub {
         settings: Settings,
         (kubernetes, material): (Kubernetes, Arc<Material>),
         controllers: Controllers,
-        monitor: &Monitor,
+        (monitor, tunnels): (&Monitor, Option<&Tunnels>),
         tasks: &TaskTracker,
         stopping: &CancellationToken,
     ) -> Result<(SocketAddr, SocketAddr), HubError> {
@@ -146,6 +148,9 @@ impl CloudHub {
         }
         tasks.spawn(comparison::run(sessions.clone(), events, stopping.clone()));
         monitor.serves(sessions.clone());
+        if let Some(tunnels) = tunnels {
+            tunnels.ask_through(sessions.clone());
+        }
         tasks.spawn(sessions.serve(channel, tls, tasks.clone(), stopping.clone()));
         Ok((websocket, https))
     }

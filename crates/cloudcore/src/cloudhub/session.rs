@@ -1,6 +1,7 @@
 //! One node's session: what is to be sent to it (this file), and what it says (`reading`).
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::inventory::{self, Held};
-use wire::{Content, Features, Message, batch, group, operation, source};
+use wire::{Content, Features, Message, batch, group, on_demand, operation, source};
 
 use super::feed::{self, Feed};
 use super::lag::Lag;
@@ -38,6 +39,8 @@ pub struct Peer {
     pub features: Features,
     /// The digest of what it has; empty without the feature `inventory-1`.
     pub digest: String,
+    /// The node's own IP address, when it opens its stream tunnel on demand.
+    pub address: Option<IpAddr>,
 }
 
 /// A handle to a session. Cloning is cheap.
@@ -115,6 +118,18 @@ impl SessionHandle {
         let posted = self.lane().post(message);
         self.shared.wake.notify_one();
         posted
+    }
+
+    /// Asks the node to open its stream tunnel; `false` when it does not open one on demand, or does not read.
+    pub fn ask_tunnel(&self) -> bool {
+        let (from, about) = (source::CLOUD_HUB, on_demand::RESOURCE);
+        let wish = || compose::message(from, group::RESOURCE, on_demand::OPEN, about, Content::null());
+        self.peer().features.tunnel && self.post(wish()).is_ok()
+    }
+
+    /// Resolves when it is over.
+    pub async fn ended(&self) {
+        self.shared.end.cancelled().await;
     }
 
     /// A comparison of the node with the cluster is wanted. Whether the caller has to run it, for nobody does yet.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::cloudcore::CloudHub as Settings;
 use api::edgecore::is_node_name;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use jiff::Timestamp;
 use link::identity::Identity;
 use link::newcomers::Newcomers;
 use link::rustls::ServerConfig;
@@ -19,7 +20,7 @@ use tokio_rustls::{Accept, LazyConfigAcceptor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
-use wire::{FEATURES, Features, INVENTORY};
+use wire::{FEATURES, Features, INVENTORY, on_demand};
 
 use super::Controllers;
 use super::feed::{self, Feed, Scope};
@@ -44,12 +45,14 @@ const MAX_NODES_WATCHING: usize = 64;
 const MAX_OF_ONE_NODE: usize = 2;
 /// Connections of one holder that have not asked for the upgrade yet.
 const MAX_UPGRADES: usize = 8;
+/// Nodes without a session of which it is remembered since when; of the others it is not known.
+const MAX_GONE: usize = 100_000;
 /// The wait after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// All sessions.
 #[derive(Clone)]
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     shared: Arc<Shared>,
 }
 
@@ -58,11 +61,22 @@ struct Shared {
     events: mpsc::Sender<Event>,
     services: Services,
     current: Mutex<HashMap<String, SessionHandle>>,
+    gone: Mutex<HashMap<String, Timestamp>>,
     turns: NodeTurns,
     observers: Arc<Semaphore>,
     nodes_watching: Arc<Semaphore>,
     watching: Places,
     upgrades: Places,
+}
+
+/// Whether a node is connected.
+pub(crate) enum Presence {
+    /// By this session.
+    Connected(SessionHandle),
+    /// Not since this time.
+    Gone(Timestamp),
+    /// Not since cloudcore started.
+    NotYet,
 }
 
 /// What a connection is for.
@@ -86,13 +100,14 @@ impl Sessions {
             keepalive: settings.keepalive_interval,
             tasks: tasks.clone(),
         };
-        let (current, turns) = (Mutex::default(), NodeTurns::default());
+        let (current, gone, turns) = (Mutex::default(), Mutex::default(), NodeTurns::default());
         Self {
             shared: Arc::new(Shared {
                 settings,
                 events,
                 services,
                 current,
+                gone,
                 turns,
                 observers: Arc::new(Semaphore::new(MAX_OBSERVERS)),
                 nodes_watching: Arc::new(Semaphore::new(MAX_NODES_WATCHING)),
@@ -103,13 +118,24 @@ impl Sessions {
     }
 
     /// Sessions that count now.
-    pub(super) fn handles(&self) -> Vec<SessionHandle> {
+    pub(crate) fn handles(&self) -> Vec<SessionHandle> {
         self.current().values().cloned().collect()
     }
 
     /// The session of this node.
     pub(super) fn of(&self, node: &str) -> Option<SessionHandle> {
         self.current().get(node).cloned()
+    }
+
+    /// Whether this node is connected, and since when it is not.
+    pub(crate) fn presence(&self, node: &str) -> Presence {
+        if let Some(session) = self.of(node) {
+            return Presence::Connected(session);
+        }
+        match self.gone().get(node) {
+            Some(since) => Presence::Gone(*since),
+            None => Presence::NotYet,
+        }
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -290,6 +316,7 @@ impl Sessions {
         if let Some(old) = current.insert(handle.node().to_owned(), handle.clone()) {
             old.close("another connection of this node took over");
         }
+        self.gone().remove(handle.node());
         Ok(())
     }
 
@@ -298,6 +325,13 @@ impl Sessions {
         let mut current = self.current();
         if current.get(handle.node()).is_some_and(|newest| newest.is(handle)) {
             current.remove(handle.node());
+            let mut gone = self.gone();
+            if gone.len() >= MAX_GONE
+                && let Some(any) = gone.keys().next().cloned()
+            {
+                gone.remove(&any);
+            }
+            gone.insert(handle.node().to_owned(), Timestamp::now());
         }
     }
 
@@ -341,6 +375,10 @@ impl Sessions {
         let _ = self.shared.events.send(Event::Disconnected(handle)).await;
     }
 
+    fn gone(&self) -> std::sync::MutexGuard<'_, HashMap<String, Timestamp>> {
+        self.shared.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn current(&self) -> std::sync::MutexGuard<'_, HashMap<String, SessionHandle>> {
         self.shared.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -351,7 +389,8 @@ pub(super) fn agree(headers: &HeaderMap) -> Peer {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let features = Features::ALL.both(Features::parse(text(FEATURES)));
     let digest = if features.inventory { text(INVENTORY).to_owned() } else { String::new() };
-    Peer { features, digest }
+    let address = text(on_demand::ADDRESS).parse().ok().filter(|_| features.tunnel);
+    Peer { features, digest, address }
 }
 
 #[cfg(test)]

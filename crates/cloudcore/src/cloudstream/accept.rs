@@ -22,6 +22,8 @@ use super::own_edge::OwnEdge;
 use super::tunnels::{End, Tunnel, Tunnels};
 use crate::kubernetes::Kubernetes;
 
+/// A tunnel that nobody has used for so long is closed: its node opens another when it is asked.
+const UNUSED: Duration = Duration::from_secs(300);
 /// How long HTTP/2 may take to begin.
 const BEGIN: Duration = Duration::from_secs(30);
 /// What a certificate is good for that very old edges have: for any node.
@@ -82,38 +84,64 @@ impl Accept {
             Err(_) => return warn!(node, "a stream tunnel was not begun: the node says nothing"),
         };
         let edge = OwnEdge::new(sender);
-        let tunnel = Tunnel { node: node.into(), end: End::Own(edge.clone()) };
+        let tunnel = Tunnel::new(node, End::Own(edge.clone()));
         let serving = async {
             // Only with its first answer it is known that it takes streams.
             if edge.lives(BEGIN).await != Some(true) {
-                return warn!(node, "a stream tunnel does not answer");
+                warn!(node, "a stream tunnel does not answer");
+                return false;
             }
             drop(edge);
-            self.registered(tunnel, address, std::future::pending()).await;
+            let used = tunnel.clone();
+            self.registered(tunnel, address, self.unused(node, used)).await
         };
-        tokio::select! {
-            ended = connection => if let Err(error) = ended { info!(node, %error, "a stream tunnel broke") },
-            () = serving => {}
+        let mut connection = std::pin::pin!(connection);
+        let is_unused = tokio::select! {
+            ended = connection.as_mut() => return if let Err(error) = ended { info!(node, %error, "a stream tunnel broke") },
+            unused = serving => unused,
+        };
+        if is_unused {
+            // Nobody finds it any more, and who has it in hand uses it to his end.
+            let _ = connection.await;
+        }
+    }
+
+    /// Resolves when nobody uses the tunnel, and the node would open another.
+    async fn unused(&self, node: &str, tunnel: Tunnel) {
+        loop {
+            tunnel.unused(UNUSED).await;
+            if self.tunnels.opens(node) {
+                return;
+            }
+            tokio::time::sleep(UNUSED).await;
         }
     }
 
     /// A Go edge; ends with the connection.
     async fn go(self, node: &str, address: IpAddr, upgraded: hyper::upgrade::Upgraded) {
         let (edge, running) = GoEdge::start(node, tunnel::frames(upgraded));
-        let tunnel = Tunnel { node: node.into(), end: End::Go(edge) };
+        let tunnel = Tunnel::new(node, End::Go(edge));
+        // What our own edges say of themselves is given cloudcore's address on its way to the API.
+        let publishing = async {
+            self.published.publish(&self.kubernetes, node).await;
+            std::future::pending().await
+        };
+        let running = async {
+            tokio::select! {
+                () = running => {}
+                () = publishing => {}
+            }
+        };
         self.registered(tunnel, address, running).await;
     }
 
-    /// The tunnel is the node's while `running`.
-    async fn registered(&self, tunnel: Tunnel, address: IpAddr, running: impl Future<Output = ()>) {
-        let node = tunnel.node.clone();
+    /// The tunnel is the node's while `running`; `false` when the node has too many newer ones before.
+    async fn registered(&self, tunnel: Tunnel, address: IpAddr, running: impl Future<Output = ()>) -> bool {
         let registration = self.tunnels.add(tunnel, address);
-        let publishing = self.published.publish(&self.kubernetes, &node);
         let running = std::pin::pin!(running);
         tokio::select! {
-            () = running => {}
-            () = registration.replaced.cancelled() => {}
-            () = async { publishing.await; std::future::pending().await } => {}
+            () = running => true,
+            () = registration.replaced.cancelled() => false,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `/metrics/fleet`: what the nodes with a tunnel say at `/metrics/resource`, as one page on which each series names its node.
+//! `/metrics/fleet`: what the connected nodes say at `/metrics/resource`, as one page on which each series names its node.
 //!
 //! Nodes are not trusted: what is no proper sample is left out, so that none can spoil the page of all.
 
@@ -51,7 +51,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Of the nodes with these tunnels.
+    /// Of the nodes that have these tunnels, or would open one.
     pub fn new(tunnels: Tunnels) -> Self {
         Self { tunnels, page: Arc::default() }
     }
@@ -104,7 +104,7 @@ impl Fleet {
     async fn ask(&self, node: &str) -> Result<String, String> {
         let request = Request::get("/metrics/resource").body(Full::<Bytes>::default());
         let request = request.map_err(|error| error.to_string())?;
-        let tunnel = self.tunnels.find(node).map_err(|error| error.to_string())?;
+        let tunnel = self.tunnels.open(node).await.map_err(|error| error.to_string())?;
         match tunnel.ask(request).await.map_err(|error| error.to_string())? {
             Answer::Plain(answer) if answer.status() == StatusCode::OK => {
                 let mut body = answer.into_body();

@@ -15,6 +15,7 @@ pub mod grpc;
 mod own_edge;
 mod server;
 pub mod tunnels;
+mod usage;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -96,8 +97,6 @@ pub async fn start(
     let (streams, arriving) = (listen(settings.stream).await?, listen(settings.tunnel).await?);
     let address = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
     let (stream, tunnel) = (address(&streams, settings.stream), address(&arriving, settings.tunnel));
-    published.set(&settings.hosts, stream.port());
-
     let tunnels = Tunnels::default();
     let alpn: &[&[u8]] = &[b"http/1.1"];
     let tls = tls_server(&material.own, ClientAuth::Required(material.ca.certificate().clone()), alpn)?;
@@ -117,7 +116,12 @@ pub async fn start(
         drop(keep);
     });
 
-    let own = own_certificate(&settings.files)?;
+    published.set(&settings.hosts, stream.port(), material.ca.certificate());
+    let own = match published.is_embedded() {
+        // It believes the hub's.
+        true => None,
+        false => own_certificate(&settings.files)?,
+    };
     let own = own.as_ref().unwrap_or(&material.own);
     let (access, tls) = Access::start(kubernetes.clone(), own, tasks, stopping).await?;
     let answers =

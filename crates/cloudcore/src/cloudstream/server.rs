@@ -102,7 +102,7 @@ impl Server {
             }
         };
         self.access.authorize(&user, Action::on_node(method, path, &node)).await?;
-        let tunnel = self.tunnels.find(&node)?;
+        let tunnel = self.tunnels.open(&node).await?;
         debug!(user = user.name, node, path, "a request goes to its node");
         let (asked, client) = split(request, is_stream).await?;
         match tunnel.ask(asked).await? {
@@ -149,7 +149,7 @@ impl Server {
             Some((address, _)) => address,
             None => host.split(':').next().unwrap_or_default(),
         };
-        let named = || self.tunnels.find(host).ok().map(|_| host.to_owned());
+        let named = || self.tunnels.is_reachable(host).then(|| host.to_owned());
         named().or_else(|| self.tunnels.at_address(host)).ok_or_else(|| {
             Refused::NotFound(format!("no node is meant by {path} at host {host:?}: ask by way of the API server (/api/v1/nodes/NODE/proxy{path}), or with the node's name or address as the host"))
         })

@@ -1,9 +1,12 @@
-//! The tunnels of nodes: who has one, and what can be asked through it.
+//! The tunnels of nodes: who has one, how one is got, and what can be asked through it.
+//!
+//! Our own edges open theirs when they are asked to, by way of their session; Go edges and older ones keep one all the time.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
@@ -11,14 +14,20 @@ use http_body_util::Full;
 use jiff::Timestamp;
 use link::http_server::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::go_edge::GoEdge;
 use super::own_edge::OwnEdge;
+use super::usage::Usage;
+use crate::cloudhub::{Presence, Sessions};
 
-/// Nodes without a tunnel of which it is remembered since when; of the others it is not known.
-const MAX_GONE: usize = 100_000;
+/// How long a node may take to open its tunnel.
+const OPENING: Duration = Duration::from_secs(10);
+/// A node that was asked so long ago is asked again by the next who wants something of it.
+const ASKED: Duration = Duration::from_secs(3);
 /// Tunnels of a node at once: some that are dying, and the one that replaces them. The oldest goes for one more.
 const MAX_OF_ONE_NODE: usize = 4;
 
@@ -37,9 +46,12 @@ pub enum Answer {
 /// Why a node does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
-    /// It has no tunnel.
+    /// It is not connected.
     #[error("{0}")]
     Offline(Offline),
+    /// It is connected, and has no tunnel all the same.
+    #[error("node {0} is connected, but has not opened its stream tunnel: is port 10004 of cloudcore reachable from it, and modules.edgeStream enabled?")]
+    Unopened(String),
     /// The tunnel broke.
     #[error("the tunnel of node {0} broke: try again")]
     Broken(String, #[source] Box<dyn std::error::Error + Send + Sync>),
@@ -59,12 +71,12 @@ pub enum TunnelError {
     TooMany(String),
 }
 
-/// A node without a tunnel.
+/// A node that is not connected.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Offline {
     /// The node.
     pub node: String,
-    /// Since when; `None` when it had none since cloudcore started.
+    /// Since when; `None` when it was not since cloudcore started.
     pub since: Option<Timestamp>,
     /// When cloudcore started.
     pub started: Timestamp,
@@ -78,15 +90,16 @@ impl fmt::Display for Offline {
             Some(since) => write!(f, "node {node} is not connected, since {}", second(since))?,
             None => write!(f, "node {node} has not connected since this cloudcore started, {}", second(started))?,
         }
-        f.write_str(": is edgecore running, its link up, port 10004 of cloudcore reachable from it, and modules.edgeStream enabled?")
+        f.write_str(": is edgecore running, and its link up?")
     }
 }
 
 /// A node's tunnel. Cloning is cheap.
 #[derive(Clone)]
 pub struct Tunnel {
-    pub(super) node: Arc<str>,
-    pub(super) end: End,
+    node: Arc<str>,
+    end: End,
+    usage: Usage,
 }
 
 /// Who is at the other end.
@@ -97,18 +110,33 @@ pub(super) enum End {
 }
 
 impl Tunnel {
+    /// To this node.
+    pub(super) fn new(node: &str, end: End) -> Self {
+        Self { node: node.into(), end, usage: Usage::default() }
+    }
+
+    /// Resolves when nobody has used it for this time.
+    pub(super) async fn unused(&self, time: Duration) {
+        self.usage.unused(time).await;
+    }
+
     /// Asks the node. A request with `Upgrade` becomes a stream when the node grants it.
     ///
     /// # Errors
     /// The tunnel broke, or the node does not answer in time.
     pub async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, TunnelError> {
         let upgrades = request.headers().contains_key(header::UPGRADE);
-        match &self.end {
-            End::Own(edge) if upgrades => edge.upgrade(&self.node, request).await,
-            End::Own(edge) => edge.ask(&self.node, request).await.map(Answer::Plain),
-            End::Go(edge) if upgrades => edge.upgrade(&self.node, request).await,
-            End::Go(edge) => edge.ask(&self.node, request).await.map(Answer::Plain),
-        }
+        let open = self.usage.begin();
+        let answer = match &self.end {
+            End::Own(edge) if upgrades => edge.upgrade(&self.node, request).await?,
+            End::Own(edge) => Answer::Plain(edge.ask(&self.node, request).await?),
+            End::Go(edge) if upgrades => edge.upgrade(&self.node, request).await?,
+            End::Go(edge) => Answer::Plain(edge.ask(&self.node, request).await?),
+        };
+        Ok(match answer {
+            Answer::Plain(answer) => Answer::Plain(answer.map(|body| open.with_body(body))),
+            Answer::Upgraded(head, io) => Answer::Upgraded(head, open.with_io(io)),
+        })
     }
 }
 
@@ -118,6 +146,7 @@ pub struct Tunnels(Arc<Shared>);
 
 struct Shared {
     started: Timestamp,
+    sessions: OnceLock<Sessions>,
     known: Mutex<Known>,
 }
 
@@ -127,9 +156,13 @@ struct Known {
     tunnels: HashMap<Arc<str>, Vec<Registered>>,
     /// Which node has said that this is its address; who came first has it as long as he is there.
     addresses: HashMap<IpAddr, Arc<str>>,
-    gone: HashMap<Arc<str>, Timestamp>,
+    /// Nodes that have been asked for a tunnel, and when.
+    asked: HashMap<Arc<str>, (watch::Sender<()>, Instant)>,
     last: u64,
 }
+
+/// The node will have a tunnel when this ends.
+type Opening = watch::Receiver<()>;
 
 struct Registered {
     number: u64,
@@ -150,37 +183,123 @@ pub(super) struct Registration {
 
 impl Default for Tunnels {
     fn default() -> Self {
-        Self(Arc::new(Shared { started: Timestamp::now(), known: Mutex::default() }))
+        Self(Arc::new(Shared { started: Timestamp::now(), sessions: OnceLock::new(), known: Mutex::default() }))
     }
 }
 
 impl Tunnels {
-    /// The newest tunnel of this node.
+    /// From now on nodes are asked for their tunnels by way of these sessions.
+    pub(crate) fn ask_through(&self, sessions: Sessions) {
+        // It happens once.
+        let _ = self.0.sessions.set(sessions);
+    }
+
+    /// The tunnel of this node; it is opened if there is none.
     ///
     /// # Errors
-    /// It has none.
-    pub fn find(&self, node: &str) -> Result<Tunnel, TunnelError> {
-        let known = self.known();
-        if let Some(newest) = known.tunnels.get(node).and_then(|tunnels| tunnels.last()) {
-            return Ok(newest.tunnel.clone());
-        }
-        let since = known.gone.get(node).copied();
-        Err(TunnelError::Offline(Offline { node: node.to_owned(), since, started: self.0.started }))
+    /// The node is not connected, or does not open one.
+    pub async fn open(&self, node: &str) -> Result<Tunnel, TunnelError> {
+        let opened = tokio::time::timeout(OPENING, async {
+            loop {
+                if let Some(tunnel) = self.standing(node) {
+                    return Ok(tunnel);
+                }
+                let session = match self.presence(node) {
+                    Presence::Connected(session) => session,
+                    Presence::Gone(since) => return Err(self.offline(node, Some(since))),
+                    Presence::NotYet => return Err(self.offline(node, None)),
+                };
+                let (mut opening, is_first) = self.wait(node);
+                if is_first && !session.ask_tunnel() {
+                    return Err(TunnelError::Unopened(node.to_owned()));
+                }
+                tokio::select! {
+                    // It ends with an error: nothing is ever sent.
+                    _ = opening.changed() => {}
+                    // It may be back already.
+                    () = session.ended() => {}
+                }
+            }
+        });
+        opened.await.unwrap_or_else(|_| Err(TunnelError::Unopened(node.to_owned())))
+    }
+
+    /// Whether this node can be asked: it has a tunnel, or would open one.
+    pub fn is_reachable(&self, node: &str) -> bool {
+        self.opens(node) || self.standing(node).is_some()
+    }
+
+    /// Whether this node would open a tunnel.
+    pub(super) fn opens(&self, node: &str) -> bool {
+        matches!(self.presence(node), Presence::Connected(session) if session.peer().features.tunnel)
     }
 
     /// The node that said that this is its address.
     pub fn at_address(&self, address: &str) -> Option<String> {
-        self.known().addresses.get(&address.parse().ok()?).map(|node| node.to_string())
+        let address: IpAddr = address.parse().ok()?;
+        if let Some(node) = self.known().addresses.get(&address) {
+            return Some(node.to_string());
+        }
+        let mut sessions = self.0.sessions.get()?.handles().into_iter();
+        sessions.find(|session| session.peer().address == Some(address)).map(|session| session.node().to_owned())
     }
 
-    /// Nodes with a tunnel.
+    /// Nodes that have a tunnel now.
     pub fn count(&self) -> usize {
         self.known().tunnels.len()
     }
 
-    /// Names of the nodes with a tunnel.
+    /// Requests and streams in all tunnels that are not over.
+    pub fn open_streams(&self) -> usize {
+        self.known().tunnels.values().flatten().map(|registered| registered.tunnel.usage.open()).sum()
+    }
+
+    /// Names of the nodes that can be asked.
     pub fn nodes(&self) -> Vec<String> {
-        self.known().tunnels.keys().map(ToString::to_string).collect()
+        let sessions = self.0.sessions.get().map(Sessions::handles).unwrap_or_default();
+        let asked = sessions.iter().filter(|session| session.peer().features.tunnel).map(|session| session.node().to_owned());
+        let mut nodes: Vec<String> = asked.chain(self.known().tunnels.keys().map(ToString::to_string)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    /// The newest tunnel of this node.
+    fn standing(&self, node: &str) -> Option<Tunnel> {
+        self.known().tunnels.get(node)?.last().map(|newest| newest.tunnel.clone())
+    }
+
+    fn presence(&self, node: &str) -> Presence {
+        self.0.sessions.get().map_or(Presence::NotYet, |sessions| sessions.presence(node))
+    }
+
+    fn offline(&self, node: &str, since: Option<Timestamp>) -> TunnelError {
+        TunnelError::Offline(Offline { node: node.to_owned(), since, started: self.0.started })
+    }
+
+    /// Waits for a tunnel of this node from now on; whether the node is to be asked for it, for nobody has done so lately.
+    fn wait(&self, node: &str) -> (Opening, bool) {
+        let mut guard = self.known();
+        let known = &mut *guard;
+        if known.tunnels.contains_key(node) {
+            // Meanwhile it came.
+            return (watch::channel(()).1, false);
+        }
+        known.asked.retain(|_, (waiting, asked)| waiting.receiver_count() > 0 || asked.elapsed() < ASKED);
+        match known.asked.get_mut(node) {
+            Some((waiting, asked)) => {
+                let is_long_ago = asked.elapsed() >= ASKED;
+                if is_long_ago {
+                    *asked = Instant::now();
+                }
+                (waiting.subscribe(), is_long_ago)
+            }
+            None => {
+                let (waiting, opening) = watch::channel(());
+                known.asked.insert(node.into(), (waiting, Instant::now()));
+                (opening, true)
+            }
+        }
     }
 
     /// From now on this is the tunnel of its node.
@@ -198,7 +317,8 @@ impl Tunnels {
         }
         let replaced = CancellationToken::new();
         of_node.push(Registered { number, address, tunnel, replaced: replaced.clone() });
-        known.gone.remove(&node);
+        // Whoever waits for it.
+        known.asked.remove(&node);
         known.addresses.entry(address).or_insert_with(|| node.clone());
         drop(guard);
         info!(%node, "a node opened its stream tunnel");
@@ -217,20 +337,14 @@ impl Drop for Registration {
         let Some(of_node) = known.tunnels.get_mut(&self.node) else { return };
         of_node.retain(|registered| registered.number != self.number);
         let claimed = of_node.iter().any(|registered| registered.address == self.address);
-        let is_gone = of_node.is_empty();
+        let is_last = of_node.is_empty();
         if !claimed && known.addresses.get(&self.address) == Some(&self.node) {
             known.addresses.remove(&self.address);
         }
-        if !is_gone {
+        if !is_last {
             return;
         }
         known.tunnels.remove(&self.node);
-        if known.gone.len() >= MAX_GONE
-            && let Some(any) = known.gone.keys().next().cloned()
-        {
-            known.gone.remove(&any);
-        }
-        known.gone.insert(self.node.clone(), Timestamp::now());
         drop(guard);
         info!(node = %self.node, "a node's stream tunnel ended");
     }
@@ -241,7 +355,7 @@ impl TunnelError {
     /// HTTP status.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Offline(_) | Self::Broken(..) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Offline(_) | Self::Unopened(_) | Self::Broken(..) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Silent { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Unsupported(..) => StatusCode::NOT_IMPLEMENTED,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -254,7 +368,7 @@ mod tests {
     use super::*;
 
     fn tunnel(node: &str) -> Tunnel {
-        Tunnel { node: node.into(), end: End::Go(GoEdge::unconnected()) }
+        Tunnel::new(node, End::Go(GoEdge::unconnected()))
     }
 
     #[test]

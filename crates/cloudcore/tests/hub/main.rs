@@ -12,6 +12,7 @@ mod edge;
 mod fleet;
 mod golden;
 mod grpc;
+mod on_demand;
 mod receivers;
 mod registration;
 mod streams;

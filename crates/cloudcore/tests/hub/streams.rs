@@ -48,20 +48,6 @@ async fn an_edge_of_ours_is_reached_and_offline_is_told_at_once() -> Result<()> 
     let forwarded = [("x-forwarded-uri", "/api/v1/nodes/n1/proxy/stats/summary")];
     ensure!(client.text("/stats/summary", &forwarded).await?.1 == "/stats/summary");
     ensure!(client.text("/metrics", &[]).await?.1 == "/metrics");
-    // The API server is told to come here, and the node's own address stays.
-    let path = "/api/v1/nodes/n1";
-    let (stream, _) = cloud.addresses().streams.context("no streams")?;
-    cloud
-        .cluster
-        .wait("the node's address", SOON, || async {
-            let node = cloud.get(path).await?;
-            let addresses = &node["status"]["addresses"];
-            Ok(addresses[0]["address"] == "127.0.0.1"
-                && addresses[1]["address"] == "192.0.2.7"
-                && node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"] == stream.port())
-        })
-        .await?;
-
     let mut tasks = JoinSet::new();
     let upgrade = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
     let answer = client.ask(&mut tasks, "/exec/default/p1/main?command=sh", &upgrade).await?;
@@ -81,7 +67,7 @@ async fn an_edge_of_ours_is_reached_and_offline_is_told_at_once() -> Result<()> 
 
     drop(edge);
     let text = until(&client, log, StatusCode::SERVICE_UNAVAILABLE).await?;
-    ensure!(text.contains("node n1 is not connected, since 20"), "{text}");
+    ensure!(text.contains("node n1 has not connected"), "{text}");
     Ok(())
 }
 

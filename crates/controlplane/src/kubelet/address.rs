@@ -33,6 +33,11 @@ impl Address {
     }
 }
 
+/// 404 when the node is not there.
+pub(super) fn exists(api: &Api, node: &str) -> Result<(), ApiError> {
+    api.get(&api.reference("", "nodes", "", node)?).map(drop)
+}
+
 /// Where this node's API is.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! The API server's way to the kubelets, as a kube-apiserver goes it: the address and port that the Node's status names, HTTPS, a client
-//! certificate of the embedded CA.
+//! certificate of the embedded CA. A cloudcore in the same process says once where it answers for all nodes ([`Gateway`]).
 //!
 //! `address` finds out where a node's API is and whose certificate is believed there, `dial` connects and asks, `answer` is a body that
 //! brings its connection along. Behind the address there may be cloudcore, which serves the API of many nodes.
@@ -27,14 +27,27 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use address::Address;
 use dial::{Answer, DialError};
 
 /// Streams into pods that are open at once.
 const MAX_STREAMS: usize = 1024;
 
+/// Where one server answers for the APIs of all nodes.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// Its name or IP address, which its certificate is for.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The CA of its certificate.
+    pub ca: CertificateDer<'static>,
+}
+
 /// Dials kubelets.
 pub struct Kubelets {
     certificate: watch::Receiver<Arc<Certificate>>,
+    gateway: watch::Receiver<Option<Gateway>>,
     /// The configuration of the last dial, and of which CA and certificate it is.
     tls: Mutex<Option<Tls>>,
     places: Arc<Semaphore>,
@@ -45,9 +58,14 @@ pub struct Kubelets {
 type Tls = (CertificateDer<'static>, Arc<Certificate>, Arc<ClientConfig>);
 
 impl Kubelets {
-    /// Shows the newest of these certificates; streams end with `stop`.
-    pub fn new(certificate: watch::Receiver<Arc<Certificate>>, streams: TaskTracker, stop: CancellationToken) -> Self {
-        Self { certificate, tls: Mutex::default(), places: Arc::new(Semaphore::new(MAX_STREAMS)), streams, stop }
+    /// Shows the newest of these certificates, and dials the gateway once there is one; streams end with `stop`.
+    pub fn new(
+        certificate: watch::Receiver<Arc<Certificate>>,
+        gateway: watch::Receiver<Option<Gateway>>,
+        streams: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { certificate, gateway, tls: Mutex::default(), places: Arc::new(Semaphore::new(MAX_STREAMS)), streams, stop }
     }
 
     async fn exchange(
@@ -57,8 +75,14 @@ impl Kubelets {
         mut request: Request<Body>,
         patience: Option<Duration>,
     ) -> Result<Response<Body>, ApiError> {
-        let address = address::of(api, node)?;
-        let ca = address::hub_ca(api)?;
+        let gateway = self.gateway.borrow().clone();
+        let (address, ca) = match gateway {
+            Some(Gateway { host, port, ca }) => {
+                address::exists(api, node)?;
+                (Address { host, port }, ca)
+            }
+            None => (address::of(api, node)?, address::hub_ca(api)?),
+        };
         let client = request.extensions_mut().remove::<OnUpgrade>();
         let place = match client {
             Some(_) => Some(self.places.clone().try_acquire_owned().map_err(|_| {

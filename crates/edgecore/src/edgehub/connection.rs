@@ -4,18 +4,19 @@ use std::time::Duration;
 
 use api::edgecore::EdgeHub as Settings;
 use beehive::{Context, Inbox, compose};
+use edged::node::facts;
 use link::ws::{self, Reader, Target, Writer};
 use session::edge::Outbox;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
-use wire::{Content, FEATURES, Features, INVENTORY, group, inventory, module, operation, source};
+use wire::{Content, FEATURES, Features, INVENTORY, group, inventory, module, on_demand, operation, source};
 
 use super::acked::Acked;
 use super::certificates::Certificates;
 use super::reading::read;
 use super::sending::Sending;
-use super::{Ended, HubError, keep_or_refuse, keeping, tell_connection, tell_inventory, tell_lost};
+use super::{Ended, HubError, keep_or_refuse, keeping, tell_connection, tell_inventory, tell_lost, tell_streams};
 
 /// How long MetaManager may take to say what the node has.
 const DIGEST: Duration = Duration::from_secs(30);
@@ -25,6 +26,8 @@ pub(super) struct Cloud<'a> {
     pub(super) settings: &'a Settings,
     /// `host:port` of one cloudcore.
     pub(super) server: &'a str,
+    /// What the node says of itself.
+    pub(super) agent: &'a edged::Settings,
 }
 
 /// Connects and serves until the connection ends or the process is to stop.
@@ -52,6 +55,7 @@ pub(super) async fn run(
     if features.inventory {
         keeping(context, inbox, outbox, tell_inventory(context)).await;
     }
+    keeping(context, inbox, outbox, tell_streams(context, features.tunnel)).await;
     keeping(context, inbox, outbox, tell_connection(context, true)).await;
     let acked = Acked::default();
     let mut sending = Sending::new(settings, context, writer, reader.received(), features, acked.clone());
@@ -90,8 +94,12 @@ async fn connect(
         ("connectionuse", "msg".to_owned()),
     ];
     let digest = digest(context).await;
-    let ours = Features { inventory: digest.is_some(), ..Features::ALL };
+    let ours = Features { inventory: digest.is_some(), tunnel: context.has_module(module::EDGE_STREAM), ..Features::ALL };
     headers.push((FEATURES, ours.to_string()));
+    if ours.tunnel {
+        let address = facts::addresses(cloud.agent).into_iter().next();
+        headers.extend(address.map(|address| (on_demand::ADDRESS, address.to_string())));
+    }
     headers.extend(digest.map(|digest| (INVENTORY, digest)));
     let target = Target {
         url: format!("wss://{}/{}/{name}/events", cloud.server, settings.project_id),

@@ -17,7 +17,7 @@ use beehive::{BoxFuture, Context, Inbox, Module, ModuleError, compose};
 use link::backoff::Backoff;
 use session::edge::Outbox;
 use tracing::{error, info, warn};
-use wire::{Content, Message, group, inventory, kind, module, operation, source};
+use wire::{Content, Message, group, inventory, kind, module, on_demand, operation, source};
 
 use certificates::Certificates;
 pub(crate) use certificates::{CertificateError, present};
@@ -33,6 +33,7 @@ const GOOD_AFTER: Duration = Duration::from_secs(5);
 /// The module.
 pub struct EdgeHub {
     settings: Settings,
+    agent: edged::Settings,
     certificates: Certificates,
     outbox: Outbox,
 }
@@ -42,14 +43,14 @@ impl EdgeHub {
     pub fn new(config: &Config) -> Self {
         let settings = config.edge_hub();
         let certificates = Certificates::new(config.node_name(), settings.clone(), &config.path);
-        Self { settings, certificates, outbox: Outbox::default() }
+        Self { settings, agent: crate::settings::edged(config), certificates, outbox: Outbox::default() }
     }
 
     async fn serve(&mut self, context: &Context, inbox: &mut Inbox) -> Result<(), ModuleError> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         // One that closes or does not answer is left for the next.
         for server in self.settings.servers.clone().into_iter().cycle() {
-            let target = connection::Cloud { settings: &self.settings, server: &server };
+            let target = connection::Cloud { settings: &self.settings, server: &server, agent: &self.agent };
             let ended = connection::run(&target, &mut self.certificates, context, inbox, &mut self.outbox).await;
             if matches!(ended.cause, HubError::Stopping) {
                 return Ok(());
@@ -200,6 +201,19 @@ async fn tell_inventory(context: &Context) {
     let news = compose::message(from, group::META, operation::CONNECT, about, Content::null());
     if let Err(error) = context.send(module::META_MANAGER, news).await {
         warn!(%error, "MetaManager was not told of the cloud");
+    }
+}
+
+/// Tells EdgeStream whether this cloud asks for the tunnel.
+async fn tell_streams(context: &Context, is_asked: bool) {
+    if !context.has_module(module::EDGE_STREAM) {
+        return;
+    }
+    let (from, about) = (source::EDGE_HUB_EVENTS, on_demand::RESOURCE);
+    let content = Content::text(if is_asked { on_demand::OPEN } else { "" });
+    let news = compose::message(from, group::META, operation::CONNECT, about, content);
+    if let Err(error) = context.send(module::EDGE_STREAM, news).await {
+        warn!(%error, "EdgeStream was not told of the cloud");
     }
 }
 

@@ -3,7 +3,7 @@
 use beehive::Context;
 use link::ws::{Incoming, Reader};
 use tracing::{debug, error, warn};
-use wire::{AnswerError, Features, Message, acks, batch, group, module, operation, source};
+use wire::{AnswerError, Features, Message, acks, batch, group, module, on_demand, operation, source};
 
 use super::HubError;
 use super::acked::Acked;
@@ -64,6 +64,7 @@ async fn route(context: &Context, message: Message) {
     let answers = !message.header.parent_msg_id.is_empty();
     let target = match message.route.group.as_str() {
         group::RESOURCE | group::FUNC if answers => return answer(context, message).await,
+        group::RESOURCE if message.route.resource == on_demand::RESOURCE => module::EDGE_STREAM,
         group::RESOURCE | group::FUNC => module::META_MANAGER,
         group::TWIN => module::TWIN,
         group::USER if message.route.source == source::ROUTER_EVENT_BUS => module::EVENT_BUS,

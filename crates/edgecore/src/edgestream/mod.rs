@@ -2,7 +2,7 @@
 //!
 //! The node connects, so that nothing needs to reach it; what then comes through the tunnel is answered by the node's API, in process.
 //! `http2` is the tunnel to a cloudcore of ours, `upstream` that to a Go cloudcore, `connection` one stream in the latter. This file
-//! joins them: connect, serve, wait a little, again.
+//! joins them: connect when the cloud asks for it ([`wire::on_demand`]), or all the time where it never does; serve; wait; again.
 
 mod connection;
 mod http2;
@@ -19,20 +19,22 @@ use link::backoff::Backoff;
 use link::rustls::ClientConfig;
 use link::tunnel::{self, FEATURES, HTTP2, PATH};
 use link::ws::{LinkError, Target};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use wire::tunnel::FrameError;
+use wire::{Content, Message, module, on_demand, operation};
 
 use crate::edgehub::{CertificateError, present};
 
-/// Name and group of the module.
-const EDGE_STREAM: &str = "edgestream";
 /// Waits before connecting again. Not every cloud has a tunnel, so the longest is longer than EdgeHub's.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A tunnel that lasted so long was a good one; after one that the cloud ends at once, waits go on growing.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
+/// Who waits in the cloud for a tunnel gives up after this.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether EdgeHub has got the certificate.
 const CERTIFICATE: Duration = Duration::from_secs(1);
 
@@ -42,6 +44,7 @@ pub struct EdgeStream {
     hub: HubSettings,
     agent: edged::Settings,
     api: NodeApi,
+    wanted: watch::Sender<Wanted>,
 }
 
 /// How a tunnel ended, or why there is none.
@@ -59,33 +62,55 @@ enum Ended {
     Http2(#[source] hyper::Error),
     #[error("the cloud sent what is no frame of the tunnel")]
     Frame(#[from] FrameError),
+    #[error("the cloud does not know this tunnel any more")]
+    Forgotten,
     #[error("edgecore stops")]
     Stopping,
+}
+
+/// When the node has a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// Nobody asks for one.
+    Nothing,
+    /// All the time: this cloud never asks.
+    Always,
+    /// The cloud asked for one at this time; that which stands is not known there.
+    Since(Instant),
 }
 
 impl EdgeStream {
     /// A tunnel with these settings, the hub's certificate and the agent's name and address; `api` answers.
     pub fn new(settings: Settings, hub: HubSettings, agent: edged::Settings, api: NodeApi) -> Self {
-        Self { settings, hub, agent, api }
+        Self { settings, hub, agent, api, wanted: watch::Sender::new(Wanted::Nothing) }
     }
 
     async fn serve(&self, stopping: &CancellationToken) {
+        let mut wanted = self.wanted.subscribe();
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut is_told = false;
         // One that closes or does not answer is left for the next.
         for server in self.settings.servers.iter().cycle() {
-            let (ended, lasted) = self.once(server, stopping).await;
-            if let Some(lasted) = lasted {
-                is_told = false;
-                if lasted >= GOOD_AFTER {
-                    backoff.reset();
-                }
+            if stopping.run_until_cancelled(wanted.wait_for(|wanted| *wanted != Wanted::Nothing)).await.is_none() {
+                return;
             }
+            let (ended, lasted) = self.once(server, &mut wanted, stopping).await;
             if stopping.is_cancelled() {
                 return;
             }
-            let wait = backoff.next_wait();
             let cause = chain(&ended);
+            if lasted.is_some() {
+                is_told = false;
+            }
+            if self.is_done(&mut wanted, lasted.is_some()) {
+                info!(cause, "the stream tunnel is closed until it is wanted again");
+                backoff.reset();
+                continue;
+            }
+            if lasted.is_some_and(|lasted| lasted >= GOOD_AFTER) {
+                backoff.reset();
+            }
+            let wait = backoff.next_wait();
             if is_told {
                 debug!(server, cause, wait_ms = wait.as_millis(), "still no stream tunnel");
             } else {
@@ -96,15 +121,38 @@ impl EdgeStream {
                 );
                 is_told = true;
             }
-            if stopping.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-                return;
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+                // Somebody waits.
+                _ = wanted.changed() => backoff.reset(),
             }
         }
     }
 
-    /// One tunnel; how long it lasted, if it came about.
-    async fn once(&self, server: &str, stopping: &CancellationToken) -> (Ended, Option<Duration>) {
+    /// Whether the cloud that asked for a tunnel has had it, or has given up, and has not asked again.
+    fn is_done(&self, wanted: &mut watch::Receiver<Wanted>, stood: bool) -> bool {
+        let is_same = !wanted.has_changed().unwrap_or_default();
+        let served = *wanted.borrow();
+        let Wanted::Since(asked) = served else { return false };
+        is_same && (stood || asked.elapsed() >= PATIENCE) && self.wanted.send_if_modified(|now| {
+            let is_same = *now == served;
+            if is_same {
+                *now = Wanted::Nothing;
+            }
+            is_same
+        })
+    }
+
+    /// One tunnel; how long it lasted, if it came about. `wanted` has seen then what it was for.
+    async fn once(
+        &self,
+        server: &str,
+        wanted: &mut watch::Receiver<Wanted>,
+        stopping: &CancellationToken,
+    ) -> (Ended, Option<Duration>) {
         let connected = stopping.run_until_cancelled(self.connect(server)).await;
+        wanted.mark_unchanged();
         let (frames, headers) = match connected {
             Some(Ok(connected)) => connected,
             Some(Err(ended)) => return (ended, None),
@@ -113,10 +161,15 @@ impl EdgeStream {
         let is_ours = tunnel::has_http2(&headers);
         info!(server, http2 = is_ours, "the stream tunnel stands");
         let began = Instant::now();
-        let ended = if is_ours {
-            http2::serve(frames, &self.api, stopping).await
-        } else {
-            upstream::serve(frames, &self.api, stopping).await
+        let serving = async {
+            match is_ours {
+                true => http2::serve(frames, &self.api, stopping).await,
+                false => upstream::serve(frames, &self.api, stopping).await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = serving => ended,
+            () = asked_again(wanted.clone()) => Ended::Forgotten,
         };
         (ended, Some(began.elapsed()))
     }
@@ -145,20 +198,59 @@ impl EdgeStream {
 
 impl Module for EdgeStream {
     fn name(&self) -> &'static str {
-        EDGE_STREAM
+        module::EDGE_STREAM
     }
 
     fn group(&self) -> &'static str {
-        EDGE_STREAM
+        module::EDGE_STREAM
     }
 
-    /// Nobody sends it messages.
-    fn run<'a>(&'a mut self, context: Context, _: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
+    fn run<'a>(&'a mut self, context: Context, inbox: &'a mut Inbox) -> BoxFuture<'a, Result<(), ModuleError>> {
         Box::pin(async move {
-            self.serve(context.token()).await;
+            if !context.has_module(module::EDGE_HUB) {
+                self.wanted.send_replace(Wanted::Always);
+            }
+            let listening = async {
+                while let Some(message) = inbox.recv().await {
+                    hear(&self.wanted, &message);
+                }
+            };
+            tokio::select! {
+                () = self.serve(context.token()) => {}
+                () = listening => {}
+            }
             Ok(())
         })
     }
+}
+
+/// What EdgeHub says of the cloud, and what the cloud asks for.
+fn hear(wanted: &watch::Sender<Wanted>, message: &Message) {
+    match message.route.operation.as_str() {
+        on_demand::OPEN => drop(wanted.send_replace(Wanted::Since(Instant::now()))),
+        operation::CONNECT => {
+            let asks = message.content == Content::text(on_demand::OPEN);
+            wanted.send_if_modified(|wanted| {
+                let now = match *wanted {
+                    _ if !asks => Wanted::Always,
+                    Wanted::Always => Wanted::Nothing,
+                    other => other,
+                };
+                std::mem::replace(wanted, now) != now
+            });
+        }
+        other => debug!(operation = other, "a message that EdgeStream does not know"),
+    }
+}
+
+/// Resolves when the cloud asks for a tunnel from now on.
+async fn asked_again(mut wanted: watch::Receiver<Wanted>) {
+    while wanted.changed().await.is_ok() {
+        if matches!(*wanted.borrow_and_update(), Wanted::Since(_)) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// An error with its causes.

@@ -107,15 +107,14 @@ fn address(status: &NodeStatus) -> (Shown, Option<(String, u16)>) {
     let port = status.daemon_endpoints.as_ref().and_then(|endpoints| endpoints.kubelet_endpoint.as_ref());
     let port = port.map_or(0, |endpoint| endpoint.port);
     let Some(found) = found else {
-        let why = "the Node has no address: it is written when the node opens its tunnel; look at edgecore's log";
-        return (Shown::Fails(why.to_owned()), None);
+        return (Shown::Odd("the Node has none: it has never said how it is".to_owned()), None);
     };
     let shown = format!("{}:{port} ({})", found.address, found.type_);
     match u16::try_from(port) {
         Ok(1..) if port != KUBELET => (Shown::Works(shown), Some((found.address.clone(), port as u16))),
         _ => {
-            let why = "is not cloudcore's: the node has not opened a tunnel since it registered; look for edgestream in edgecore's log, and for modules.cloudStream.enable in cloudcore.yaml";
-            (Shown::Fails(format!("{shown} {why}")), None)
+            let why = "is the node's own: right with the embedded Kubernetes, which asks cloudcore itself; on any other cluster the node has not said how it is since cloudcore runs, or modules.cloudStream is off in cloudcore.yaml";
+            (Shown::Odd(format!("{shown} {why}")), None)
         }
     }
 }
@@ -149,6 +148,7 @@ fn explained(error: &str) -> String {
     let cure = [
         ("is not connected", ""),
         ("has not connected", ""),
+        ("has not opened its stream tunnel", ""),
         (
             "error dialing backend",
             ": the API server does not reach cloudcore there; open the way, or put a reachable IP first into modules.cloudHub.advertiseAddress",
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(target, Some(("192.0.2.1".to_owned(), 10003)));
         for wrong in [status(10350), status(0), NodeStatus::default()] {
             let (shown, target) = address(&wrong);
-            assert!(matches!(shown, Shown::Fails(_)) && target.is_none());
+            assert!(matches!(shown, Shown::Odd(_)) && target.is_none());
         }
     }
 }

@@ -129,7 +129,7 @@ impl Reader {
         let Ok(request) = Request::get(path).body(Full::<Bytes>::default()) else {
             return Ok(Err("the container's name is no part of a path".to_owned()));
         };
-        match self.tunnels.find(node)?.ask(request).await? {
+        match self.tunnels.open(node).await?.ask(request).await? {
             Answer::Plain(answer) if answer.status() == StatusCode::OK => Ok(Ok(answer.into_body())),
             Answer::Plain(answer) => Ok(Err(format!("the node answers {}", answer.status()))),
             Answer::Upgraded(..) => Ok(Err("the node answers with a stream of another kind".to_owned())),

@@ -225,7 +225,7 @@ impl Supervisor {
                 continue;
             }
             let is_due = |following: &Following| matches!(following.state, State::Waiting(at) if at <= now);
-            if !entry.followings.iter().any(is_due) || self.tunnels.find(&entry.source.node).is_err() {
+            if !entry.followings.iter().any(is_due) || !self.tunnels.is_reachable(&entry.source.node) {
                 continue;
             }
             for (index, following) in entry.followings.iter_mut().enumerate().filter(|(_, following)| is_due(following))

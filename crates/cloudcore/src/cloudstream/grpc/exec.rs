@@ -46,7 +46,7 @@ async fn begin(asker: Asker, mut requests: Streaming<ExecRequest>) -> Result<Run
     };
     let target = target(&start)?;
     let node = asker.node_of_pod("create", "exec", (&start.namespace, &start.pod)).await?;
-    let tunnel = asker.server.tunnels.find(&node).map_err(status::of_tunnel)?;
+    let tunnel = asker.server.tunnels.open(&node).await.map_err(status::of_tunnel)?;
     let (head, io) = match tunnel.ask(request(&target, headers()?)?).await.map_err(status::of_tunnel)? {
         Answer::Upgraded(head, io) => (head, io),
         Answer::Plain(answer) => {

@@ -183,7 +183,7 @@ async fn next(reading: Reading) -> Option<Result<(Vec<u8>, Reading), Option<Stat
 async fn open(asker: &Asker, log: &OpenLog) -> Result<Body, Status> {
     let target = target(log)?;
     let node = asker.node_of_pod("get", "log", (&log.namespace, &log.pod)).await?;
-    let tunnel = asker.server.tunnels.find(&node).map_err(status::of_tunnel)?;
+    let tunnel = asker.server.tunnels.open(&node).await.map_err(status::of_tunnel)?;
     match tunnel.ask(request(&target, HeaderMap::new())?).await.map_err(status::of_tunnel)? {
         Answer::Plain(answer) => status::content(&node, answer).await,
         Answer::Upgraded(..) => Err(Status::internal(format!("node {node} answers a log with another stream"))),

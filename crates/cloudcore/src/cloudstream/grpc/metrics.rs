@@ -98,7 +98,7 @@ async fn page(asker: Asker, node: String, path: &'static str) -> MetricsResponse
 }
 
 async fn content(asker: &Asker, node: &str, path: &str) -> Result<Vec<u8>, Status> {
-    let tunnel = asker.server.tunnels.find(node).map_err(status::of_tunnel)?;
+    let tunnel = asker.server.tunnels.open(node).await.map_err(status::of_tunnel)?;
     let answer = match tunnel.ask(request(path, HeaderMap::new())?).await.map_err(status::of_tunnel)? {
         Answer::Plain(answer) => status::content(node, answer).await?,
         Answer::Upgraded(..) => return Err(Status::internal(format!("node {node} answers with another stream"))),

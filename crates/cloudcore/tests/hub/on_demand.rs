@@ -1,0 +1,145 @@
+//! Tunnels that our own edges open when they are asked to, by way of their session.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use http::StatusCode;
+use link::ws::{Incoming, Reader, Target, Writer};
+use serde_json::{Value, json};
+use testkit::go_edge::Credentials;
+use tokio::task::JoinSet;
+
+use crate::cloud::{Cloud, SOON};
+use crate::edge::{Client, node_with_pod, own_edge};
+
+const LOG: &str = "/containerLogs/default/p1/main";
+
+/// The message channel as edgecore opens it when it opens its tunnel on demand.
+async fn session(cloud: &Cloud, credentials: &Credentials) -> Result<(Reader, Writer)> {
+    let header = |name, value: &str| (name, value.to_owned());
+    let target = Target {
+        url: format!("wss://{}/p/n1/events", cloud.addresses().websocket),
+        headers: vec![
+            header("node_id", "n1"),
+            header("connectionuse", "msg"),
+            header("x-ferroedge-features", "tunnel-1"),
+            header("x-ferroedge-address", "192.0.2.7"),
+        ],
+        tls: link::tls::client(&credentials.ca, Some(&credentials.own))?,
+        connect_deadline: SOON,
+        write_deadline: SOON,
+    };
+    let (reader, writer, answer) = link::ws::connect(&target).await?;
+    let features = answer.get("x-ferroedge-features").and_then(|value| value.to_str().ok());
+    ensure!(features == Some("tunnel-1"), "{features:?}");
+    Ok((reader, writer))
+}
+
+/// The next time that the cloud asks for a tunnel.
+async fn asked(reader: &mut Reader) -> Result<()> {
+    let asking = async {
+        loop {
+            let Incoming::Message(frame) = reader.next().await? else { continue };
+            let message: Value = serde_json::from_slice(&frame)?;
+            if message["route"]["resource"] == "tunnel" {
+                ensure!(message["route"]["operation"] == "open", "{message}");
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(SOON, asking).await.context("the cloud does not ask")?
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_asked_for_its_tunnel_when_somebody_wants_something_of_it() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let (mut reader, _writer) = session(&cloud, &credentials).await?;
+    // Several at once, also by the node's address: it is asked once.
+    let streams = Arc::<AtomicUsize>::default();
+    let opening = async {
+        asked(&mut reader).await?;
+        own_edge(&cloud, &credentials, "n1", streams.clone()).await
+    };
+    let (edge, first, second, by_address) =
+        tokio::join!(opening, client.text(LOG, &[]), client.text(LOG, &[]), client.text("/metrics", &[]));
+    let mut edge = edge?;
+    for (answer, text) in [(first?, LOG), (second?, LOG), (by_address?, "/metrics")] {
+        ensure!(answer == (StatusCode::OK, text.to_owned()), "{answer:?}");
+    }
+    let again = tokio::time::timeout(std::time::Duration::from_millis(300), asked(&mut reader)).await;
+    ensure!(again.is_err(), "it has one");
+
+    // One that is lost is opened again for whoever comes next.
+    edge.shutdown().await;
+    let is_closed = || async { Ok(client.ask(&mut JoinSet::new(), "/healthz", &[]).await.is_ok()) };
+    cloud.cluster.wait("the stream server", SOON, is_closed).await?;
+    let opening = async {
+        asked(&mut reader).await?;
+        own_edge(&cloud, &credentials, "n1", streams.clone()).await
+    };
+    let asking = async {
+        loop {
+            // The end of the first may show after the question.
+            let answer = client.text(LOG, &[]).await?;
+            if answer.0 == StatusCode::OK {
+                return anyhow::Ok(answer);
+            }
+        }
+    };
+    let (edge, answer) = tokio::join!(opening, asking);
+    let _edge = edge?;
+    ensure!(answer? == (StatusCode::OK, LOG.to_owned()) && streams.load(Ordering::SeqCst) == 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_opens_none_is_told_apart_from_one_that_is_away() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let (mut reader, writer) = session(&cloud, &credentials).await?;
+    let (asked, answer) = tokio::join!(asked(&mut reader), client.text(LOG, &[]));
+    asked?;
+    let (status, text) = answer?;
+    let opens_none = "node n1 is connected, but has not opened its stream tunnel: is port 10004";
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains(opens_none), "{status} {text}");
+    // Whoever waits is told when the node goes away.
+    let (answer, ()) = tokio::join!(client.text(LOG, &[]), async {
+        let _ = self::asked(&mut reader).await;
+        drop((reader, writer));
+    });
+    let (status, text) = answer?;
+    let away = "node n1 is not connected, since 20";
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains(away), "{status} {text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_says_of_itself_gets_the_clouds_address() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let (_reader, mut writer) = session(&cloud, &credentials).await?;
+    let own = json!({"type": "InternalIP", "address": "192.0.2.9"});
+    let patch = json!({"status": {
+        "addresses": [own, {"$patch": "replace"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 10350}},
+    }});
+    let message = json!({
+        "header": {"msg_id": "status", "timestamp": 1, "sync": true},
+        "route": {"source": "edged", "group": "meta", "operation": "patch", "resource": "default/nodepatch/n1"},
+        "content": patch.to_string(),
+    });
+    writer.send(message.to_string().into_bytes()).await?;
+    let (stream, _) = cloud.addresses().streams.context("no streams")?;
+    cloud
+        .cluster
+        .wait("the node's address", SOON, || async {
+            let node = cloud.get("/api/v1/nodes/n1").await?;
+            let status = &node["status"];
+            Ok(status["addresses"] == json!([{"type": "InternalIP", "address": "127.0.0.1"}, own])
+                && status["daemonEndpoints"]["kubeletEndpoint"]["Port"] == stream.port())
+        })
+        .await
+}

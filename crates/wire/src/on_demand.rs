@@ -1,0 +1,12 @@
+//! The stream tunnel on demand (feature `tunnel-1`): most nodes are never asked for a log, and a connection that nobody uses costs both
+//! ends memory and the link bytes.
+//!
+//! The cloud sends [`OPEN`] of [`RESOURCE`] when somebody wants something of the node and it has no tunnel, and closes the tunnel when
+//! nobody has used it for a while. Without the feature the node keeps a tunnel open all the time, as upstream's do.
+
+/// The resource.
+pub const RESOURCE: &str = "tunnel";
+/// The operation: open a tunnel. One that the node has is dead, for the cloud does not know it.
+pub const OPEN: &str = "open";
+/// The header of the message channel's upgrade request with the node's own IP address, by which it may be asked for.
+pub const ADDRESS: &str = "x-ferroedge-address";
