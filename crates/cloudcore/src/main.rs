@@ -94,7 +94,10 @@ async fn serve(arguments: &Arguments, config: &Config, stopping: CancellationTok
     let hub = cloudcore::run(config, kubernetes.clone(), published, listening, stopping);
     tokio::pin!(hub);
     let followed = async {
-        tokio::join!(follow_renewals(control_plane.as_ref(), &kubernetes), tell_gateway(control_plane.as_ref(), stream_server))
+        tokio::join!(
+            follow_renewals(control_plane.as_ref(), &kubernetes),
+            tell_gateway(control_plane.as_ref(), stream_server)
+        )
     };
     let result = tokio::select! {
         ended = &mut hub => ended,

@@ -137,7 +137,10 @@ mod tests {
         }
         told.put_into(&mut node);
         assert_eq!(node, before, "the embedded Kubernetes reads it elsewhere");
-        assert_eq!(server.borrow().as_ref().map(|server| (server.host.as_str(), server.port)), Some(("192.0.2.1", 10003)));
+        assert_eq!(
+            server.borrow().as_ref().map(|server| (server.host.as_str(), server.port)),
+            Some(("192.0.2.1", 10003))
+        );
         let patch = published.patch(&node).expect("something to change");
         let own = json!({"type": "InternalIP", "address": "192.0.2.1"});
         let theirs = json!({"type": "InternalIP", "address": "10.0.0.7"});

@@ -50,7 +50,9 @@ pub enum TunnelError {
     #[error("{0}")]
     Offline(Offline),
     /// It is connected, and has no tunnel all the same.
-    #[error("node {0} is connected, but has not opened its stream tunnel: is port 10004 of cloudcore reachable from it, and modules.edgeStream enabled?")]
+    #[error(
+        "node {0} is connected, but has not opened its stream tunnel: is port 10004 of cloudcore reachable from it, and modules.edgeStream enabled?"
+    )]
     Unopened(String),
     /// The tunnel broke.
     #[error("the tunnel of node {0} broke: try again")]
@@ -257,7 +259,8 @@ impl Tunnels {
     /// Names of the nodes that can be asked.
     pub fn nodes(&self) -> Vec<String> {
         let sessions = self.0.sessions.get().map(Sessions::handles).unwrap_or_default();
-        let asked = sessions.iter().filter(|session| session.peer().features.tunnel).map(|session| session.node().to_owned());
+        let asked =
+            sessions.iter().filter(|session| session.peer().features.tunnel).map(|session| session.node().to_owned());
         let mut nodes: Vec<String> = asked.chain(self.known().tunnels.keys().map(ToString::to_string)).collect();
         nodes.sort_unstable();
         nodes.dedup();

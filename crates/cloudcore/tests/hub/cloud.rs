@@ -144,7 +144,8 @@ impl Cloud {
         let stop = stopping.clone();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let api = kubernetes.clone();
-        let task = runtime.spawn(async move { Ok(cloudcore::run(&config, api, Published::default(), listening, stop).await?) });
+        let task = runtime
+            .spawn(async move { Ok(cloudcore::run(&config, api, Published::default(), listening, stop).await?) });
         let mut running = Running { addresses: NOWHERE, kubernetes, stopping, task, runtime: Some(runtime) };
         running.addresses = match addresses.await {
             Ok(addresses) => addresses,

@@ -65,7 +65,14 @@ impl Kubelets {
         streams: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self { certificate, gateway, tls: Mutex::default(), places: Arc::new(Semaphore::new(MAX_STREAMS)), streams, stop }
+        Self {
+            certificate,
+            gateway,
+            tls: Mutex::default(),
+            places: Arc::new(Semaphore::new(MAX_STREAMS)),
+            streams,
+            stop,
+        }
     }
 
     async fn exchange(

@@ -94,7 +94,8 @@ async fn connect(
         ("connectionuse", "msg".to_owned()),
     ];
     let digest = digest(context).await;
-    let ours = Features { inventory: digest.is_some(), tunnel: context.has_module(module::EDGE_STREAM), ..Features::ALL };
+    let ours =
+        Features { inventory: digest.is_some(), tunnel: context.has_module(module::EDGE_STREAM), ..Features::ALL };
     headers.push((FEATURES, ours.to_string()));
     if ours.tunnel {
         let address = facts::addresses(cloud.agent).into_iter().next();

@@ -135,13 +135,15 @@ impl EdgeStream {
         let is_same = !wanted.has_changed().unwrap_or_default();
         let served = *wanted.borrow();
         let Wanted::Since(asked) = served else { return false };
-        is_same && (stood || asked.elapsed() >= PATIENCE) && self.wanted.send_if_modified(|now| {
-            let is_same = *now == served;
-            if is_same {
-                *now = Wanted::Nothing;
-            }
-            is_same
-        })
+        is_same
+            && (stood || asked.elapsed() >= PATIENCE)
+            && self.wanted.send_if_modified(|now| {
+                let is_same = *now == served;
+                if is_same {
+                    *now = Wanted::Nothing;
+                }
+                is_same
+            })
     }
 
     /// One tunnel; how long it lasted, if it came about. `wanted` has seen then what it was for.
