@@ -99,17 +99,22 @@ impl Annotation {
             }
         }
     }
-
-    fn of_model(model: Option<&[u8]>) -> Self {
-        model.map(|model| Self::of(model, "DeviceModel")).unwrap_or_default()
-    }
 }
 
 impl Asked {
     /// By a Device and its model of this name, both as JSON text.
     pub(super) fn new(object: &[u8], name: &str, model: Option<&[u8]>) -> Self {
         let own = Annotation::of(object, "Device");
-        Self { own, model: name.to_owned(), of_model: Annotation::of_model(model) }
+        Self {
+            own,
+            model: name.to_owned(),
+            of_model: model.map(|model| Annotation::of(model, "DeviceModel")).unwrap_or_default(),
+        }
+    }
+
+    /// Whether the device has the model of this name.
+    pub(super) fn is_of(&self, model: &str) -> bool {
+        self.model == model
     }
 
     /// How many values of this property are kept.
@@ -133,21 +138,6 @@ pub(super) fn ask(devices: &mut Devices, id: &DeviceId, asked: Asked, answer: &m
         answer.note(id, REASON, complaint.clone());
     }
     device.history = asked;
-}
-
-/// A DeviceModel is there, is different (as JSON text), or is gone.
-pub(super) fn model_changed(devices: &mut Devices, namespace: &str, name: &str, model: Option<&[u8]>) -> Vec<Answer> {
-    let is_of = |id: &DeviceId, asked: &Asked| id.namespace == namespace && asked.model == name;
-    let all = devices.all().into_iter().filter(|(id, device)| is_of(id, &device.history));
-    let all: Vec<(DeviceId, Asked)> = all.map(|(id, device)| (id.clone(), device.history.clone())).collect();
-    let mut answers = Vec::new();
-    for (id, asked) in all {
-        let asked = Asked { of_model: Annotation::of_model(model), ..asked };
-        let mut answer = Answer::default();
-        ask(devices, &id, asked, &mut answer);
-        answers.push(answer);
-    }
-    answers
 }
 
 /// Keeps what a device has reported, as far as it is asked for. Also a value that stays what it is: it was so at that time.

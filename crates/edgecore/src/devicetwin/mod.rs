@@ -160,7 +160,7 @@ impl DeviceTwin {
         let mut answers = Vec::new();
         let mut there = std::collections::HashSet::new();
         for (_, object) in &objects {
-            let put = objects::put(devices, &self.node, object, |path| self.rows.model(path));
+            let put = objects::put(devices, &self.node, object, |path| self.rows.object(path));
             answers.extend(put.map(|(id, answer)| {
                 there.insert(id);
                 answer
@@ -212,9 +212,7 @@ impl DeviceTwin {
         // MetaManager has stored it.
         self.changed.tell();
         if resource.kind == kind::DEVICE_MODEL {
-            let model = (route.operation != operation::DELETE).then(|| message.content.payload());
-            let (namespace, name) = (resource.namespace.as_str(), resource.name());
-            batch.answers.extend(history::model_changed(devices, namespace, name, model.as_deref()));
+            batch.answers.extend(self.model_changed(devices, &resource.namespace, resource.name()));
         }
         if resource.kind != kind::DEVICE {
             return;
@@ -226,10 +224,25 @@ impl DeviceTwin {
                 batch.answers.push(objects::remove(devices, &self.node, &id, &uid));
             }
             _ => {
-                let put = objects::put(devices, &self.node, &message.content.payload(), |path| self.rows.model(path));
+                let put = objects::put(devices, &self.node, &message.content.payload(), |path| self.rows.object(path));
                 batch.answers.extend(put.map(|(_, answer)| answer));
             }
         }
+    }
+
+    /// A DeviceModel is there, is different, or is gone: what its devices wish, and what of them is kept, may be otherwise.
+    fn model_changed(&self, devices: &mut Devices, namespace: &str, model: &str) -> Vec<Answer> {
+        let all = devices.all().into_iter();
+        let of_it = all.filter(|(id, device)| id.namespace == namespace && device.history.is_of(model));
+        let ids: Vec<DeviceId> = of_it.map(|(id, _)| id.clone()).collect();
+        let mut answers = Vec::new();
+        for id in ids {
+            // One that is gone has a message on its way.
+            let Some(object) = self.rows.object(&format!("{namespace}/{}/{}", kind::DEVICE, id.name)) else { continue };
+            let put = objects::put(devices, &self.node, &object, |path| self.rows.object(path));
+            answers.extend(put.map(|(_, answer)| answer));
+        }
+        answers
     }
 
     /// Writes down what has changed, then answers, then tells the cloud. What could not be written and is to be tried with the next batch.

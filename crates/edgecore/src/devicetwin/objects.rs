@@ -17,6 +17,8 @@ use super::device::{About, Devices};
 use super::history::{self, Asked};
 use super::requests::{Answer, Told, listed, node_topic, take_in, tell_changes};
 
+/// What becomes of a desired value that is not taken.
+const AGAIN: &str = "tried again when the Device or its DeviceModel changes";
 /// Letters of a property's name that a refusal repeats.
 const MAX_SHOWN: usize = 128;
 
@@ -272,12 +274,8 @@ fn desire(devices: &mut Devices, id: &DeviceId, object: &Object, model: Option<&
                 all.delta = outcome.delta;
             }
             Err(refusal) => {
-                warn!(device = %id, reason = %refusal, "a desired value is not taken; tried again when the Device changes");
-                answer.note(
-                    id,
-                    "DesiredValueRefused",
-                    format!("{}; tried again when the Device changes", refusal.summary()),
-                );
+                warn!(device = %id, reason = %refusal, "a desired value is not taken; {AGAIN}");
+                answer.note(id, "DesiredValueRefused", format!("{}; {AGAIN}", refusal.summary()));
                 desired.remove(name);
             }
         }

@@ -73,8 +73,8 @@ impl Rows {
         })
     }
 
-    /// The DeviceModel object with this path, as JSON text.
-    pub(super) fn model(&self, path: &str) -> Option<Vec<u8>> {
+    /// The object with this path, as JSON text.
+    pub(super) fn object(&self, path: &str) -> Option<Vec<u8>> {
         let found = self
             .database
             .read(|c| c.prepare_cached("SELECT value FROM meta WHERE key = ?1")?.query_row([path], |row| row.get(0)));

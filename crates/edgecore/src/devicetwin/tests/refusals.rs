@@ -184,3 +184,38 @@ async fn a_desired_value_out_of_the_bounds_of_the_model_is_told_on_the_device() 
         world.store(operation::UPDATE, kind::DEVICE, &device(&good)).await;
     }
 }
+
+#[tokio::test]
+async fn a_desired_value_is_tried_again_when_the_model_changes() {
+    let mut world = World::start();
+    let model = |kind: &str, maximum: &str| {
+        let properties = json!([{"name": "t", "type": kind, "maximum": maximum}]);
+        json!({"metadata": {"name": "m", "namespace": "default"}, "spec": {"properties": properties}})
+    };
+    let device = |name: &str, model: &str| {
+        json!({"metadata": {"name": name, "namespace": "default", "uid": name},
+            "spec": {"deviceModelRef": {"name": model}, "properties": [{"name": "t", "desired": {"value": "40.5"}}]}})
+    };
+    world.store(operation::INSERT, kind::DEVICE_MODEL, &model("FLOAT", "30")).await;
+    world.store(operation::INSERT, kind::DEVICE, &device("t1", "m")).await;
+    world.store(operation::INSERT, kind::DEVICE, &device("t2", "other")).await;
+    world.settle().await;
+    assert!(world.event().await.1["message"].as_str().is_some_and(|text| text.contains("allows anything to 30")));
+    // Still not: it is told again.
+    world.store(operation::UPDATE, kind::DEVICE_MODEL, &model("INT", "50")).await;
+    world.settle().await;
+    assert!(world.event().await.1["message"].as_str().is_some_and(|text| text.contains("the value is no int")));
+    world.restart().await;
+    world.store(operation::UPDATE, kind::DEVICE_MODEL, &model("FLOAT", "50")).await;
+    let (topic, told) = world.hear().await;
+    assert_eq!(topic, "$hw/events/device/default/t1/twin/update/document");
+    assert_eq!(told["twin"]["t"]["current"]["expected"]["value"], "40.5");
+    assert_eq!(world.hear().await.1["delta"], json!({"t": "40.5"}));
+    // What is taken stays, whatever the model becomes.
+    world.store(operation::UPDATE, kind::DEVICE_MODEL, &model("FLOAT", "20")).await;
+    world.store(operation::DELETE, kind::DEVICE_MODEL, &model("FLOAT", "20")).await;
+    world.say("$hw/events/device/t1/twin/get", "{}").await;
+    let (topic, told) = world.hear().await;
+    assert!(topic.ends_with("/twin/get/result"), "{topic}");
+    assert_eq!(told["twin"]["t"]["expected"]["value"], "40.5");
+}
