@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use beehive::{Context, Inbox, Module, compose};
 use bytes::Bytes;
+use edged::api::{DeviceName, DeviceQuestion, Page};
 use edged::events::Recorder;
 use serde_json::{Value, json};
 use store::{Database, Durability};
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wire::{Content, Message, group, kind, module, operation, source};
 
-use crate::devicetwin::DeviceTwin;
+use crate::devicetwin::{DeviceTwin, pages};
 use crate::dmi::{self, Changed, Dmi};
 use crate::eventbus::{Arrived, Bus, Published};
 use crate::metamanager::SCHEMA;
@@ -35,7 +36,7 @@ pub(crate) struct Running {
     hub: Inbox,
     meta: Inbox,
     pub(crate) say: mpsc::Sender<Arrived>,
-    heard: mpsc::Receiver<Published>,
+    pub(crate) heard: mpsc::Receiver<Published>,
     /// Told when DeviceTwin has failed and is started again.
     pub(crate) failures: Arc<Notify>,
 }
@@ -154,6 +155,16 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The values that are kept of a device's property, the oldest first.
+    pub(crate) fn history(&self, device: &str, property: &str) -> Vec<String> {
+        let device = DeviceName { namespace: "default".to_owned(), name: device.to_owned() };
+        let page = Page { limit: 1000, from: None };
+        let question = DeviceQuestion::History { device, property: property.to_owned(), since: None, page };
+        let answer = pages(self.database())(&question).expect("a page");
+        let values = answer["items"].as_array().expect("items").iter();
+        values.map(|item| item["value"].as_str().expect("a text").to_owned()).collect()
     }
 
     /// A device says something.

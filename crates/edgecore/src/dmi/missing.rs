@@ -10,7 +10,7 @@ use store::{Database, StoreError};
 use super::wanted::devices;
 
 /// A device may be there so long before its mapper.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 60_000 });
 
 /// What has been said.
 #[derive(Default)]

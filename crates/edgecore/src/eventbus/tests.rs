@@ -1,6 +1,7 @@
 //! EventBus between a DeviceTwin that the tests play and the brokers and clients that users have.
 
 mod both;
+mod killed;
 mod mosquitto;
 mod own;
 mod world;

@@ -36,6 +36,26 @@ async fn a_desired_value_that_cannot_be_keeps_no_report_away() {
 }
 
 #[tokio::test]
+async fn reports_of_a_property_with_a_history_are_kept() {
+    let mut world = World::start();
+    world.put(kind::DEVICE_MODEL, &model("m", "C")).await;
+    let mut device = device("d", "stub", "1");
+    device["metadata"]["annotations"] = json!({"devices.kubeedge.io/history": "t=4"});
+    world.put(kind::DEVICE, &device).await;
+    // Also a value that stays what it is, but none that is refused.
+    for value in ["1", "2", "2"] {
+        world.tells("d", "t", value).await.expect("stored");
+    }
+    world.tells("d", "t", "warm").await.expect_err("no int");
+    assert_eq!(world.history("d", "t"), ["1", "2", "2"]);
+    world.restart().await;
+    for value in ["3", "4"] {
+        world.tells_with("d", "t", "1", value).await.expect("stored");
+    }
+    assert_eq!(world.history("d", "t"), ["2", "2", "3", "4"]);
+}
+
+#[tokio::test]
 async fn states_and_registrations_that_make_no_sense_are_refused() {
     let world = World::start();
     world.put(kind::DEVICE_MODEL, &model("m", "C")).await;

@@ -29,6 +29,32 @@ async fn a_mapper_hears_of_every_change_of_its_devices() {
 }
 
 #[tokio::test]
+async fn what_a_device_is_is_not_told_to_its_mapper() {
+    let world = World::start();
+    let mut mapper = Mapper::serving(world.dir(), "m.sock");
+    world.register(&mapper, "stub").await;
+    world.put(kind::DEVICE_MODEL, &model("m", "C")).await;
+    let mut device = device("d", "stub", "1");
+    world.put(kind::DEVICE, &device).await;
+    mapper.hears("CreateDeviceModel m").await;
+    mapper.hears("RegisterDevice d t=1").await;
+    world.tells("d", "t", "7").await.expect("stored");
+    // What came of it in the cluster: in a DeviceStatus, and, as older clouds have it, in the Device.
+    let twins = json!({"twins": [{"propertyName": "t", "reported": {"value": "7"}}], "state": "online"});
+    let status = json!({"metadata": {"name": "d", "namespace": "default"}, "status": twins});
+    world.put("devicestatus", &status).await;
+    device["status"] = twins;
+    for version in ["2", "3"] {
+        device["metadata"]["resourceVersion"] = json!(version);
+        world.put(kind::DEVICE, &device).await;
+        // It has looked at that when it has told of this.
+        let model_of_version = model("m", version);
+        world.put(kind::DEVICE_MODEL, &model_of_version).await;
+        mapper.hears("UpdateDeviceModel m").await;
+    }
+}
+
+#[tokio::test]
 async fn either_side_may_be_started_again_without_the_other() {
     let mut world = World::start();
     world.put(kind::DEVICE_MODEL, &model("m", "C")).await;

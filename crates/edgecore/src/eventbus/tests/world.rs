@@ -159,9 +159,18 @@ impl Mosquitto {
 
     /// Asks it to end.
     pub async fn stop(&mut self) {
+        self.end(rustix::process::Signal::TERM).await;
+    }
+
+    /// Ends it as it is.
+    pub async fn kill(&mut self) {
+        self.end(rustix::process::Signal::KILL).await;
+    }
+
+    async fn end(&mut self, signal: rustix::process::Signal) {
         let mut process = self.process.take().expect("it runs");
         let id = process.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)).expect("it runs");
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it is ours");
+        rustix::process::kill_process(id, signal).expect("it is ours");
         soon(process.wait()).await.expect("it has ended");
     }
 }
