@@ -7,6 +7,9 @@ mod support;
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use link::ca::CertificateAuthority;
 use serde_json::{Value, json};
 use support::World;
 use support::client::Client;
@@ -276,6 +279,52 @@ async fn a_node_that_cannot_be_reached() {
     world.create("pods", "default", json!({"metadata": {"name": "q"}, "spec": {"containers": [{"name": "c", "image": "c:1"}], "nodeSelector": {"no": "where"}}})).await;
     let (status, said) = admin.get("/api/v1/namespaces/default/pods/q/log").await;
     assert_eq!((status, &said["message"]), (400, &json!("pod q does not have a host assigned")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_share_a_connection_where_they_can() {
+    let (world, _) = site().await;
+    let (admin, hub) = (Client::admin(&world), CertificateAuthority::generate().expect("a CA"));
+    let cadata = json!({"data": {"cadata": STANDARD.encode(hub.certificate())}});
+    let secret = world.at("secrets", "kubeedge", "casecret");
+    let options = kubeapi::WriteOptions::default();
+    world.api().patch(&secret, &cadata, kubeapi::PatchType::Merge, &options).await.expect("written");
+    let follow = format!("GET {POD}/log?container=a&follow=true");
+    let mut at = "127.0.0.1:0".parse().expect("an address");
+    let both: &[&[u8]] = &[b"h2", b"http/1.1"];
+    for (alpn, connections) in [(both, 1), (&both[1..], 4), (both, 1)] {
+        let kubelet = Kubelet::start_at(at, &world, &hub, alpn).await;
+        // What was kept of the one before does not stand in the way of its successor.
+        at = kubelet.address;
+        point(&world, "edge-1", kubelet.status()).await;
+        assert_eq!(admin.get(&format!("{POD}/log?container=a")).await.0, 200);
+        let mut followers = Vec::new();
+        for _ in 0..3 {
+            let mut raw = Raw::connect(&world, &admin).await;
+            assert!(raw.ask(&follow, "").await.starts_with("http/1.1 200 "));
+            followers.push(raw);
+        }
+        assert_eq!(kubelet.seen.connections(), connections);
+        // One that goes away takes none with it.
+        followers.remove(0);
+        kubelet.seen.ended(1).await;
+        kubelet.seen.line("still there\n").await;
+        let mut read = Vec::new();
+        while !read.ends_with(b"still there\n\r\n") {
+            let byte = tokio::time::timeout(PATIENCE, followers[1].0.read_u8()).await;
+            read.push(byte.expect("in time").expect("a byte"));
+        }
+        drop(followers);
+        kubelet.seen.ended(3).await;
+        // What changes the protocol, or has a body, goes by a connection of its own.
+        let mut raw = Raw::connect(&world, &admin).await;
+        raw.ask(&format!("POST {POD}/exec?container=a&stdin=true&command=sh"), SPDY).await;
+        let path = "/api/v1/nodes/edge-1/proxy/echo";
+        assert_eq!(admin.send("PUT", path, "text/plain", b"body".to_vec()).await, (418, b"body".to_vec()));
+        assert_eq!(kubelet.seen.connections(), connections + 2);
+        drop(raw);
+        kubelet.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

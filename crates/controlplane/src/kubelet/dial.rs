@@ -23,7 +23,7 @@ use super::answer::{Connection, with_connection};
 /// For TCP and TLS together.
 const CONNECT: Duration = Duration::from_secs(5);
 /// The longest head of an answer; also what is read ahead of a slow reader.
-const MAX_HEAD: usize = 64 << 10;
+pub(super) const MAX_HEAD: usize = 64 << 10;
 
 /// No answer came.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ pub(super) async fn ask(
     request: Request<Body>,
     patience: Option<Duration>,
 ) -> Result<Answer, DialError> {
-    let io = tokio::time::timeout(CONNECT, connect(address, tls)).await.map_err(|_| DialError::Slow)??;
+    let io = connect(address, tls).await?;
     let exchange = exchange(io, request);
     match patience {
         Some(patience) => tokio::time::timeout(patience, exchange).await.map_err(|_| DialError::Silent(patience))?,
@@ -71,7 +71,15 @@ pub(super) async fn ask(
     }
 }
 
-async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+/// TCP and TLS.
+///
+/// # Errors
+/// Nobody is there, or somebody else, or not in time.
+pub(super) async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+    tokio::time::timeout(CONNECT, connect_unbounded(address, tls)).await.map_err(|_| DialError::Slow)?
+}
+
+async fn connect_unbounded(address: &Address, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
     let name = ServerName::try_from(address.host.clone()).map_err(|e| DialError::Name(address.host.clone(), e))?;
     let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(DialError::Connect)?;
     // A delay costs more than a packet.
@@ -79,7 +87,11 @@ async fn connect(address: &Address, tls: Arc<ClientConfig>) -> Result<TlsStream<
     TlsConnector::from(tls).connect(name, tcp).await.map_err(DialError::Tls)
 }
 
-async fn exchange(io: TlsStream<TcpStream>, request: Request<Body>) -> Result<Answer, DialError> {
+/// Sends the request by this connection, which has nothing else to do.
+///
+/// # Errors
+/// The exchange broke off.
+pub(super) async fn exchange(io: TlsStream<TcpStream>, request: Request<Body>) -> Result<Answer, DialError> {
     let mut builder = http1::Builder::new();
     let handshake = builder.max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await;
     let (mut sender, connection) = handshake.map_err(DialError::Exchange)?;

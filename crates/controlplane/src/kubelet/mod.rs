@@ -1,12 +1,14 @@
 //! The API server's way to the kubelets, as a kube-apiserver goes it: the address and port that the Node's status names, HTTPS, a client
 //! certificate of the embedded CA. A cloudcore in the same process says once where it answers for all nodes ([`Gateway`]).
 //!
-//! `address` finds out where a node's API is and whose certificate is believed there, `dial` connects and asks, `answer` is a body that
-//! brings its connection along. Behind the address there may be cloudcore, which serves the API of many nodes.
+//! `address` finds out where a node's API is and whose certificate is believed there. What is no more than a question goes by `shared`
+//! connections; for the rest `dial` makes one, which `answer`, a body, brings along. Behind the address there may be cloudcore, which
+//! serves the API of many nodes.
 
 mod address;
 mod answer;
 mod dial;
+mod shared;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +31,7 @@ use tracing::debug;
 
 use address::Address;
 use dial::{Answer, DialError};
+use shared::{Shared, is_plain};
 
 /// Streams into pods that are open at once.
 const MAX_STREAMS: usize = 1024;
@@ -50,6 +53,7 @@ pub struct Kubelets {
     gateway: watch::Receiver<Option<Gateway>>,
     /// The configuration of the last dial, and of which CA and certificate it is.
     tls: Mutex<Option<Tls>>,
+    shared: Shared,
     places: Arc<Semaphore>,
     streams: TaskTracker,
     stop: CancellationToken,
@@ -69,6 +73,7 @@ impl Kubelets {
             certificate,
             gateway,
             tls: Mutex::default(),
+            shared: Shared::new(streams.clone(), stop.clone()),
             places: Arc::new(Semaphore::new(MAX_STREAMS)),
             streams,
             stop,
@@ -103,6 +108,9 @@ impl Kubelets {
             request.headers_mut().insert(header::HOST, host);
         }
         let answered = match self.tls(ca) {
+            Ok(tls) if client.is_none() && is_plain(&request) => {
+                self.shared.ask(&address, tls, request, patience).await
+            }
             Ok(tls) => dial::ask(&address, tls, request, patience).await,
             Err(error) => Err(DialError::Certificate(error)),
         };

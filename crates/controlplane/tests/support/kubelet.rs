@@ -1,6 +1,7 @@
 //! A stand-in for a kubelet's API: TLS with a certificate of the hub's CA, which it keeps where cloudcore does. It believes the client
 //! certificates that the cluster announces, and tells what it was asked.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub struct Seen(Arc<Inner>);
 struct Inner {
     /// `METHOD path?query`, with what concerns the test of the headers.
     asked: Mutex<Vec<String>>,
+    /// The other ends of the connections by which it was asked.
+    peers: Mutex<HashSet<SocketAddr>>,
     /// Lines of the followed log.
     lines: Mutex<Option<mpsc::Sender<Bytes>>>,
     /// Followed logs and streams that have ended at this side.
@@ -53,8 +56,8 @@ struct Inner {
 pub struct Kubelet {
     pub address: SocketAddr,
     pub seen: Seen,
-    _stop: DropGuard,
-    _tasks: JoinSet<()>,
+    stop: DropGuard,
+    tasks: JoinSet<()>,
 }
 
 impl Kubelet {
@@ -68,14 +71,20 @@ impl Kubelet {
 
     /// Starts with a certificate of this CA.
     pub async fn start_with(world: &World, hub: &CertificateAuthority) -> Self {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        Self::start_at(any, world, hub, &[b"h2", b"http/1.1"]).await
+    }
+
+    /// Starts there, and speaks these protocols.
+    pub async fn start_at(at: SocketAddr, world: &World, hub: &CertificateAuthority, alpn: &[&[u8]]) -> Self {
         let issued = hub.issue_server("cloudcore", "test", &["127.0.0.1".to_owned()]).expect("a certificate");
         let own = Certificate { certificate: issued.certificate, key: issued.key };
         let believed = world.get("configmaps", "kube-system", "extension-apiserver-authentication").expect("announced");
         let pem = believed["data"]["client-ca-file"].as_str().expect("a CA");
         let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
         let cluster = STANDARD.decode(body).expect("DER").into();
-        let tls = link::tls::server(&own, ClientAuth::Required(cluster), &[b"http/1.1"]).expect("TLS");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let tls = link::tls::server(&own, ClientAuth::Required(cluster), alpn).expect("TLS");
+        let listener = TcpListener::bind(at).await.expect("port");
         let address = listener.local_addr().expect("address");
         let server = HttpServer {
             listener,
@@ -85,6 +94,7 @@ impl Kubelet {
         };
         let inner = Inner {
             asked: Mutex::default(),
+            peers: Mutex::default(),
             lines: Mutex::default(),
             ended: watch::Sender::new(0),
             streams: TaskTracker::new(),
@@ -96,7 +106,13 @@ impl Kubelet {
             async move { handler.answer(request, &peer) }
         };
         tasks.spawn(server.serve(handle, stop.clone()));
-        Self { address, seen, _stop: stop.drop_guard(), _tasks: tasks }
+        Self { address, seen, stop: stop.drop_guard(), tasks }
+    }
+
+    /// Ends, so that another may take its place.
+    pub async fn stop(self) {
+        drop(self.stop);
+        self.tasks.join_all().await;
     }
 
     /// What a node's status says of it.
@@ -112,6 +128,11 @@ impl Seen {
     /// All that was asked, in order.
     pub fn asked(&self) -> Vec<String> {
         self.0.asked.lock().expect("lock").clone()
+    }
+
+    /// By how many connections.
+    pub fn connections(&self) -> usize {
+        self.0.peers.lock().expect("lock").len()
     }
 
     /// Writes to the log that is followed.
@@ -137,8 +158,10 @@ impl Seen {
         let told =
             headers.iter().flat_map(|name| request.headers().get_all(*name)).filter_map(|value| value.to_str().ok());
         let told: Vec<&str> = told.collect();
-        let asked = format!("{} {} {}", request.method(), request.uri(), told.join(" "));
+        let target = request.uri().path_and_query().expect("a target");
+        let asked = format!("{} {target} {}", request.method(), told.join(" "));
         self.0.asked.lock().expect("lock").push(asked.trim().to_owned());
+        self.0.peers.lock().expect("lock").insert(peer.address);
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
         match path.split('/').nth(1).unwrap_or_default() {
