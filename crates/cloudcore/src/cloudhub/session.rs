@@ -273,7 +273,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What a session needs besides its connection.
-#[derive(Clone)]
 pub(super) struct Services {
     pub(super) upstream: Upstream,
     pub(super) devices: DeviceController,
@@ -291,13 +290,13 @@ pub(super) async fn serve(
     handle: &SessionHandle,
     mut reader: Reader,
     mut writer: Writer,
-    services: Services,
+    services: &Services,
     turns: Turns,
 ) -> String {
     let reason = tokio::select! {
         () = handle.shared.end.cancelled() => lock(&handle.shared.reason).clone(),
-        reason = read(handle, &mut reader, &services, &turns) => reason,
-        reason = write(handle, &mut writer, &services) => reason,
+        reason = read(handle, &mut reader, services, &turns) => reason,
+        reason = write(handle, &mut writer, services) => reason,
     };
     handle.shared.end.cancel();
     handle.lane().end();

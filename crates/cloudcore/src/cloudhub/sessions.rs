@@ -1,7 +1,6 @@
 //! The message channel: accepts nodes, one session each; the newest connection of a node is the one that counts.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use link::rustls::server::Acceptor;
 use link::ws::{self, Refusal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_rustls::{Accept, LazyConfigAcceptor};
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -77,6 +76,13 @@ pub(crate) enum Presence {
     Gone(Timestamp),
     /// Not since cloudcore started.
     NotYet,
+}
+
+/// What those need who arrive.
+struct Door {
+    tls: Arc<ServerConfig>,
+    newcomers: Newcomers,
+    places: Arc<Semaphore>,
 }
 
 /// What a connection is for.
@@ -168,52 +174,53 @@ impl Sessions {
                     continue;
                 }
             };
-            let (sessions, tls, stopping) = (self.clone(), tls.clone(), stopping.clone());
-            let (newcomers, places) = (newcomers.clone(), places.clone());
+            let (sessions, stopping) = (self.clone(), stopping.clone());
+            let door = Door { tls: tls.clone(), newcomers: newcomers.clone(), places: places.clone() };
             tasks.spawn(async move {
                 let peer = tcp.peer_addr().map(|address| address.to_string()).unwrap_or_default();
-                let _ = tcp.set_nodelay(true);
-                let _ = rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNACKNOWLEDGED);
-                let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
-                let admitted = stopping.run_until_cancelled(Box::pin(newcomers.admit(hello, HANDSHAKE, places))).await;
-                if let Some((handshake, place)) = admitted.flatten() {
-                    // What a handshake needs is given back when it is over: most sessions are at rest.
-                    let handshake = Box::pin(handshake.into_stream(tls));
-                    sessions.connection(handshake, &peer, place, stopping).await;
+                // What an arrival needs is given back when it is over: most sessions are at rest.
+                let arrived = Box::pin(stopping.run_until_cancelled(sessions.arrive(tcp, &peer, door))).await;
+                if let Some((purpose, reader, writer)) = arrived.flatten() {
+                    sessions.connection(purpose, &peer, reader, writer, stopping).await;
                 }
             });
         }
     }
 
-    async fn connection(
-        &self,
-        handshake: Pin<Box<Accept<TcpStream>>>,
-        peer: &str,
-        place: OwnedSemaphorePermit,
-        stopping: CancellationToken,
-    ) {
-        let stream = match tokio::time::timeout(HANDSHAKE, handshake).await {
+    /// From a peer's first word until what it asks for is granted.
+    async fn arrive(&self, tcp: TcpStream, peer: &str, door: Door) -> Option<(Purpose, ws::Reader, ws::Writer)> {
+        let _ = tcp.set_nodelay(true);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&tcp, UNACKNOWLEDGED);
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+        let (handshake, place) = door.newcomers.admit(hello, HANDSHAKE, door.places).await?;
+        let stream = match tokio::time::timeout(HANDSHAKE, handshake.into_stream(door.tls)).await {
             Ok(Ok(stream)) => stream,
             // A load balancer or `keadm join` that looks whether the port is open.
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return debug!(peer, "a connection ended before its TLS handshake");
+                debug!(peer, "a connection ended before its TLS handshake");
+                return None;
             }
             Ok(Err(error)) => {
-                return warn!(peer, %error, "a node was refused: its certificate is missing, expired or of another CA");
+                warn!(peer, %error, "a node was refused: its certificate is missing, expired or of another CA");
+                return None;
             }
-            Err(_) => return debug!(peer, "a TLS handshake took too long"),
+            Err(_) => {
+                debug!(peer, "a TLS handshake took too long");
+                return None;
+            }
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let identity = certificate.and_then(|certificate| Identity::read(certificate).ok());
         // What cost CPU is done.
         drop(place);
         let holder = identity.as_ref().map(|identity| identity.common_name.as_str()).unwrap_or_default();
-        let Some(upgrade) = self.shared.upgrades.take(holder) else {
+        let Some(_upgrade) = self.shared.upgrades.take(holder) else {
             count(&self.counters().refused, 1);
-            return warn!(
+            warn!(
                 peer,
                 holder, "a connection was refused: too many of this certificate have not asked for anything yet"
             );
+            return None;
         };
         let mut purpose = None;
         let decide = |request: &Request<()>| {
@@ -228,23 +235,35 @@ impl Sessions {
             purpose = Some(admitted);
             Ok(answer)
         };
-        let halves = ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await;
-        drop(upgrade);
-        match (halves, purpose) {
-            (Ok((reader, writer)), Some(Purpose::Node(node, says))) => {
-                self.session(SessionHandle::new(&node, says), peer, reader, writer, stopping).await;
-            }
-            (Ok((mut reader, mut writer)), Some(Purpose::Watch(scope, _place, _of_node))) => {
-                info!(peer, ?scope, "events are watched");
-                stopping.run_until_cancelled(self.feed().serve(&scope, &mut reader, &mut writer)).await;
-                writer.close("the feed ends").await;
-            }
-            (Err(error), _) => {
+        match ws::accept(stream, HANDSHAKE, self.shared.settings.write_timeout, decide).await {
+            // The upgrade calls the decision before it succeeds.
+            Ok((reader, writer)) => purpose.map(|purpose| (purpose, reader, writer)),
+            Err(error) => {
                 count(&self.counters().refused, 1);
                 warn!(peer, %error, "a connection was refused");
+                None
             }
-            // The upgrade calls the decision before it succeeds.
-            (Ok(_), None) => {}
+        }
+    }
+
+    async fn connection(
+        &self,
+        purpose: Purpose,
+        peer: &str,
+        mut reader: ws::Reader,
+        mut writer: ws::Writer,
+        stopping: CancellationToken,
+    ) {
+        match purpose {
+            Purpose::Node(node, says) => {
+                self.session(SessionHandle::new(&node, says), peer, reader, writer, stopping).await;
+            }
+            Purpose::Watch(scope, _place, _of_node) => {
+                info!(peer, ?scope, "events are watched");
+                let feeding = self.feed().serve(&scope, &mut reader, &mut writer);
+                Box::pin(stopping.run_until_cancelled(feeding)).await;
+                writer.close("the feed ends").await;
+            }
         }
     }
 
@@ -355,8 +374,7 @@ impl Sessions {
         let told = self.shared.events.send(Event::Connected(handle.clone())).await;
         let reason = match told {
             Ok(()) => {
-                let served =
-                    session::serve(&handle, reader, writer, self.shared.services.clone(), self.shared.turns.of(node));
+                let served = session::serve(&handle, reader, writer, &self.shared.services, self.shared.turns.of(node));
                 tokio::pin!(served);
                 tokio::select! {
                     reason = &mut served => reason,
