@@ -30,8 +30,9 @@ use crate::tls_failure::TlsFailure;
 
 /// The longest message of the message channel.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
-/// Read buffer of a connection: the library's default of 128 KiB would cost 10,000 nodes more than a gigabyte.
-const READ_BUFFER: usize = 4 << 10;
+/// Read buffer of a connection: the library's default of 128 KiB would cost 10,000 nodes more than a gigabyte. TLS has one of 4 KiB below it, and
+/// a longer frame is given the room that it needs.
+const READ_BUFFER: usize = 1 << 10;
 /// Longer messages are sent in fragments of this size, as upstream does: both ends keep a buffer of the longest frame that they
 /// have seen, and a hub has many connections.
 const FRAGMENT: usize = 8 << 10;
