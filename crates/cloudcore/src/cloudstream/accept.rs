@@ -12,6 +12,7 @@ use link::frames::ByteStream;
 use link::http_server::{Body, Peer};
 use link::identity::Identity;
 use link::tunnel;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -19,6 +20,8 @@ use tracing::{debug, info, warn};
 use super::address::Published;
 use super::go_edge::GoEdge;
 use super::own_edge::OwnEdge;
+use super::replicas;
+use super::server;
 use super::tunnels::{End, Tunnel, Tunnels};
 use crate::kubernetes::Kubernetes;
 
@@ -42,6 +45,9 @@ pub(super) struct Accept {
 impl Accept {
     /// Answers one request; an upgrade goes on as a tunnel.
     pub(super) async fn handle(self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        if request.uri().path().starts_with(replicas::ROOT) {
+            return self.for_replica(request, &peer).await;
+        }
         if request.uri().path().trim_end_matches('/') != tunnel::PATH {
             return refusal(StatusCode::NOT_FOUND, "this port is for the stream tunnels of edge nodes");
         }
@@ -72,6 +78,29 @@ impl Accept {
             }
         }));
         answer.map(|body| body.map_err(|never| match never {}).boxed())
+    }
+
+    /// Another cloudcore asks what is known of a node, or wants something of it.
+    async fn for_replica(self, mut request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        let identity = peer.certificate.as_ref().and_then(|certificate| Identity::read(certificate).ok());
+        if !identity.is_some_and(|identity| identity.organisations.iter().any(|group| group == replicas::GROUP)) {
+            return refusal(StatusCode::FORBIDDEN, "this path is for other cloudcores");
+        }
+        let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+        let (node, rest) = replicas::split(target.strip_prefix(replicas::ROOT).unwrap_or_default());
+        if !api::edgecore::is_node_name(node) {
+            return refusal(StatusCode::BAD_REQUEST, "this is no name of a node");
+        }
+        if rest.is_empty() {
+            return refusal(StatusCode::OK, &json!(self.tunnels.known_of(node)).to_string());
+        }
+        let Ok(uri) = rest.parse() else { return refusal(StatusCode::BAD_REQUEST, "this is no path") };
+        *request.uri_mut() = uri;
+        let asked = async {
+            let tunnel = self.tunnels.open_here(node).await?;
+            server::pass(&tunnel, request, (&self.tasks, &self.stopping)).await
+        };
+        asked.await.unwrap_or_else(|refused| refusal(refused.status(), &refused.to_string()))
     }
 
     /// An edge of ours; ends with the connection.

@@ -13,6 +13,7 @@ pub mod fleet;
 mod go_edge;
 pub mod grpc;
 mod own_edge;
+mod replicas;
 mod server;
 pub mod tunnels;
 mod usage;
@@ -33,6 +34,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use crate::cloudhub::Material;
 use crate::edgecontroller::view::View;
@@ -42,6 +44,7 @@ use accept::Accept;
 use access::Access;
 use address::Published;
 use grpc::Grpc;
+use replicas::Replicas;
 use server::Server;
 use tunnels::Tunnels;
 
@@ -88,7 +91,7 @@ pub struct CloudStream {
 pub async fn start(
     settings: Settings,
     (kubernetes, view): (Kubernetes, Arc<View>),
-    material: &Material,
+    material: &Arc<Material>,
     published: &Published,
     tasks: &TaskTracker,
     stopping: &CancellationToken,
@@ -118,9 +121,17 @@ pub async fn start(
 
     published.set(&settings.hosts, stream.port(), material.ca.certificate());
     let own = match published.is_embedded() {
-        // It believes the hub's.
+        // It believes the hub's, and has one cloudcore.
         true => None,
-        false => own_certificate(&settings.files)?,
+        false => {
+            let shared = (kubernetes.clone(), material.clone());
+            let replicas = Replicas::start(shared, &settings.hosts, tunnel, tasks, stopping).await;
+            match replicas {
+                Some(replicas) => tunnels.look_at(replicas),
+                None => warn!("the address of this cloudcore is not known: others will not find its nodes' logs"),
+            }
+            own_certificate(&settings.files)?
+        }
     };
     let own = own.as_ref().unwrap_or(&material.own);
     let (access, tls) = Access::start(kubernetes.clone(), own, tasks, stopping).await?;

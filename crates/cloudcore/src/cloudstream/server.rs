@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use super::access::{Access, Action, Denied};
-use super::tunnels::{Answer, Io, TunnelError, Tunnels};
+use super::tunnels::{Answer, Io, Tunnel, TunnelError, Tunnels};
 use crate::edgecontroller::view::View;
 use crate::kubernetes::{Kubernetes, KubernetesError};
 
@@ -56,7 +56,7 @@ pub(super) enum Refused {
 }
 
 impl Refused {
-    fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Denied(denied) => denied.status(),
             Self::Tunnel(error) => error.status(),
@@ -86,7 +86,7 @@ impl Server {
         if path == "/healthz" {
             return Ok(text(StatusCode::OK, "ok"));
         }
-        let is_stream = OF_STREAMS.iter().any(|root| path.starts_with(root));
+        let is_stream = is_stream(path);
         if request.version() == Version::HTTP_2 && (is_stream || request.method() == Method::CONNECT) {
             return Err(Refused::Bad("streams need HTTP/1.1 with `Connection: Upgrade`; this connection is HTTP/2"));
         }
@@ -104,15 +104,7 @@ impl Server {
         self.access.authorize(&user, Action::on_node(method, path, &node)).await?;
         let tunnel = self.tunnels.open(&node).await?;
         debug!(user = user.name, node, path, "a request goes to its node");
-        let (asked, client) = split(request, is_stream).await?;
-        match tunnel.ask(asked).await? {
-            Answer::Plain(answer) => Ok(answer),
-            Answer::Upgraded(head, io) => {
-                let stopping = self.stopping.clone();
-                self.tasks.spawn(stopping.run_until_cancelled_owned(join(client, io)));
-                Ok(head.map(|()| empty()))
-            }
-        }
+        pass(&tunnel, request, (&self.tasks, &self.stopping)).await
     }
 
     /// The node that is meant.
@@ -176,6 +168,27 @@ impl Server {
             },
             Err(error) if error.code() == 404 => Err(Refused::NotFound(format!("pod {name} does not exist"))),
             Err(error) => Err(Refused::Kubernetes(name, error)),
+        }
+    }
+}
+
+fn is_stream(path: &str) -> bool {
+    OF_STREAMS.iter().any(|root| path.starts_with(root))
+}
+
+/// Has the node answer.
+pub(super) async fn pass(
+    tunnel: &Tunnel,
+    request: Request<Incoming>,
+    (tasks, stopping): (&TaskTracker, &CancellationToken),
+) -> Result<Response<Body>, Refused> {
+    let is_stream = is_stream(request.uri().path());
+    let (asked, client) = split(request, is_stream).await?;
+    match tunnel.ask(asked).await? {
+        Answer::Plain(answer) => Ok(answer),
+        Answer::Upgraded(head, io) => {
+            tasks.spawn(stopping.clone().run_until_cancelled_owned(join(client, io)));
+            Ok(head.map(|()| empty()))
         }
     }
 }

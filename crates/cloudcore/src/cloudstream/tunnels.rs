@@ -21,11 +21,14 @@ use tracing::{info, warn};
 
 use super::go_edge::GoEdge;
 use super::own_edge::OwnEdge;
+use super::replicas::{self, Replica, Replicas};
 use super::usage::Usage;
 use crate::cloudhub::{Presence, Sessions};
 
 /// How long a node may take to open its tunnel.
 const OPENING: Duration = Duration::from_secs(10);
+/// How often it is looked whether the tunnel has come to another cloudcore.
+const LOOK: Duration = Duration::from_millis(500);
 /// A node that was asked so long ago is asked again by the next who wants something of it.
 const ASKED: Duration = Duration::from_secs(3);
 /// Tunnels of a node at once: some that are dying, and the one that replaces them. The oldest goes for one more.
@@ -109,6 +112,8 @@ pub struct Tunnel {
 pub(super) enum End {
     Own(OwnEdge),
     Go(GoEdge),
+    /// Another cloudcore, which has the node.
+    Other(Replica),
 }
 
 impl Tunnel {
@@ -132,6 +137,7 @@ impl Tunnel {
         let answer = match &self.end {
             End::Own(edge) if upgrades => edge.upgrade(&self.node, request).await?,
             End::Own(edge) => Answer::Plain(edge.ask(&self.node, request).await?),
+            End::Other(replica) => replica.ask(&self.node, request).await?,
             End::Go(edge) if upgrades => edge.upgrade(&self.node, request).await?,
             End::Go(edge) => Answer::Plain(edge.ask(&self.node, request).await?),
         };
@@ -149,6 +155,7 @@ pub struct Tunnels(Arc<Shared>);
 struct Shared {
     started: Timestamp,
     sessions: OnceLock<Sessions>,
+    replicas: OnceLock<Replicas>,
     known: Mutex<Known>,
 }
 
@@ -185,7 +192,12 @@ pub(super) struct Registration {
 
 impl Default for Tunnels {
     fn default() -> Self {
-        Self(Arc::new(Shared { started: Timestamp::now(), sessions: OnceLock::new(), known: Mutex::default() }))
+        Self(Arc::new(Shared {
+            started: Timestamp::now(),
+            sessions: OnceLock::new(),
+            replicas: OnceLock::new(),
+            known: Mutex::default(),
+        }))
     }
 }
 
@@ -196,11 +208,32 @@ impl Tunnels {
         let _ = self.0.sessions.set(sessions);
     }
 
-    /// The tunnel of this node; it is opened if there is none.
+    /// From now on nodes are looked for at these, too.
+    pub(super) fn look_at(&self, replicas: Replicas) {
+        // It happens once.
+        let _ = self.0.replicas.set(replicas);
+    }
+
+    /// The tunnel of this node, wherever it ends; it is opened if there is none.
     ///
     /// # Errors
     /// The node is not connected, or does not open one.
     pub async fn open(&self, node: &str) -> Result<Tunnel, TunnelError> {
+        let offline = match self.open_here(node).await {
+            Err(TunnelError::Offline(offline)) => offline,
+            other => return other,
+        };
+        match self.0.replicas.get() {
+            Some(replicas) => {
+                let (tunnel, since) = replicas.find(node).await;
+                tunnel.ok_or(TunnelError::Offline(Offline { since: since.max(offline.since), ..offline }))
+            }
+            None => Err(TunnelError::Offline(offline)),
+        }
+    }
+
+    /// The same for a node whose session is here. Its tunnel may end at another cloudcore all the same, behind a load balancer.
+    pub(super) async fn open_here(&self, node: &str) -> Result<Tunnel, TunnelError> {
         let opened = tokio::time::timeout(OPENING, async {
             loop {
                 if let Some(tunnel) = self.standing(node) {
@@ -220,6 +253,7 @@ impl Tunnels {
                     _ = opening.changed() => {}
                     // It may be back already.
                     () = session.ended() => {}
+                    tunnel = self.elsewhere(node) => return Ok(tunnel),
                 }
             }
         });
@@ -265,6 +299,26 @@ impl Tunnels {
         nodes.sort_unstable();
         nodes.dedup();
         nodes
+    }
+
+    /// What is known here of a node, for another cloudcore.
+    pub(super) fn known_of(&self, node: &str) -> replicas::Known {
+        let since = match self.presence(node) {
+            Presence::Gone(since) => Some(since.to_string()),
+            _ => None,
+        };
+        replicas::Known { tunnel: self.standing(node).is_some(), session: self.opens(node), since }
+    }
+
+    /// Resolves when the tunnel has come to another cloudcore.
+    async fn elsewhere(&self, node: &str) -> Tunnel {
+        let Some(replicas) = self.0.replicas.get() else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Some(tunnel) = replicas.tunnel_of(node).await {
+                return tunnel;
+            }
+        }
     }
 
     /// The newest tunnel of this node.

@@ -4,6 +4,7 @@ pub mod definitions;
 pub mod kinds;
 mod reflector;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,6 +16,7 @@ use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
+use tokio::net::UdpSocket;
 use wire::Status;
 
 pub use reflector::{Change, Reflector};
@@ -32,6 +34,8 @@ pub struct Kubernetes {
     client: Arc<RwLock<kube::Client>>,
     /// PEM.
     ca: Arc<str>,
+    /// Host and port.
+    server: Arc<(String, u16)>,
     requests: Arc<AtomicU64>,
 }
 
@@ -85,7 +89,8 @@ impl Kubernetes {
         let config = configuration(kubeconfig).await?;
         let certificates = config.root_cert.iter().flatten();
         let ca: String = certificates.map(|der| link::files::to_pem("CERTIFICATE", der)).collect();
-        Ok(Self { client: Arc::new(RwLock::new(client(config)?)), ca: ca.into(), requests: Arc::default() })
+        let server = Arc::new(server(&config));
+        Ok(Self { client: Arc::new(RwLock::new(client(config)?)), ca: ca.into(), server, requests: Arc::default() })
     }
 
     /// Takes the kubeconfig as it is now: its client certificate was renewed. What is under way goes on over its connection.
@@ -107,9 +112,11 @@ impl Kubernetes {
     pub(crate) fn at(url: &str) -> Self {
         link::tls::install_provider();
         let config = kube::Config::new(url.parse().expect("a URL"));
+        let server = Arc::new(server(&config));
         Self {
             client: Arc::new(RwLock::new(client(config).expect("a client"))),
             ca: "".into(),
+            server,
             requests: Arc::default(),
         }
     }
@@ -117,6 +124,19 @@ impl Kubernetes {
     /// The API server's CA in PEM; empty when the system's CAs are trusted.
     pub fn ca(&self) -> &str {
         &self.ca
+    }
+
+    /// The IP address by which this machine reaches the API server.
+    pub async fn own_address(&self) -> Option<IpAddr> {
+        let (host, port) = &*self.server;
+        // Connecting a datagram socket sends nothing; it asks for the route.
+        for any in ["0.0.0.0:0", "[::]:0"] {
+            let Ok(socket) = UdpSocket::bind(any).await else { continue };
+            if socket.connect((host.as_str(), *port)).await.is_ok() {
+                return socket.local_addr().ok().map(|address| address.ip());
+            }
+        }
+        None
     }
 
     /// Requests that were sent so far, by all clones; those that open a watch are not counted.
@@ -217,6 +237,12 @@ async fn in_time<T>(
 ) -> Result<T, KubernetesError> {
     let late = || KubernetesError::Request(format!("no answer within {} s", limit.as_secs()).into());
     tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(late()))
+}
+
+fn server(config: &kube::Config) -> (String, u16) {
+    let url = &config.cluster_url;
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    (host, url.port_u16().unwrap_or(443))
 }
 
 /// JSON text as a value.

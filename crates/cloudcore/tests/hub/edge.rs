@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use cloudcore::Addresses;
 use futures_util::SinkExt;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
@@ -24,7 +25,11 @@ use crate::cloud::{Cloud, SOON};
 
 /// A tunnel as edgecore opens it.
 pub async fn open(cloud: &Cloud, credentials: &Credentials, node: &str, ours: bool) -> Result<Frames<Io>> {
-    let (_, tunnel) = cloud.addresses().streams.context("no streams")?;
+    open_at(cloud.addresses(), credentials, node, ours).await
+}
+
+async fn open_at(addresses: Addresses, credentials: &Credentials, node: &str, ours: bool) -> Result<Frames<Io>> {
+    let (_, tunnel) = addresses.streams.context("no streams")?;
     let mut headers = vec![("sessionhostnameoverride", node.to_owned()), ("sessioninternalip", "192.0.2.7".to_owned())];
     if ours {
         headers.push((tunnel::FEATURES, tunnel::HTTP2.to_owned()));
@@ -48,7 +53,17 @@ pub async fn own_edge(
     node: &str,
     open_streams: Arc<AtomicUsize>,
 ) -> Result<JoinSet<()>> {
-    let bytes = ByteStream::new(open(cloud, credentials, node, true).await?);
+    own_edge_at(cloud.addresses(), credentials, node, open_streams).await
+}
+
+/// The same to this cloudcore.
+pub async fn own_edge_at(
+    addresses: Addresses,
+    credentials: &Credentials,
+    node: &str,
+    open_streams: Arc<AtomicUsize>,
+) -> Result<JoinSet<()>> {
+    let bytes = ByteStream::new(open_at(addresses, credentials, node, true).await?);
     let service = hyper::service::service_fn(move |request| answer(request, open_streams.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
+use hyper_util::rt::TokioIo;
 use link::ws::{Incoming, Reader, Target, Writer};
 use serde_json::{Value, json};
 use testkit::go_edge::Credentials;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::cloud::{Cloud, SOON};
-use crate::edge::{Client, node_with_pod, own_edge};
+use crate::edge::{Client, node_with_pod, own_edge, own_edge_at};
 
 const LOG: &str = "/containerLogs/default/p1/main";
 
@@ -142,4 +144,64 @@ async fn what_a_node_says_of_itself_gets_the_clouds_address() -> Result<()> {
                 && status["daemonEndpoints"]["kubeletEndpoint"]["Port"] == stream.port())
         })
         .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_reaches_another_cloudcore_goes_to_the_one_that_has_the_node() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let other = cloud.start_replica("").await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let here = Client::new(&cloud).await?;
+    let there = Client {
+        address: other.addresses.streams.context("no streams")?.0,
+        tls: here.tls.clone(),
+        token: here.token.clone(),
+    };
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kubeedge/leases";
+    cloud.wait_for(leases, "both Leases", |list| list["items"].as_array().is_some_and(|all| all.len() == 2)).await?;
+    let (mut reader, writer) = session(&cloud, &credentials).await?;
+
+    // It has no tunnel; one is opened there.
+    let streams = Arc::<AtomicUsize>::default();
+    let opening = async {
+        asked(&mut reader).await?;
+        own_edge(&cloud, &credentials, "n1", streams.clone()).await
+    };
+    let (edge, answer) = tokio::join!(opening, there.text(LOG, &[]));
+    let edge = edge?;
+    ensure!(answer? == (StatusCode::OK, LOG.to_owned()));
+    let (status, text) = there.text("/containerLogs/default/p1/missing", &[]).await?;
+    ensure!((status, text.as_str()) == (StatusCode::NOT_FOUND, "container not found\n"), "{status} {text}");
+    let mut tasks = JoinSet::new();
+    let upgrade = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
+    let answer = there.ask(&mut tasks, "/exec/default/p1/main?command=sh", &upgrade).await?;
+    ensure!(answer.status() == StatusCode::SWITCHING_PROTOCOLS, "{answer:?}");
+    let mut io = TokioIo::new(hyper::upgrade::on(answer).await?);
+    io.write_all(b"hello").await?;
+    let mut echo = [0; 5];
+    tokio::time::timeout(SOON, io.read_exact(&mut echo)).await??;
+    ensure!(&echo == b"hello" && streams.load(Ordering::SeqCst) == 1);
+    drop(io);
+    let is_over = || async { Ok(streams.load(Ordering::SeqCst) == 0) };
+    cloud.cluster.wait("the stream to end at the edge", SOON, is_over).await?;
+    // Nodes have no way there.
+    let tls = link::tls::client(&credentials.ca, Some(&credentials.own))?;
+    let node = Client { address: other.addresses.streams.context("no streams")?.1, tls, token: String::new() };
+    let (status, text) = node.text("/ferroedge/nodes/n1/containerLogs/default/p1/main", &[]).await?;
+    ensure!(status == StatusCode::FORBIDDEN, "{status} {text}");
+
+    // Behind a load balancer the tunnel may come to the other one.
+    drop(edge);
+    let is_gone = || async { Ok(here.text(LOG, &[]).await?.0 != StatusCode::OK) };
+    let opening = async {
+        cloud.cluster.wait("the end of the tunnel", SOON, is_gone).await?;
+        own_edge_at(other.addresses, &credentials, "n1", streams.clone()).await
+    };
+    let _edge = opening.await?;
+    ensure!(here.text(LOG, &[]).await? == (StatusCode::OK, LOG.to_owned()));
+
+    // Since when it is away, the one knows that had it.
+    drop((reader, writer, _edge));
+    let knows = || async { Ok(there.text(LOG, &[]).await?.1.contains("node n1 is not connected, since 20")) };
+    cloud.cluster.wait("the time", SOON, knows).await
 }
