@@ -1,7 +1,6 @@
 //! Frames of a WebSocket (RFC 6455) below messages: for the stream tunnel, whose text frames hold bytes that are no UTF-8.
 //!
-//! [`Frames`] answers pings, sends its own if it shall, and ends at a close frame; what is left are frames with data. [`ByteStream`] makes one stream of bytes of
-//! them, which another protocol can run in.
+//! [`Frames`] answers pings, sends its own if it shall, and ends at a close frame; what is left are frames with data.
 
 use std::io::{self, Cursor};
 use std::pin::Pin;
@@ -10,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Sink, Stream, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
@@ -18,8 +17,6 @@ use tokio_util::codec::{Decoder, Encoder, Framed};
 
 /// The longest frame and message that is read: what upstream's readers take, and their header.
 pub const MAX_MESSAGE: usize = (1 << 20) + 16;
-/// Bytes that [`ByteStream`] puts into one frame.
-const PIECE: usize = 16 << 10;
 /// Read buffer of a connection at rest.
 const READ_BUFFER: usize = 4 << 10;
 
@@ -236,52 +233,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sink<Frame> for Frames<S> {
     }
 }
 
-/// The bytes of binary frames, one after the other.
-#[derive(Debug)]
-pub struct ByteStream<S> {
-    frames: Frames<S>,
-    current: Bytes,
-}
-
-impl<S> ByteStream<S> {
-    /// Both sides must have agreed on it.
-    pub fn new(frames: Frames<S>) -> Self {
-        Self { frames, current: Bytes::new() }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ByteStream<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while self.current.is_empty() {
-            match ready!(Pin::new(&mut self.frames).poll_next(cx)).transpose()? {
-                None => return Poll::Ready(Ok(())),
-                Some(Frame { kind: Data::Text, .. }) => return Poll::Ready(Err(broken("text among bytes"))),
-                Some(frame) => self.current = frame.payload,
-            }
-        }
-        let length = self.current.len().min(into.remaining());
-        into.put_slice(&self.current.split_to(length));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ByteStream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(Pin::new(&mut self.frames).poll_ready(cx))?;
-        let piece = &bytes[..bytes.len().min(PIECE)];
-        Pin::new(&mut self.frames).start_send(Frame::binary(Bytes::copy_from_slice(piece)))?;
-        Poll::Ready(Ok(piece.len()))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.frames).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.frames).poll_close(cx)
-    }
-}
-
 /// Reads and writes frames.
 #[derive(Debug)]
 struct Codec {
@@ -356,7 +307,7 @@ fn too_long() -> io::Error {
 #[cfg(test)]
 mod tests {
     use futures_util::SinkExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
 
@@ -417,28 +368,6 @@ mod tests {
         let error = client.next().await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!((50..=65).contains(&begun.elapsed().as_secs()), "after {:?}", begun.elapsed());
-    }
-
-    #[tokio::test]
-    async fn bytes_flow_and_a_reader_that_waits_holds_the_writer() {
-        let (client, server) = pair(1 << 10);
-        let (mut client, mut server) = (ByteStream::new(client), ByteStream::new(server));
-        let sent: Vec<u8> = (0..300_000_u32).map(|number| number as u8).collect();
-        let send = async {
-            client.write_all(&sent).await.unwrap();
-            client.shutdown().await.unwrap();
-        };
-        let mut received = Vec::new();
-        let receive = async { server.read_to_end(&mut received).await.unwrap() };
-        tokio::join!(send, receive);
-        assert!(received == sent);
-
-        let (client, _server) = pair(1 << 10);
-        let mut client = ByteStream::new(client);
-        let endless = async { while client.write_all(&[0; 1 << 10]).await.is_ok() {} };
-        let limit = std::time::Duration::from_millis(50);
-        assert!(tokio::time::timeout(limit, endless).await.is_err(), "nobody reads");
-        assert!(client.frames.framed.write_buffer().len() < 4 * PIECE);
     }
 
     #[tokio::test]

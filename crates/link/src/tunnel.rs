@@ -2,29 +2,33 @@
 //! HTTP/2 that our own ends run in it.
 //!
 //! The edge asks for a WebSocket. A Go peer then sends its frames ([`wire`'s tunnel][1]); two ends of ours, which know each other by
-//! [`HTTP2`] in [`FEATURES`], make one stream of bytes of the binary frames, in which the cloud is the client of HTTP/2 and the edge
-//! its server: streams with their own flow control, heads with a status, and ends that are told.
+//! [`HTTP2`] in [`FEATURES`], make one stream of bytes of it that outlives its connections ([`crate::resume`]), in which the cloud is the
+//! client of HTTP/2 and the edge its server: streams with their own flow control, heads with a status, and ends that are told.
+//! HTTP/2 itself does not ask whether the other end lives: it would not wait for the next connection.
 //!
 //! [1]: https://github.com/kubeedge/kubeedge/tree/v1.23.1/pkg/stream
-
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::upgrade::Upgraded;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::frames::{Frames, Side};
+use crate::resume::{Id, Resume};
 use crate::ws::{self, LinkError, Refusal, Target};
 
 /// The path of the tunnel.
 pub const PATH: &str = "/v1/kubeedge/connect";
 /// The header of the request and of its answer in which our own ends agree on more.
 pub const FEATURES: &str = "x-ferroedge-features";
-/// The feature: HTTP/2 runs in binary frames.
-pub const HTTP2: &str = "http2-1";
+/// The feature: HTTP/2 runs in a stream that is resumed.
+pub const HTTP2: &str = "http2-2";
+/// The header of the answer to a new tunnel with its name, an [`Id`].
+pub const NAME: &str = "x-ferroedge-tunnel";
+/// The header of the request to go on with a tunnel and of its answer, a [`Resume`]. What cannot go on is refused with 410.
+pub const RESUME: &str = "x-ferroedge-resume";
 
 /// Streams of a node at once; edged allows fewer that are long.
 pub const MAX_STREAMS: u32 = 640;
@@ -36,8 +40,6 @@ const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 const SEND_BUFFER: usize = 64 << 10;
 /// The heads of a request or answer.
 const MAX_HEAD: u32 = 64 << 10;
-/// How often the other end is asked whether it lives, and how long it may take to answer.
-const PING: Duration = Duration::from_secs(30);
 /// The text of a refusal.
 const MAX_REFUSAL: usize = 4 << 10;
 
@@ -117,10 +119,19 @@ pub fn has_http2(headers: &HeaderMap) -> bool {
     values.flat_map(|value| value.split(',')).any(|name| name.trim() == HTTP2)
 }
 
+/// The name of a new tunnel.
+pub fn name(headers: &HeaderMap) -> Option<Id> {
+    headers.get(NAME)?.to_str().ok()?.parse().ok()
+}
+
+/// Which tunnel goes on, and from where.
+pub fn resume(headers: &HeaderMap) -> Option<Resume> {
+    headers.get(RESUME)?.to_str().ok()?.parse().ok()
+}
+
 /// HTTP/2 for the cloud's end.
 pub fn client() -> hyper::client::conn::http2::Builder<TokioExecutor> {
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING).keep_alive_while_idle(true);
     builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
     builder.max_send_buf_size(SEND_BUFFER).max_header_list_size(MAX_HEAD);
     builder
@@ -129,7 +140,7 @@ pub fn client() -> hyper::client::conn::http2::Builder<TokioExecutor> {
 /// HTTP/2 for the edge's end.
 pub fn server() -> hyper::server::conn::http2::Builder<TokioExecutor> {
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING).enable_connect_protocol();
+    builder.enable_connect_protocol();
     builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
     builder.max_send_buf_size(SEND_BUFFER).max_header_list_size(MAX_HEAD).max_concurrent_streams(MAX_STREAMS);
     builder

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use link::frames::ByteStream;
 use link::http_server::{Body, Peer};
 use link::identity::Identity;
+use link::resume::{Id, Resumable, Resume};
 use link::tunnel;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -63,8 +63,13 @@ impl Accept {
             Err(refused) => return refusal(refused.status, &refused.reason),
         };
         let is_ours = tunnel::has_http2(request.headers());
+        let id = Id::random();
         if is_ours {
             answer.headers_mut().insert(tunnel::FEATURES, HeaderValue::from_static(tunnel::HTTP2));
+            if request.headers().contains_key(tunnel::RESUME) {
+                return self.go_on(node, request, answer);
+            }
+            insert(&mut answer, tunnel::NAME, &id);
         }
         let named = text(request.headers(), "sessioninternalip").and_then(|address| address.parse().ok());
         let address = named.unwrap_or(peer.address.ip());
@@ -72,7 +77,7 @@ impl Accept {
         let stopping = self.stopping.clone();
         tasks.spawn(stopping.run_until_cancelled_owned(async move {
             match hyper::upgrade::on(request).await {
-                Ok(upgraded) if is_ours => self.own(&node, address, upgraded).await,
+                Ok(upgraded) if is_ours => self.own((&node, id), address, upgraded).await,
                 Ok(upgraded) => self.go(&node, address, upgraded).await,
                 Err(error) => debug!(node, %error, "a stream tunnel was not begun"),
             }
@@ -103,16 +108,37 @@ impl Accept {
         asked.await.unwrap_or_else(|refused| refusal(refused.status(), &refused.to_string()))
     }
 
-    /// An edge of ours; ends with the connection.
-    async fn own(self, node: &str, address: IpAddr, upgraded: hyper::upgrade::Upgraded) {
-        let bytes = ByteStream::new(tunnel::frames(upgraded));
+    /// A tunnel of ours, whose connection was cut, goes on on that of this request.
+    fn go_on(self, node: String, request: Request<Incoming>, mut answer: Response<Empty<Bytes>>) -> Response<Body> {
+        let theirs = tunnel::resume(request.headers());
+        let offered = theirs.and_then(|theirs| Some((theirs, self.tunnels.offer(&node, theirs)?)));
+        let Some((theirs, offer)) = offered else {
+            info!(node, "a stream tunnel is not resumed: it is not known here any more");
+            return refusal(StatusCode::GONE, "this cloudcore does not know the tunnel, or not where it is to go on");
+        };
+        insert(&mut answer, tunnel::RESUME, &Resume { id: theirs.id, read: offer.read() });
+        self.tasks.spawn(self.stopping.run_until_cancelled_owned(async move {
+            match hyper::upgrade::on(request).await {
+                Ok(upgraded) => match offer.go_on(theirs.read, tunnel::frames(upgraded)) {
+                    Ok(()) => info!(node, "a stream tunnel goes on on another connection"),
+                    Err(error) => debug!(node, %error, "a stream tunnel does not go on"),
+                },
+                Err(error) => debug!(node, %error, "a stream tunnel does not go on"),
+            }
+        }));
+        answer.map(|body| body.map_err(|never| match never {}).boxed())
+    }
+
+    /// An edge of ours; ends with the stream that outlives its connections.
+    async fn own(self, (node, id): (&str, Id), address: IpAddr, upgraded: hyper::upgrade::Upgraded) {
+        let (bytes, handle) = Resumable::new(tunnel::frames(upgraded));
         let begun = tokio::time::timeout(BEGIN, tunnel::client().handshake(TokioIo::new(bytes))).await;
         let (sender, connection) = match begun {
             Ok(Ok(begun)) => begun,
             Ok(Err(error)) => return warn!(node, %error, "a stream tunnel was not begun"),
             Err(_) => return warn!(node, "a stream tunnel was not begun: the node says nothing"),
         };
-        let edge = OwnEdge::new(sender);
+        let edge = OwnEdge::new(sender, id, handle);
         let tunnel = Tunnel::new(node, End::Own(edge.clone()));
         let serving = async {
             // Only with its first answer it is known that it takes streams.
@@ -191,6 +217,12 @@ fn node_of(headers: &HeaderMap, peer: &Peer) -> Result<String, String> {
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+fn insert<B>(answer: &mut Response<B>, name: &'static str, value: &impl ToString) {
+    if let Ok(value) = HeaderValue::from_str(&value.to_string()) {
+        answer.headers_mut().insert(name, value);
+    }
 }
 
 fn refusal(status: StatusCode, text: &str) -> Response<Body> {

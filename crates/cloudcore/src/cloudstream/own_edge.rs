@@ -10,6 +10,8 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use link::http_server::Body;
+use link::resume::{Handle, Id, Offer, Resume};
+use link::tunnel::Io;
 
 use super::tunnels::{Answer, TunnelError};
 
@@ -34,12 +36,24 @@ const NOT_PASSED: [header::HeaderName; 8] = [
 #[derive(Clone)]
 pub struct OwnEdge {
     sender: SendRequest<Full<Bytes>>,
+    id: Id,
+    handle: Handle<Io>,
 }
 
 impl OwnEdge {
-    /// At the end of this connection.
-    pub fn new(sender: SendRequest<Full<Bytes>>) -> Self {
-        Self { sender }
+    /// At the end of this connection, in the stream of this name and handle.
+    pub fn new(sender: SendRequest<Full<Bytes>>, id: Id, handle: Handle<Io>) -> Self {
+        Self { sender, id, handle }
+    }
+
+    /// To go on on another connection, if this tunnel is meant and the node can be where it says.
+    pub fn offer(&self, theirs: Resume) -> Option<Offer<Io>> {
+        (self.id == theirs.id).then(|| self.handle.offer_at(theirs.read)).flatten()
+    }
+
+    /// The node has a newer tunnel: this one ends with its connection.
+    pub fn is_replaced(&self) {
+        self.handle.no_more("the node opened another tunnel");
     }
 
     /// Asks, and gives the answer as it comes.

@@ -13,6 +13,7 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use jiff::Timestamp;
 use link::http_server::Body;
+use link::resume::{Offer, Resume};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -359,7 +360,15 @@ impl Tunnels {
         }
     }
 
-    /// From now on this is the tunnel of its node.
+    /// To go on on another connection with the tunnel of this node that it names.
+    pub(super) fn offer(&self, node: &str, theirs: Resume) -> Option<Offer<link::tunnel::Io>> {
+        self.known().tunnels.get(node)?.iter().find_map(|registered| match &registered.tunnel.end {
+            End::Own(edge) => edge.offer(theirs),
+            End::Go(_) | End::Other(_) => None,
+        })
+    }
+
+    /// From now on this is the tunnel of its node, and older ones are not resumed.
     pub(super) fn add(&self, tunnel: Tunnel, address: IpAddr) -> Registration {
         let mut guard = self.known();
         let known = &mut *guard;
@@ -371,6 +380,11 @@ impl Tunnels {
             // It leaves the list when it has ended.
             let waiting = of_node.iter().find(|registered| !registered.replaced.is_cancelled());
             waiting.inspect(|oldest| oldest.replaced.cancel());
+        }
+        for older in &*of_node {
+            if let End::Own(edge) = &older.tunnel.end {
+                edge.is_replaced();
+            }
         }
         let replaced = CancellationToken::new();
         of_node.push(Registered { number, address, tunnel, replaced: replaced.clone() });

@@ -13,8 +13,8 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame as BodyFrame, Incoming};
 use hyper_util::rt::TokioIo;
-use link::frames::ByteStream;
 use link::http_server::Body;
+use link::resume::Resumable;
 use link::tunnel;
 use link::ws::Target;
 use serde_json::json;
@@ -73,7 +73,7 @@ impl Node {
         let service = hyper::service::service_fn(move |request| std::future::ready(node.answer(&request)));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let _ = tunnel::server().serve_connection(TokioIo::new(ByteStream::new(frames)), service).await;
+            let _ = tunnel::server().serve_connection(TokioIo::new(Resumable::new(frames).0), service).await;
         });
         Ok(tasks)
     }

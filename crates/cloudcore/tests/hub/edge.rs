@@ -8,12 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use cloudcore::Addresses;
 use futures_util::SinkExt;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame as BodyFrame, Incoming};
 use hyper_util::rt::TokioIo;
-use link::frames::{self, ByteStream, Frames};
+use link::frames::{self, Frames};
 use link::http_server::Body;
+use link::resume::{Handle, Id, Resumable, Resume};
 use link::tunnel::{self, Io};
 use link::ws::Target;
 use serde_json::json;
@@ -25,15 +26,23 @@ use crate::cloud::{Cloud, SOON};
 
 /// A tunnel as edgecore opens it.
 pub async fn open(cloud: &Cloud, credentials: &Credentials, node: &str, ours: bool) -> Result<Frames<Io>> {
-    open_at(cloud.addresses(), credentials, node, ours).await
+    Ok(connect(cloud.addresses(), credentials, node, ours, None).await?.0)
 }
 
-async fn open_at(addresses: Addresses, credentials: &Credentials, node: &str, ours: bool) -> Result<Frames<Io>> {
+/// The same to this cloudcore, to go on with a tunnel or for another one; also gives the answer's headers.
+pub async fn connect(
+    addresses: Addresses,
+    credentials: &Credentials,
+    node: &str,
+    ours: bool,
+    resume: Option<Resume>,
+) -> Result<(Frames<Io>, HeaderMap)> {
     let (_, tunnel) = addresses.streams.context("no streams")?;
     let mut headers = vec![("sessionhostnameoverride", node.to_owned()), ("sessioninternalip", "192.0.2.7".to_owned())];
     if ours {
         headers.push((tunnel::FEATURES, tunnel::HTTP2.to_owned()));
     }
+    headers.extend(resume.map(|resume| (tunnel::RESUME, resume.to_string())));
     let target = Target {
         url: format!("wss://{tunnel}{}", tunnel::PATH),
         headers,
@@ -43,7 +52,7 @@ async fn open_at(addresses: Addresses, credentials: &Credentials, node: &str, ou
     };
     let (frames, answer) = tunnel::connect(&target).await?;
     ensure!(tunnel::has_http2(&answer) == ours);
-    Ok(frames)
+    Ok((frames, answer))
 }
 
 /// An edge of ours: it answers logs with their path, and streams with what comes in.
@@ -53,23 +62,24 @@ pub async fn own_edge(
     node: &str,
     open_streams: Arc<AtomicUsize>,
 ) -> Result<JoinSet<()>> {
-    own_edge_at(cloud.addresses(), credentials, node, open_streams).await
+    Ok(resumable_edge(cloud.addresses(), credentials, node, open_streams).await?.0)
 }
 
-/// The same to this cloudcore.
-pub async fn own_edge_at(
+/// The same to this cloudcore, with what its tunnel is resumed by.
+pub async fn resumable_edge(
     addresses: Addresses,
     credentials: &Credentials,
     node: &str,
     open_streams: Arc<AtomicUsize>,
-) -> Result<JoinSet<()>> {
-    let bytes = ByteStream::new(open_at(addresses, credentials, node, true).await?);
+) -> Result<(JoinSet<()>, Id, Handle<Io>)> {
+    let (frames, headers) = connect(addresses, credentials, node, true, None).await?;
+    let (bytes, handle) = Resumable::new(frames);
     let service = hyper::service::service_fn(move |request| answer(request, open_streams.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let _ = tunnel::server().serve_connection(TokioIo::new(bytes), service).await;
     });
-    Ok(tasks)
+    Ok((tasks, tunnel::name(&headers).context("the tunnel has no name")?, handle))
 }
 
 async fn answer(mut request: Request<Incoming>, open: Arc<AtomicUsize>) -> Result<Response<Body>> {

@@ -15,6 +15,7 @@ mod grpc;
 mod on_demand;
 mod receivers;
 mod registration;
+mod resumed;
 mod streams;
 mod unix_socket;
 mod volumes;

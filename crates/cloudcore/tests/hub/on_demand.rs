@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::cloud::{Cloud, SOON};
-use crate::edge::{Client, node_with_pod, own_edge, own_edge_at};
+use crate::edge::{Client, node_with_pod, own_edge, resumable_edge};
 
 const LOG: &str = "/containerLogs/default/p1/main";
 
@@ -195,7 +195,7 @@ async fn what_reaches_another_cloudcore_goes_to_the_one_that_has_the_node() -> R
     let is_gone = || async { Ok(here.text(LOG, &[]).await?.0 != StatusCode::OK) };
     let opening = async {
         cloud.cluster.wait("the end of the tunnel", SOON, is_gone).await?;
-        own_edge_at(other.addresses, &credentials, "n1", streams.clone()).await
+        resumable_edge(other.addresses, &credentials, "n1", streams.clone()).await
     };
     let _edge = opening.await?;
     ensure!(here.text(LOG, &[]).await? == (StatusCode::OK, LOG.to_owned()));

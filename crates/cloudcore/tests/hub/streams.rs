@@ -18,7 +18,7 @@ use crate::cloud::{Cloud, SOON};
 use crate::edge::{Client, node_with_pod, open, own_edge};
 
 /// Waits until the node's tunnel is in use, or no longer.
-async fn until(client: &Client, target: &str, status: StatusCode) -> Result<String> {
+pub async fn until(client: &Client, target: &str, status: StatusCode) -> Result<String> {
     let deadline = tokio::time::Instant::now() + SOON;
     loop {
         let (found, text) = client.text(target, &[]).await?;

@@ -9,8 +9,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use link::frames::{ByteStream, Frames};
 use link::http_server::Body;
+use link::resume::Resumable;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ const STREAMS: [&str; 3] = ["/exec/", "/attach/", "/portForward/"];
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Serves until the tunnel ends.
-pub(super) async fn serve<S>(frames: Frames<S>, api: &NodeApi, stopping: &CancellationToken) -> Ended
+pub(super) async fn serve<S>(bytes: Resumable<S>, api: &NodeApi, stopping: &CancellationToken) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -31,7 +31,7 @@ where
         let api = api.clone();
         async move { Ok::<_, Infallible>(answer(&api, request).await) }
     });
-    let connection = link::tunnel::server().serve_connection(TokioIo::new(ByteStream::new(frames)), service);
+    let connection = link::tunnel::server().serve_connection(TokioIo::new(bytes), service);
     tokio::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended.map_or_else(Ended::Http2, |()| Ended::Closed(String::new())),

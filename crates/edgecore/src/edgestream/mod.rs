@@ -1,11 +1,13 @@
 //! EdgeStream: the node's end of the tunnel by which the cloud asks it: logs, exec, attach, port-forward, metrics.
 //!
 //! The node connects, so that nothing needs to reach it; what then comes through the tunnel is answered by the node's API, in process.
-//! `http2` is the tunnel to a cloudcore of ours, `upstream` that to a Go cloudcore, `connection` one stream in the latter. This file
-//! joins them: connect when the cloud asks for it ([`wire::on_demand`]), or all the time where it never does; serve; wait; again.
+//! `http2` is the tunnel to a cloudcore of ours, which goes on when its connection is cut (`resumed`); `upstream` is that to a Go
+//! cloudcore, `connection` one stream in the latter. This file joins them: connect when the cloud asks for it
+//! ([`wire::on_demand`]), or all the time where it never does; serve; wait; again.
 
 mod connection;
 mod http2;
+mod resumed;
 mod upstream;
 
 use std::sync::Arc;
@@ -16,8 +18,9 @@ use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
 use edged::api::NodeApi;
 use edged::node::facts;
 use link::backoff::Backoff;
+use link::resume::Resume;
 use link::rustls::ClientConfig;
-use link::tunnel::{self, FEATURES, HTTP2, PATH};
+use link::tunnel::{self, FEATURES, HTTP2, PATH, RESUME};
 use link::ws::{LinkError, Target};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -27,6 +30,7 @@ use wire::tunnel::FrameError;
 use wire::{Content, Message, module, on_demand, operation};
 
 use crate::edgehub::{CertificateError, present};
+use resumed::Connected;
 
 /// Waits before connecting again. Not every cloud has a tunnel, so the longest is longer than EdgeHub's.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -35,6 +39,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const GOOD_AFTER: Duration = Duration::from_secs(5);
 /// Who waits in the cloud for a tunnel gives up after this.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one try to go on with a tunnel may take; there are to be several in the time for which it is kept.
+const RESUMING: Duration = Duration::from_secs(10);
 /// How often it is looked whether EdgeHub has got the certificate.
 const CERTIFICATE: Duration = Duration::from_secs(1);
 
@@ -153,7 +159,7 @@ impl EdgeStream {
         wanted: &mut watch::Receiver<Wanted>,
         stopping: &CancellationToken,
     ) -> (Ended, Option<Duration>) {
-        let connected = stopping.run_until_cancelled(self.connect(server)).await;
+        let connected = stopping.run_until_cancelled(self.connect(server, None)).await;
         wanted.mark_unchanged();
         let (frames, headers) = match connected {
             Some(Ok(connected)) => connected,
@@ -165,7 +171,7 @@ impl EdgeStream {
         let began = Instant::now();
         let serving = async {
             match is_ours {
-                true => http2::serve(frames, &self.api, stopping).await,
+                true => self.serve_ours(server, (frames, headers), stopping).await,
                 false => upstream::serve(frames, &self.api, stopping).await,
             }
         };
@@ -176,12 +182,23 @@ impl EdgeStream {
         (ended, Some(began.elapsed()))
     }
 
-    async fn connect(&self, server: &str) -> Result<(link::frames::Frames<tunnel::Io>, http::HeaderMap), Ended> {
+    /// A tunnel to a cloudcore of ours.
+    async fn serve_ours(&self, server: &str, first: Connected<tunnel::Io>, stopping: &CancellationToken) -> Ended {
+        let again = |server, resume| self.connect(server, Some(resume));
+        resumed::serve(first, (server, &self.settings.servers), again, &self.api, stopping).await
+    }
+
+    /// Connects, to go on with a tunnel or for another one.
+    async fn connect(&self, server: &str, resume: Option<Resume>) -> Result<Connected<tunnel::Io>, Ended> {
         let tls = self.certificate().await.map_err(Ended::Certificate)?;
         let mut headers = vec![("sessionhostnameoverride", self.agent.node_name.clone()), (FEATURES, HTTP2.to_owned())];
         let address = facts::addresses(&self.agent).into_iter().next();
         headers.extend(address.map(|address| ("sessioninternalip", address.to_string())));
-        let deadline = self.settings.handshake_timeout;
+        let mut deadline = self.settings.handshake_timeout;
+        if let Some(resume) = resume {
+            headers.push((RESUME, resume.to_string()));
+            deadline = deadline.min(RESUMING);
+        }
         let url = format!("wss://{server}{PATH}");
         let target = Target { url, headers, tls, connect_deadline: deadline, write_deadline: deadline };
         tunnel::connect(&target).await.map_err(Ended::Connect)

@@ -12,8 +12,9 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Frame as BodyFrame;
 use hyper_util::rt::TokioIo;
-use link::frames::{ByteStream, Frames, Side, message};
+use link::frames::{Frames, Side, message};
 use link::http_server::Body;
+use link::resume::Resumable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -22,6 +23,8 @@ use tokio_util::task::TaskTracker;
 use wire::tunnel::{Connect, Frame, Kind, MAX_DATA};
 
 use super::{Ended, http2, upstream};
+
+mod resumed;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -80,6 +83,20 @@ fn answer(request: Request<()>, streams: &TaskTracker) -> Response<Body> {
 impl Node {
     /// A node, and the cloud's end of its tunnel.
     fn start(ours: bool) -> (Self, Frames<DuplexStream>) {
+        Self::start_with(move |frames, api, token| async move {
+            match ours {
+                true => http2::serve(Resumable::new(frames).0, &api, &token).await,
+                false => upstream::serve(frames, &api, &token).await,
+            }
+        })
+    }
+
+    fn start_with<F>(
+        serve: impl FnOnce(Frames<DuplexStream>, NodeApi, CancellationToken) -> F,
+    ) -> (Self, Frames<DuplexStream>)
+    where
+        F: Future<Output = Ended> + Send + 'static,
+    {
         let streams = TaskTracker::new();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let (tracker, log) = (streams.clone(), asked.clone());
@@ -94,9 +111,7 @@ impl Node {
         let (token, api) = (stopping.clone(), NodeApi::new(receiver));
         let mut tunnel = JoinSet::new();
         let frames = Frames::new(node, Side::Client);
-        tunnel.spawn(async move {
-            if ours { http2::serve(frames, &api, &token).await } else { upstream::serve(frames, &api, &token).await }
-        });
+        tunnel.spawn(serve(frames, api, token));
         let node = Self { answerer, streams, asked, stopping, tunnel, _present: present };
         (node, Frames::new(cloud, Side::Server))
     }
@@ -322,9 +337,8 @@ async fn a_node_that_stops_ends_its_tunnel() {
 
 type Sender = hyper::client::conn::http2::SendRequest<Empty<Bytes>>;
 
-async fn our_cloud(cloud: Frames<DuplexStream>, tasks: &mut JoinSet<()>) -> Sender {
-    let io = TokioIo::new(ByteStream::new(cloud));
-    let (sender, connection) = within(link::tunnel::client().handshake(io)).await.unwrap();
+async fn our_cloud(cloud: Resumable<DuplexStream>, tasks: &mut JoinSet<()>) -> Sender {
+    let (sender, connection) = within(link::tunnel::client().handshake(TokioIo::new(cloud))).await.unwrap();
     tasks.spawn(async move { drop(connection.await) });
     sender
 }
@@ -339,7 +353,7 @@ fn upgrade(path: &str) -> Request<Empty<Bytes>> {
 async fn our_cloud_asks_over_http2() {
     let (mut node, cloud) = Node::start(true);
     let mut tasks = JoinSet::new();
-    let mut sender = our_cloud(cloud, &mut tasks).await;
+    let mut sender = our_cloud(Resumable::new(cloud).0, &mut tasks).await;
     let get = |path: &str| Request::get(format!("https://node{path}")).body(Empty::new()).unwrap();
     let logs = within(sender.send_request(get("/logs"))).await.unwrap();
     assert_eq!(within(logs.into_body().collect()).await.unwrap().to_bytes(), "one\ntwo\n");
@@ -374,7 +388,7 @@ async fn our_cloud_asks_over_http2() {
 async fn a_node_that_stops_does_not_wait_for_our_cloud() {
     let (mut node, cloud) = Node::start(true);
     let mut tasks = JoinSet::new();
-    let mut sender = our_cloud(cloud, &mut tasks).await;
+    let mut sender = our_cloud(Resumable::new(cloud).0, &mut tasks).await;
     let request = Request::get("https://node/follow").body(Empty::new()).unwrap();
     let _follow = within(sender.send_request(request)).await.unwrap();
     let _granted = within(sender.send_request(upgrade("/exec/echo"))).await.unwrap();

@@ -11,7 +11,7 @@ use http::Response;
 use http_body_util::Empty;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use link::frames::ByteStream;
+use link::resume::Resumable;
 use link::tunnel::{self, FEATURES, HTTP2, PATH};
 use link::ws::Target;
 use serde_json::json;
@@ -76,7 +76,7 @@ pub async fn measure(hub: &Hub, deployment: &Deployment, cluster: &Cluster, repo
             asked_here.fetch_add(1, Ordering::Relaxed);
             async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
         });
-        let connection = tunnel::server().serve_connection(TokioIo::new(ByteStream::new(frames)), service);
+        let connection = tunnel::server().serve_connection(TokioIo::new(Resumable::new(frames).0), service);
         tunnels.spawn(connection);
         while asked.load(Ordering::Relaxed) + AT_ONCE <= number {
             ensure!(began.elapsed() < LIMIT, "a tunnel is not taken");
