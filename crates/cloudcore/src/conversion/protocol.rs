@@ -221,9 +221,11 @@ fn own(all: &Protocols, protocol: &Value) -> Option<(&'static str, Table)> {
 }
 
 fn custom(protocol: &Value) -> Value {
+    // Settings without one are none, and would be no protocol on the way back.
+    let is_there = |value: &&Value| !value.is_null() && value.as_object().is_none_or(|settings| !settings.is_empty());
     let mut own = Fields::new();
     for field in ["protocolName", "configData"] {
-        put(&mut own, field, protocol.get(field).filter(|value| !value.is_null()).cloned());
+        put(&mut own, field, protocol.get(field).filter(is_there).cloned());
     }
     if own.is_empty() { json!({}) } else { json!({CUSTOM: own}) }
 }

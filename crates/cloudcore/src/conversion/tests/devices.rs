@@ -116,3 +116,14 @@ fn the_cloud_hears_of_every_property_of_an_old_device() {
     old["spec"]["propertyVisitors"] = json!([]);
     assert_eq!(to(&old, BETA)["spec"]["properties"], json!([{"name": "quiet", "desired": {"value": "1"}}]));
 }
+
+#[test]
+fn settings_without_one_leave_nothing_behind() {
+    for protocol in [json!({"configData": {}}), json!({"protocolName": "own", "configData": {}})] {
+        let properties = json!([{"name": "t", "reportToCloud": true, "visitors": protocol}]);
+        let new = object(BETA, "Device", json!({"spec": {"protocol": protocol, "properties": properties}}));
+        let back = to(&to(&new, ALPHA), BETA);
+        assert!(back["metadata"].get("annotations").is_none(), "{back}");
+        assert_eq!(back["spec"]["protocol"]["protocolName"], new["spec"]["protocol"]["protocolName"]);
+    }
+}
