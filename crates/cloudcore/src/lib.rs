@@ -27,7 +27,6 @@ use cloudhub::monitor::Monitor;
 use cloudhub::{CloudHub, Controllers, HubError};
 use cloudstream::StreamError;
 use cloudstream::address::Published;
-use cloudstream::fleet::Fleet;
 use devicecontroller::DeviceController;
 use devicecontroller::downstream::{DEVICE, MODEL};
 use edgecontroller::downstream::{self, Event};
@@ -111,7 +110,7 @@ pub async fn run(
             let api = (kubernetes.clone(), view.clone());
             let streams = cloudstream::start(settings, api, &material, &published, &tasks, &stopping).await?;
             info!(stream = %streams.stream, tunnel = %streams.tunnel, "logs, exec and the like of nodes are served");
-            monitor.has_fleet(Fleet::new(streams.tunnels.clone()));
+            monitor.has_fleet(streams.tunnels.clone());
             if let Some(collect) = config.collect() {
                 let tunnels = streams.tunnels.clone();
                 monitor.collects(cloudstream::collect::start(&collect, kubernetes.clone(), tunnels, &tasks, &stopping));

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use link::http_server::{Body, HttpServer, MAX_STREAMS};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -20,6 +21,7 @@ use super::lag::LAGS;
 use super::sessions::Sessions;
 use crate::cloudstream::collect;
 use crate::cloudstream::fleet::Fleet;
+use crate::cloudstream::tunnels::Tunnels;
 
 /// Connections at once; a probe and a scraper need two.
 const MAX_CONNECTIONS: usize = 32;
@@ -50,6 +52,7 @@ pub(super) fn count(counter: &AtomicU64, by: usize) {
 pub struct Monitor {
     sessions: Arc<OnceLock<Sessions>>,
     fleet: Arc<OnceLock<Fleet>>,
+    tunnels: Arc<OnceLock<Tunnels>>,
     collected: Arc<OnceLock<Vec<Arc<collect::Counters>>>>,
 }
 
@@ -91,10 +94,11 @@ impl Monitor {
         let _ = self.collected.set(counters);
     }
 
-    /// From now on nodes can be asked.
-    pub(crate) fn has_fleet(&self, fleet: Fleet) {
+    /// From now on nodes can be asked, through these tunnels.
+    pub(crate) fn has_fleet(&self, tunnels: Tunnels) {
         // It happens once.
-        let _ = self.fleet.set(fleet);
+        let _ = self.fleet.set(Fleet::new(tunnels.clone()));
+        let _ = self.tunnels.set(tunnels);
     }
 
     async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
@@ -108,7 +112,9 @@ impl Monitor {
             ),
             ("/metrics", sessions) => {
                 let collected = self.collected.get().map(|counters| collect::metrics(counters));
-                text(StatusCode::OK, sessions.map(metrics).unwrap_or_default() + &collected.unwrap_or_default())
+                let streams = self.tunnels.get().map(stream_metrics).unwrap_or_default();
+                let hub = sessions.map(metrics).unwrap_or_default();
+                text(StatusCode::OK, hub + &streams + &collected.unwrap_or_default())
             }
             ("/metrics/fleet", _) => match self.fleet.get() {
                 Some(fleet) => text(StatusCode::OK, fleet.page().await),
@@ -132,6 +138,22 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     answer
 }
 
+fn add(page: &mut String, name: &str, kind: &str, help: &str, value: u64) {
+    // Writing to a String does not fail.
+    let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+}
+
+/// What runs for streams; where it grows while nobody asks nodes, something is left behind.
+fn stream_metrics(tunnels: &Tunnels) -> String {
+    let mut page = String::new();
+    let streams = tunnels.open_streams() as u64;
+    add(&mut page, "ferroedge_cloudstream_tunnels", "gauge", "Nodes with a stream tunnel.", tunnels.count() as u64);
+    add(&mut page, "ferroedge_cloudstream_open_streams", "gauge", "Requests to nodes that are under way.", streams);
+    let tasks = Handle::current().metrics().num_alive_tasks() as u64;
+    add(&mut page, "ferroedge_tasks", "gauge", "Tasks that run in this program.", tasks);
+    page
+}
+
 /// Prometheus' text format. The first name is upstream's.
 fn metrics(sessions: &Sessions) -> String {
     let now = Instant::now();
@@ -144,10 +166,7 @@ fn metrics(sessions: &Sessions) -> String {
     let counters = sessions.counters();
     let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let mut out = String::new();
-    let mut one = |name: &str, kind: &str, help: &str, value: u64| {
-        // Writing to a String does not fail.
-        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
-    };
+    let mut one = |name: &str, kind: &str, help: &str, value: u64| add(&mut out, name, kind, help, value);
     one("KubeEdge_CloudHub_connected_nodes", "gauge", "Nodes with a session.", handles.len() as u64);
     one(
         "ferroedge_cloudhub_pending_objects",

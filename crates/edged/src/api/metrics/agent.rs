@@ -30,6 +30,8 @@ pub async fn page(access: &Access) -> Page {
     let streams = number(access.open_streams() as u64);
     let text = "Follows, execs, attaches and port-forwards that are open";
     page.add(("edged_open_streams", Kind::Gauge, text), &[], streams, None);
+    let tasks = number(tokio::runtime::Handle::current().metrics().num_alive_tasks() as u64);
+    page.add(("ferroedge_tasks", Kind::Gauge, "Tasks that run in this program"), &[], tasks, None);
     let measures = &access.runtime.measures;
     let text = "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run";
     page.add_histogram("kubelet_pod_start_duration_seconds", text, &measures.pod_start);
