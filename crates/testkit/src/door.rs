@@ -1,5 +1,5 @@
-//! HTTP/1.1 to the Kubernetes API with the administrator's certificate, or to a node's own API with its token: the same requests by the long way
-//! and by the short one.
+//! HTTP/1.1 to the Kubernetes API with the administrator's certificate, or to a node's own API with its token: the same requests for streams by the
+//! long way and by the short one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,10 +18,11 @@ use link::tunnel::Io;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
-use testkit::deployment::{Cluster, Deployment, node_name};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+
+use crate::deployment::{Cluster, Deployment, node_name};
 
 /// Where the same log can be read.
 #[derive(Clone)]
@@ -42,6 +43,9 @@ pub struct Connection {
 
 impl Door {
     /// The Kubernetes API.
+    ///
+    /// # Errors
+    /// Its kubeconfig cannot be used.
     pub fn of_api(cluster: &Cluster) -> Result<Self> {
         let config: Value = serde_saphyr::from_str(&std::fs::read_to_string(cluster.kubeconfig())?)?;
         let (of_cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
@@ -59,7 +63,19 @@ impl Door {
         Ok(Self { address, tls, token: None })
     }
 
+    /// cloudcore's metrics.
+    ///
+    /// # Errors
+    /// Its port is not known.
+    pub fn of_monitor(deployment: &Deployment) -> Result<Self> {
+        let address = format!("127.0.0.1:{}", deployment.layout.ports()?.monitor);
+        Ok(Self { address, tls: None, token: None })
+    }
+
     /// The API of the first node.
+    ///
+    /// # Errors
+    /// Its configuration or token cannot be read.
     pub fn of_node(deployment: &Deployment) -> Result<Self> {
         let config = read_config(deployment)?;
         let edged = &config["modules"]["edged"];

@@ -3,13 +3,14 @@
 
 pub mod containerd;
 pub mod deployment;
+pub mod door;
 pub mod fake_cri;
 pub mod feed;
 pub mod go_cloud;
 pub mod go_edge;
 pub mod golden;
 pub mod lossy_link;
-mod processes;
+pub mod processes;
 pub mod registry;
 pub mod relay;
 pub mod site;

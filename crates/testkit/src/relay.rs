@@ -46,12 +46,21 @@ impl Weather {
     }
 }
 
+/// How connections end.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// Both sides are told that nothing more comes.
+    Closed,
+    /// With a reset; what was on its way is lost.
+    Reset,
+}
+
 /// A running relay. Dropping it cuts everything.
 pub struct Relay {
     address: SocketAddr,
     weather: watch::Sender<Weather>,
-    /// Counts the cuts; every connection ends at the next.
-    cuts: watch::Sender<u64>,
+    /// Every connection ends at the next.
+    cuts: watch::Sender<Cut>,
     _task: JoinSet<()>,
 }
 
@@ -64,7 +73,7 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (weather, seen) = watch::channel(weather);
-        let (cuts, cut) = watch::channel(0);
+        let (cuts, cut) = watch::channel(Cut::Closed);
         let mut task = JoinSet::new();
         task.spawn(serve(listener, target, seen, cut));
         Ok(Self { address, weather, cuts, _task: task })
@@ -82,7 +91,12 @@ impl Relay {
 
     /// Cuts all open connections; new ones may come.
     pub fn cut(&self) {
-        self.cuts.send_modify(|cuts| *cuts += 1);
+        self.cuts.send_replace(Cut::Closed);
+    }
+
+    /// Cuts all open connections as a middle-box does that has forgotten them; new ones may come.
+    pub fn reset(&self) {
+        self.cuts.send_replace(Cut::Reset);
     }
 }
 
@@ -90,7 +104,7 @@ async fn serve(
     listener: TcpListener,
     target: SocketAddr,
     weather: watch::Receiver<Weather>,
-    cuts: watch::Receiver<u64>,
+    cuts: watch::Receiver<Cut>,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -104,19 +118,27 @@ async fn serve(
         connections.spawn(async move {
             let Ok(cloud) = TcpStream::connect(target).await else { return };
             let _ = (node.set_nodelay(true), cloud.set_nodelay(true));
-            let (node_reads, node_writes) = node.into_split();
-            let (cloud_reads, cloud_writes) = cloud.into_split();
+            let (mut node_reads, mut node_writes) = node.into_split();
+            let (mut cloud_reads, mut cloud_writes) = cloud.into_split();
             tokio::select! {
-                () = pump(node_reads, cloud_writes, Way::Up, weather.clone()) => {}
-                () = pump(cloud_reads, node_writes, Way::Down, weather) => {}
+                () = pump(&mut node_reads, &mut cloud_writes, Way::Up, weather.clone()) => return,
+                () = pump(&mut cloud_reads, &mut node_writes, Way::Down, weather) => return,
                 _ = cut.changed() => {}
+            }
+            if let Cut::Reset = *cut.borrow() {
+                for side in [node_reads.as_ref(), cloud_reads.as_ref()] {
+                    let _ = side.set_zero_linger();
+                }
+                // Dropped, they would still say that nothing more comes.
+                node_writes.forget();
+                cloud_writes.forget();
             }
         });
     }
 }
 
 /// Passes bytes on until one side ends.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way, mut weather: watch::Receiver<Weather>) {
+async fn pump(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, way: Way, mut weather: watch::Receiver<Weather>) {
     let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
     let arrivals = weather.clone();
     let receive = async move {
@@ -200,6 +222,12 @@ mod tests {
         stream.read_exact(&mut answer).await.expect("it came after all");
         relay.cut();
         assert_eq!(stream.read(&mut answer).await.ok().unwrap_or_default(), 0);
+        let mut stream = TcpStream::connect(relay.address()).await.expect("connected");
+        stream.write_all(b"a").await.expect("sent");
+        stream.read_exact(&mut answer).await.expect("it came");
+        relay.reset();
+        let error = stream.read(&mut answer).await.expect_err("reset");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         relay.set(Weather { is_down: true, ..Weather::default() });
         let mut refused = TcpStream::connect(relay.address()).await.expect("connected");
         assert_eq!(refused.read(&mut answer).await.ok().unwrap_or_default(), 0);

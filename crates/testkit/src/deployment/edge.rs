@@ -102,6 +102,13 @@ pub fn lead(layout: &Layout, index: u8, websocket: SocketAddr) -> Result<()> {
     })
 }
 
+/// Leads its stream tunnel to another address of the cloud.
+pub fn lead_streams(layout: &Layout, index: u8, tunnel: SocketAddr) -> Result<()> {
+    change(&config_file(layout, index), |document| {
+        document["modules"]["edgeStream"]["server"] = tunnel.to_string().into();
+    })
+}
+
 /// A node on a developer's machine neither evicts pods nor removes images because the disk of that machine is nearly full, and
 /// leaves room for others beside it: each has cgroups, ports and sockets of its own.
 fn share_machine(config: &Path, own: &ContainerdOptions, [api, broker]: [u16; 2], tunnel: SocketAddr) -> Result<()> {

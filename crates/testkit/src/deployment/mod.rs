@@ -76,6 +76,14 @@ impl Deployment {
         edge::lead(&self.layout, index, websocket)
     }
 
+    /// From its next start on, edgecore opens its stream tunnel there.
+    ///
+    /// # Errors
+    /// Its configuration cannot be changed.
+    pub fn lead_streams(&self, index: u8, tunnel: SocketAddr) -> Result<()> {
+        edge::lead_streams(&self.layout, index, tunnel)
+    }
+
     /// Stops edgecore alone.
     pub fn stop_edgecore(&mut self, index: u8) -> Result<()> {
         self.children.stop(&edge::edgecore_name(index))

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use futures_util::SinkExt;
 use link::frames::{Frame, message};
 use testkit::deployment::Cluster;
+use testkit::door::Door;
 
-use super::client::Door;
 use super::{Doors, LIMIT, percentile, run};
 use crate::bench::pods::{self, PODS};
 use crate::bench::report::{Report, Row};

@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use testkit::deployment::{Cluster, Deployment};
+use testkit::door::{Connection, Door, first, rest};
 use tokio::task::JoinSet;
 
-use super::client::{Connection, Door, first, rest};
 use super::{Doors, LIMIT, of_api, of_node, percentile, programs, run};
 use crate::bench::fleet::mega;
 use crate::bench::process::{self, Usage};

@@ -1,10 +1,9 @@
 //! B15: streams, from a client of the Kubernetes API through cloudcore and the node's tunnel to a container.
 //!
-//! `client` asks the API, or the node's own API beside it; `logs` reads and follows logs, `exec` has one byte go there and back, `tunnels` holds many
+//! `logs` reads and follows logs, `exec` has one byte go there and back, `tunnels` holds many
 //! idle ones. The Kubernetes API is the embedded one: its TLS, and the connection that it dials for each stream, are in what is measured of
 //! cloudcore.
 
-mod client;
 mod exec;
 mod logs;
 mod tunnels;
@@ -14,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use testkit::deployment::{Cluster, Deployment, edgecore_name};
+use testkit::door::{self, Door};
 
-use self::client::Door;
 use super::fleet::{HUB, Hub};
 use super::pods::{self, PODS};
 use super::report::Report;
@@ -28,7 +27,7 @@ const LOG_SIZE: &str = "4Gi";
 /// One node: logs and exec.
 pub async fn on_one_node(deployment: &mut Deployment, cluster: &Cluster, report: &mut Report) -> Result<()> {
     deployment.stop_edgecore(1)?;
-    client::keep_logs(deployment, LOG_SIZE)?;
+    door::keep_logs(deployment, LOG_SIZE)?;
     deployment.start_edgecore(1)?;
     deployment.wait_ready(cluster, 1).await?;
     let doors = Doors { api: Door::of_api(cluster)?, node: Door::of_node(deployment)? };
@@ -57,7 +56,7 @@ impl Doors {
         let began = Instant::now();
         loop {
             let asked =
-                async { client::first(&mut self.api.open().await?.get(&of_api(pod, "tailLines=1")).await?).await };
+                async { door::first(&mut self.api.open().await?.get(&of_api(pod, "tailLines=1")).await?).await };
             match asked.await {
                 Ok(_) => return Ok(()),
                 Err(error) if began.elapsed() > LIMIT => return Err(error.context("the node has no tunnel")),
