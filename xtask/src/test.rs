@@ -6,8 +6,22 @@ use crate::packages;
 use crate::workspace::{cargo, has_program, run, target_dir};
 
 /// Tests that run real programs and containers: packages and what to choose of them.
-const END_TO_END: &[&str] =
-    &["--package", "edged", "--package", "testkit", "--test", "scenarios", "--test", "crashes", "--test", "bad_link"];
+const END_TO_END: &[&str] = &[
+    "--package",
+    "edged",
+    "--package",
+    "testkit",
+    "--test",
+    "scenarios",
+    "--test",
+    "crashes",
+    "--test",
+    "bad_link",
+    "--test",
+    "stream_soak",
+    "--test",
+    "stream_limits",
+];
 /// A scenario that needs the machine's memory for itself.
 const ALONE: &str = "t73_";
 /// Slow scenarios wait most of the time: more of them than processors run side by side.
