@@ -2,10 +2,18 @@
 #![allow(clippy::panic, reason = "a test's fixture fails by panicking")]
 
 use std::cell::Cell;
-use std::net::Ipv4Addr;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::process::Command;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::deployment::Layout;
 
@@ -61,6 +69,31 @@ impl LossyLink {
         layout.set_apart(self.cloud.into(), &self.namespace);
     }
 
+    /// From now on cloudcore listens at the near end; edgecore stays on this side, and what goes by a [`Detour`] comes over the link.
+    pub fn lies_aside(&self, layout: &mut Layout) {
+        layout.meet_at(self.cloud.into());
+    }
+
+    /// A port on this side that leads into the namespace, and from there over the link to this port of the cloud.
+    ///
+    /// # Errors
+    /// It needs root.
+    pub fn detour(&self, port: u16) -> Result<Detour> {
+        let listener = std::net::TcpListener::bind((self.cloud, 0))?;
+        listener.set_nonblocking(true)?;
+        let (address, target) = (listener.local_addr()?, SocketAddr::from((self.cloud, port)));
+        let namespace = File::open(format!("/run/netns/{}", self.namespace))?;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        // A socket belongs to the namespace of the thread that makes it.
+        let thread = std::thread::spawn(move || -> Result<()> {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(stopped.run_until_cancelled(lead(listener, target))).unwrap_or(Ok(()))
+        });
+        Ok(Detour { address, stop, thread: Some(thread) })
+    }
+
     /// Loses so much from now on.
     pub fn set(&self, loss: Loss) {
         let rules = [("OUTPUT", "-o", loss.up), ("INPUT", "-i", loss.down)].map(|(chain, interface, loss)| {
@@ -95,6 +128,45 @@ impl LossyLink {
             status if status.success() => Ok(()),
             status => bail!("iptables-restore: {status}"),
         }
+    }
+}
+
+/// A way over the link for who is not in its namespace; dropping it ends it.
+pub struct Detour {
+    address: SocketAddr,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Detour {
+    /// Where it begins.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Detour {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(Ok(Err(error))) = self.thread.take().map(JoinHandle::join) {
+            eprintln!("a detour: {error:#}");
+        }
+    }
+}
+
+async fn lead(listener: std::net::TcpListener, target: SocketAddr) -> Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut near, _) = listener.accept().await?;
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
+            if let Ok(mut far) = TcpStream::connect(target).await {
+                let _ = (near.set_nodelay(true), far.set_nodelay(true));
+                // How it ends both sides see.
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            }
+        });
     }
 }
 

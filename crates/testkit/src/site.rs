@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -125,14 +126,16 @@ impl Site {
 
     /// Runs kubectl.
     pub fn kubectl(&self, arguments: &[&str]) -> Output {
-        Command::new("kubectl")
-            .arg("--kubeconfig")
-            .arg(self.cluster.kubeconfig())
-            .arg("--cache-dir")
-            .arg(self.cluster.kubeconfig().with_file_name("cache"))
-            .args(arguments)
-            .output()
-            .expect("kubectl is installed")
+        self.kubectl_command("kubectl", arguments).output().expect("kubectl is installed")
+    }
+
+    /// The command that runs this kubectl; who runs it decides about its input and output.
+    pub fn kubectl_command(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        let kubeconfig = self.cluster.kubeconfig();
+        command.arg("--kubeconfig").arg(kubeconfig).arg("--cache-dir").arg(kubeconfig.with_file_name("cache"));
+        command.args(arguments);
+        command
     }
 
     /// Runs kubectl and returns what it printed; it must succeed.

@@ -21,10 +21,8 @@ impl Drop for Running {
 }
 
 fn kubectl(site: &Site, arguments: &[&str]) -> Command {
-    let mut command = Command::new("kubectl");
-    let kubeconfig = site.cluster.kubeconfig();
-    command.arg("--kubeconfig").arg(kubeconfig).arg("--cache-dir").arg(kubeconfig.with_file_name("cache"));
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = site.kubectl_command("kubectl", arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 

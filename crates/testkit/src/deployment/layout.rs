@@ -28,8 +28,8 @@ pub struct Layout {
 struct Apart {
     /// Where CloudHub listens.
     cloud: IpAddr,
-    /// The network namespace in which edgecore runs.
-    namespace: String,
+    /// The network namespace in which edgecore runs, if not in that of the machine.
+    namespace: Option<String>,
 }
 
 /// The loopback ports of the cloud side, chosen at the first `up` and kept.
@@ -110,7 +110,12 @@ impl Layout {
 
     /// Has edgecore run in a network namespace, from where it reaches the cloud at this address.
     pub fn set_apart(&mut self, cloud: IpAddr, namespace: &str) {
-        self.apart = Some(Apart { cloud, namespace: namespace.to_owned() });
+        self.apart = Some(Apart { cloud, namespace: Some(namespace.to_owned()) });
+    }
+
+    /// Has cloudcore listen at this address.
+    pub fn meet_at(&mut self, cloud: IpAddr) {
+        self.apart = Some(Apart { cloud, namespace: None });
     }
 
     /// The address at which CloudHub listens.
@@ -120,7 +125,7 @@ impl Layout {
 
     /// The network namespace in which edgecore runs, if not in that of the machine.
     pub(super) fn edge_namespace(&self) -> Option<&str> {
-        self.apart.as_ref().map(|apart| apart.namespace.as_str())
+        self.apart.as_ref().and_then(|apart| apart.namespace.as_deref())
     }
 
     /// Chooses the pods' addresses for this run.
