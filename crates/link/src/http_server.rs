@@ -152,7 +152,7 @@ struct Limits {
 }
 
 /// A peer that is gone without a word is found out after a minute and a half, also while nothing is sent to it.
-fn keep_alive(tcp: &TcpStream) {
+pub fn keep_alive(tcp: &TcpStream) {
     use rustix::net::sockopt;
     let set = sockopt::set_socket_keepalive(tcp, true)
         .and_then(|()| sockopt::set_tcp_keepidle(tcp, QUIET))

@@ -6,7 +6,8 @@
 
 /// The resource.
 pub const RESOURCE: &str = "tunnel";
-/// The operation: open a tunnel. One that the node has is dead, for the cloud does not know it.
+/// The operation: open a tunnel. One that the node has is dead, for the cloud does not know it, unless the content (a string) is its
+/// name: then it was cut, and it is to go on.
 pub const OPEN: &str = "open";
 /// The header of the message channel's upgrade request with the node's own IP address, by which it may be asked for.
 pub const ADDRESS: &str = "x-ferroedge-address";

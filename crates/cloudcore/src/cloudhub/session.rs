@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use beehive::compose;
+use link::resume::Id;
 use link::ws::{Incoming, LinkError, Reader, Writer};
 use session::cloud::Full;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
@@ -120,10 +121,12 @@ impl SessionHandle {
         posted
     }
 
-    /// Asks the node to open its stream tunnel; `false` when it does not open one on demand, or does not read.
-    pub fn ask_tunnel(&self) -> bool {
+    /// Asks the node to open its stream tunnel, unless it goes on with one of this name; `false` when it does not open one on demand, or
+    /// does not read.
+    pub fn ask_tunnel(&self, cut: Option<Id>) -> bool {
         let (from, about) = (source::CLOUD_HUB, on_demand::RESOURCE);
-        let wish = || compose::message(from, group::RESOURCE, on_demand::OPEN, about, Content::null());
+        let content = cut.map_or_else(Content::null, |cut| Content::text(&cut.to_string()));
+        let wish = || compose::message(from, group::RESOURCE, on_demand::OPEN, about, content);
         self.peer().features.tunnel && self.post(wish()).is_ok()
     }
 

@@ -135,8 +135,11 @@ impl Sessions {
 
     /// Whether this node is connected, and since when it is not.
     pub(crate) fn presence(&self, node: &str) -> Presence {
-        if let Some(session) = self.of(node) {
-            return Presence::Connected(session);
+        match self.of(node) {
+            // It is being closed.
+            Some(session) if session.has_ended() => return Presence::Gone(Timestamp::now()),
+            Some(session) => return Presence::Connected(session),
+            None => {}
         }
         match self.gone().get(node) {
             Some(since) => Presence::Gone(*since),

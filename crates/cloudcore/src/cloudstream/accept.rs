@@ -1,6 +1,7 @@
 //! The tunnel server (KubeEdge v1.23: `/v1/kubeedge/connect` on port 10004): a node shows its certificate, which says who it is.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use link::identity::Identity;
 use link::resume::{Id, Resumable, Resume};
 use link::tunnel;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -27,6 +29,8 @@ use crate::kubernetes::Kubernetes;
 
 /// A tunnel that nobody has used for so long is closed: its node opens another when it is asked.
 const UNUSED: Duration = Duration::from_secs(300);
+/// Answers that other cloudcores have passed on to them at once: nodes are to get in beside them.
+pub(super) const MAX_PASSED_ON: usize = 384;
 /// How long HTTP/2 may take to begin.
 const BEGIN: Duration = Duration::from_secs(30);
 /// What a certificate is good for that very old edges have: for any node.
@@ -40,6 +44,8 @@ pub(super) struct Accept {
     pub(super) published: Published,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
+    /// Of requests that other cloudcores pass on.
+    pub(super) passed_on: Arc<Semaphore>,
 }
 
 impl Accept {
@@ -101,11 +107,21 @@ impl Accept {
         }
         let Ok(uri) = rest.parse() else { return refusal(StatusCode::BAD_REQUEST, "this is no path") };
         *request.uri_mut() = uri;
+        let Ok(place) = self.passed_on.clone().try_acquire_owned() else {
+            let why = "too many requests of other cloudcores are under way here: try again later";
+            return refusal(StatusCode::TOO_MANY_REQUESTS, why);
+        };
         let asked = async {
             let tunnel = self.tunnels.open_here(node).await?;
             server::pass(&tunnel, request, (&self.tasks, &self.stopping)).await
         };
-        asked.await.unwrap_or_else(|refused| refusal(refused.status(), &refused.to_string()))
+        let answer = asked.await.unwrap_or_else(|refused| refusal(refused.status(), &refused.to_string()));
+        // As long as the answer lasts; a stream takes no place in this server.
+        let same = move |error| {
+            let _ = &place;
+            error
+        };
+        answer.map(|body| body.map_err(same).boxed())
     }
 
     /// A tunnel of ours, whose connection was cut, goes on on that of this request.

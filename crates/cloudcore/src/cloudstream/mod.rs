@@ -31,7 +31,7 @@ use link::rustls::pki_types::pem::PemObject;
 use link::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use link::tls::{Certificate, ClientAuth, TlsError, server as tls_server};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -40,7 +40,7 @@ use crate::cloudhub::Material;
 use crate::edgecontroller::view::View;
 use crate::kubernetes::Kubernetes;
 
-use accept::Accept;
+use accept::{Accept, MAX_PASSED_ON};
 use access::Access;
 use address::Published;
 use grpc::Grpc;
@@ -110,6 +110,7 @@ pub async fn start(
         published: published.clone(),
         tasks: tasks.clone(),
         stopping: stopping.clone(),
+        passed_on: Arc::new(Semaphore::new(MAX_PASSED_ON)),
     };
     let http =
         HttpServer { listener: arriving, tls: Some(tls), max_connections: MAX_ARRIVING, max_streams: MAX_STREAMS };
@@ -128,7 +129,9 @@ pub async fn start(
             let replicas = Replicas::start(shared, &settings.hosts, tunnel, tasks, stopping).await;
             match replicas {
                 Some(replicas) => tunnels.look_at(replicas),
-                None => warn!("the address of this cloudcore is not known: others will not find its nodes' logs"),
+                None => warn!(
+                    "beside other cloudcores this one is not found: set modules.cloudStream's tunnel address to one that they reach, and name it first in modules.cloudHub.advertiseAddress"
+                ),
             }
             own_certificate(&settings.files)?
         }

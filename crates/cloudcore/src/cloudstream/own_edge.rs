@@ -51,6 +51,11 @@ impl OwnEdge {
         (self.id == theirs.id).then(|| self.handle.offer_at(theirs.read)).flatten()
     }
 
+    /// The tunnel's name, when it waits for its node to connect again.
+    pub fn cut(&self) -> Option<Id> {
+        self.handle.is_cut().then_some(self.id)
+    }
+
     /// The node has a newer tunnel: this one ends with its connection.
     pub fn is_replaced(&self) {
         self.handle.no_more("the node opened another tunnel");

@@ -46,6 +46,8 @@ const KEPT: SignedDuration = SignedDuration::from_hours(1);
 const FRESH: Duration = Duration::from_secs(5);
 /// How long another may take to say whether it has a node, and to be connected to.
 const ANSWER: Duration = Duration::from_secs(3);
+/// How long another may take to get the head of a node's answer: longer than the node may.
+const SLOWEST: Duration = Duration::from_secs(150);
 /// A certificate is made for each connection.
 const VALIDITY: Duration = Duration::from_secs(24 * 3600);
 const MAX_ANSWER: usize = 4 << 10;
@@ -92,7 +94,8 @@ impl Replicas {
         stopping: &CancellationToken,
     ) -> Option<Self> {
         let address = match tunnel.ip() {
-            any if any.is_unspecified() => kubernetes.own_address().await?,
+            // Behind a local proxy of the API all would have the same.
+            any if any.is_unspecified() => kubernetes.own_address().await.filter(|address| !address.is_loopback())?,
             address => address,
         };
         let host = ServerName::try_from(hosts.first()?.clone()).ok()?;
@@ -126,10 +129,14 @@ impl Replicas {
             match tokio::time::timeout(ANSWER, self.ask(node, at)).await {
                 Ok(Ok(known)) => Some((at, known)),
                 Ok(Err(error)) => {
-                    debug!(%at, %error, "another cloudcore cannot be asked");
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(%at, cause, "another cloudcore cannot be asked: all must have the same modules.cloudHub.advertiseAddress and certificates");
                     None
                 }
-                Err(_) => None,
+                Err(_) => {
+                    warn!(%at, "another cloudcore does not answer: is its tunnel port reachable from here?");
+                    None
+                }
             }
         });
         join_all(asking).await.into_iter().flatten().collect()
@@ -155,6 +162,7 @@ impl Replicas {
         let connecting = async {
             let tcp = TcpStream::connect(at).await?;
             let _ = tcp.set_nodelay(true);
+            link::http_server::keep_alive(&tcp);
             TlsConnector::from(tls).connect(self.0.host.clone(), tcp).await
         };
         let io = tokio::time::timeout(ANSWER, connecting).await??;
@@ -171,11 +179,12 @@ impl Replicas {
     async fn others(&self) -> Vec<SocketAddr> {
         let mut others = self.0.others.lock().await;
         if others.0.is_none_or(|listed| listed.elapsed() >= FRESH) {
-            match self.list().await {
+            others.0 = Some(Instant::now());
+            match tokio::time::timeout(ANSWER, self.list()).await.unwrap_or_else(|_| Err(late())) {
                 Ok(found) => {
                     let is_other =
                         |(_, at, age): &(String, SocketAddr, SignedDuration)| *at != self.0.own && *age < VALID;
-                    *others = (Some(Instant::now()), found.into_iter().filter(is_other).map(|(_, at, _)| at).collect());
+                    others.1 = found.into_iter().filter(is_other).map(|(_, at, _)| at).collect();
                 }
                 Err(error) => warn!(%error, "the other cloudcores (Leases of namespace kubeedge) cannot be listed"),
             }
@@ -244,9 +253,13 @@ impl Replica {
         let broken = |error| TunnelError::Broken(node.to_owned(), error);
         let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
         *request.uri_mut() = format!("{ROOT}{node}{target}").parse::<Uri>().map_err(|error| broken(error.into()))?;
-        // Who asks, is known here.
-        request.headers_mut().remove(header::AUTHORIZATION);
-        let answer = self.replicas.exchange(self.at, request).await.map_err(broken)?;
+        // Who asks is known here, and the body may have another length.
+        [header::AUTHORIZATION, header::COOKIE, header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
+            .iter()
+            .for_each(|name| drop(request.headers_mut().remove(name)));
+        let answer = tokio::time::timeout(SLOWEST, self.replicas.exchange(self.at, request)).await;
+        let silent = || TunnelError::Silent { node: node.to_owned(), seconds: SLOWEST.as_secs() };
+        let answer = answer.map_err(|_| silent())?.map_err(broken)?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Answer::Plain(answer.map(boxed)));
         }
@@ -255,6 +268,10 @@ impl Replica {
         let upgraded = upgraded.map_err(|error| broken(error.into()))?;
         Ok(Answer::Upgraded(Response::from_parts(head, ()), Box::new(TokioIo::new(upgraded))))
     }
+}
+
+fn late() -> KubernetesError {
+    KubernetesError::Request(format!("no answer within {} s", ANSWER.as_secs()).into())
 }
 
 fn boxed(body: Incoming) -> Body {

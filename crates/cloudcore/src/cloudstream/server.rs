@@ -132,7 +132,10 @@ impl Server {
             };
         }
         if let Some(node) = proxied {
-            return Ok(node.to_owned());
+            let is_name = api::edgecore::is_node_name(node);
+            return is_name
+                .then(|| node.to_owned())
+                .ok_or_else(|| Refused::NotFound(format!("{node:?} is no node's name")));
         }
         // HTTP/2 has it in the address.
         let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());

@@ -13,7 +13,7 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use jiff::Timestamp;
 use link::http_server::Body;
-use link::resume::{Offer, Resume};
+use link::resume::{Id, Offer, Resume};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,14 +24,16 @@ use super::go_edge::GoEdge;
 use super::own_edge::OwnEdge;
 use super::replicas::{self, Replica, Replicas};
 use super::usage::Usage;
+use crate::cloudhub::session::SessionHandle;
 use crate::cloudhub::{Presence, Sessions};
 
 /// How long a node may take to open its tunnel.
 const OPENING: Duration = Duration::from_secs(10);
-/// How often it is looked whether the tunnel has come to another cloudcore.
+/// How often it is looked whether the tunnel has come to another cloudcore, or goes on.
 const LOOK: Duration = Duration::from_millis(500);
-/// A node that was asked so long ago is asked again by the next who wants something of it.
-const ASKED: Duration = Duration::from_secs(3);
+/// A node that was asked so long ago is asked again by the next who wants something of it: not before, for asked again it would drop a
+/// tunnel that it is just opening.
+const ASKED: Duration = OPENING;
 /// Tunnels of a node at once: some that are dying, and the one that replaces them. The oldest goes for one more.
 const MAX_OF_ONE_NODE: usize = 4;
 
@@ -123,6 +125,14 @@ impl Tunnel {
         Self { node: node.into(), end, usage: Usage::default() }
     }
 
+    /// Its name, when it waits for its node to connect again.
+    fn cut(&self) -> Option<Id> {
+        match &self.end {
+            End::Own(edge) => edge.cut(),
+            End::Go(_) | End::Other(_) => None,
+        }
+    }
+
     /// Resolves when nobody has used it for this time.
     pub(super) async fn unused(&self, time: Duration) {
         self.usage.unused(time).await;
@@ -166,9 +176,17 @@ struct Known {
     tunnels: HashMap<Arc<str>, Vec<Registered>>,
     /// Which node has said that this is its address; who came first has it as long as he is there.
     addresses: HashMap<IpAddr, Arc<str>>,
-    /// Nodes that have been asked for a tunnel, and when.
-    asked: HashMap<Arc<str>, (watch::Sender<()>, Instant)>,
+    /// Nodes that have been asked for a tunnel.
+    asked: HashMap<Arc<str>, Asked>,
     last: u64,
+}
+
+/// That a node was asked for a tunnel.
+struct Asked {
+    /// Dropped when it has one.
+    waiting: watch::Sender<()>,
+    by: SessionHandle,
+    at: Instant,
 }
 
 /// The node will have a tunnel when this ends.
@@ -220,24 +238,32 @@ impl Tunnels {
     /// # Errors
     /// The node is not connected, or does not open one.
     pub async fn open(&self, node: &str) -> Result<Tunnel, TunnelError> {
-        let offline = match self.open_here(node).await {
-            Err(TunnelError::Offline(offline)) => offline,
+        let why = match self.open_here(node).await {
+            // A session may be dead, and not known to be.
+            Err(why @ (TunnelError::Offline(_) | TunnelError::Unopened(_))) => why,
             other => return other,
         };
-        match self.0.replicas.get() {
-            Some(replicas) => {
-                let (tunnel, since) = replicas.find(node).await;
-                tunnel.ok_or(TunnelError::Offline(Offline { since: since.max(offline.since), ..offline }))
+        let Some(replicas) = self.0.replicas.get() else { return Err(why) };
+        let (tunnel, since) = replicas.find(node).await;
+        tunnel.ok_or(match why {
+            TunnelError::Offline(offline) => {
+                TunnelError::Offline(Offline { since: since.max(offline.since), ..offline })
             }
-            None => Err(TunnelError::Offline(offline)),
-        }
+            other => other,
+        })
     }
 
     /// The same for a node whose session is here. Its tunnel may end at another cloudcore all the same, behind a load balancer.
     pub(super) async fn open_here(&self, node: &str) -> Result<Tunnel, TunnelError> {
         let opened = tokio::time::timeout(OPENING, async {
             loop {
-                if let Some(tunnel) = self.standing(node) {
+                // However often a session ends: others run, and the time counts.
+                tokio::task::yield_now().await;
+                let standing = self.standing(node);
+                let cut = standing.as_ref().and_then(Tunnel::cut);
+                if let Some(tunnel) = standing
+                    && cut.is_none()
+                {
                     return Ok(tunnel);
                 }
                 let session = match self.presence(node) {
@@ -245,9 +271,20 @@ impl Tunnels {
                     Presence::Gone(since) => return Err(self.offline(node, Some(since))),
                     Presence::NotYet => return Err(self.offline(node, None)),
                 };
-                let (mut opening, is_first) = self.wait(node);
-                if is_first && !session.ask_tunnel() {
+                let opens = session.peer().features.tunnel;
+                if !opens && cut.is_none() {
                     return Err(TunnelError::Unopened(node.to_owned()));
+                }
+                // Asked for a tunnel, the node would drop the one that it has with another cloudcore.
+                if let Some(replicas) = self.0.replicas.get()
+                    && let Some(tunnel) = replicas.tunnel_of(node).await
+                {
+                    return Ok(tunnel);
+                }
+                let (mut opening, is_first) = self.wait(node, &session);
+                if is_first && opens {
+                    // An edgecore that was restarted does not know the tunnel that was cut, and opens another.
+                    session.ask_tunnel(cut);
                 }
                 tokio::select! {
                     // It ends with an error: nothing is ever sent.
@@ -255,6 +292,7 @@ impl Tunnels {
                     // It may be back already.
                     () = session.ended() => {}
                     tunnel = self.elsewhere(node) => return Ok(tunnel),
+                    () = tokio::time::sleep(LOOK), if cut.is_some() => {}
                 }
             }
         });
@@ -277,8 +315,10 @@ impl Tunnels {
         if let Some(node) = self.known().addresses.get(&address) {
             return Some(node.to_string());
         }
-        let mut sessions = self.0.sessions.get()?.handles().into_iter();
-        sessions.find(|session| session.peer().address == Some(address)).map(|session| session.node().to_owned())
+        let sessions = self.0.sessions.get()?.handles();
+        let mut found = sessions.iter().filter(|session| session.peer().address == Some(address));
+        // Private addresses are used more than once.
+        found.next().filter(|_| found.next().is_none()).map(|session| session.node().to_owned())
     }
 
     /// Nodes that have a tunnel now.
@@ -308,7 +348,8 @@ impl Tunnels {
             Presence::Gone(since) => Some(since.to_string()),
             _ => None,
         };
-        replicas::Known { tunnel: self.standing(node).is_some(), session: self.opens(node), since }
+        let tunnel = self.standing(node).is_some_and(|tunnel| tunnel.cut().is_none());
+        replicas::Known { tunnel, session: self.opens(node), since }
     }
 
     /// Resolves when the tunnel has come to another cloudcore.
@@ -336,28 +377,24 @@ impl Tunnels {
     }
 
     /// Waits for a tunnel of this node from now on; whether the node is to be asked for it, for nobody has done so lately.
-    fn wait(&self, node: &str) -> (Opening, bool) {
+    fn wait(&self, node: &str, session: &SessionHandle) -> (Opening, bool) {
         let mut guard = self.known();
         let known = &mut *guard;
-        if known.tunnels.contains_key(node) {
+        let newest = known.tunnels.get(node).and_then(|tunnels| tunnels.last());
+        if newest.is_some_and(|newest| newest.tunnel.cut().is_none()) {
             // Meanwhile it came.
             return (watch::channel(()).1, false);
         }
-        known.asked.retain(|_, (waiting, asked)| waiting.receiver_count() > 0 || asked.elapsed() < ASKED);
-        match known.asked.get_mut(node) {
-            Some((waiting, asked)) => {
-                let is_long_ago = asked.elapsed() >= ASKED;
-                if is_long_ago {
-                    *asked = Instant::now();
-                }
-                (waiting.subscribe(), is_long_ago)
-            }
-            None => {
-                let (waiting, opening) = watch::channel(());
-                known.asked.insert(node.into(), (waiting, Instant::now()));
-                (opening, true)
-            }
+        known.asked.retain(|_, asked| asked.waiting.receiver_count() > 0 || asked.at.elapsed() < ASKED);
+        let asked = known.asked.get(node).filter(|asked| asked.by.is(session) && asked.at.elapsed() < ASKED);
+        if let Some(asked) = asked {
+            return (asked.waiting.subscribe(), false);
         }
+        // Who waits already goes on waiting.
+        let waiting = known.asked.remove(node).map_or_else(|| watch::Sender::new(()), |asked| asked.waiting);
+        let opening = waiting.subscribe();
+        known.asked.insert(node.into(), Asked { waiting, by: session.clone(), at: Instant::now() });
+        (opening, true)
     }
 
     /// To go on on another connection with the tunnel of this node that it names.

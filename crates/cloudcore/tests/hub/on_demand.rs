@@ -205,3 +205,43 @@ async fn what_reaches_another_cloudcore_goes_to_the_one_that_has_the_node() -> R
     let knows = || async { Ok(there.text(LOG, &[]).await?.1.contains("node n1 is not connected, since 20")) };
     cloud.cluster.wait("the time", SOON, knows).await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_forgot_its_cut_tunnel_opens_another() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let (mut reader, writer) = session(&cloud, &credentials).await?;
+    let opening = async {
+        asked(&mut reader).await?;
+        resumable_edge(cloud.addresses(), &credentials, "n1", Arc::default()).await
+    };
+    let (first, answer) = tokio::join!(opening, client.text(LOG, &[]));
+    let (_tasks, _, handle) = first?;
+    ensure!(answer?.0 == StatusCode::OK);
+    // Its connection goes without a word, and no other comes.
+    let _void = handle.offer().context("it is over")?;
+    let opening = async {
+        asked(&mut reader).await?;
+        own_edge(&cloud, &credentials, "n1", Arc::default()).await
+    };
+    let asking = async {
+        loop {
+            // Until the cloud has noticed, a question goes the old way.
+            let asked = tokio::time::timeout(std::time::Duration::from_secs(1), client.text(LOG, &[])).await;
+            if let Ok(answer) = asked
+                && answer.as_ref().is_ok_and(|(status, _)| *status == StatusCode::OK)
+            {
+                return answer;
+            }
+        }
+    };
+    let (edge, answer) = tokio::time::timeout(SOON, async { tokio::join!(opening, asking) }).await?;
+    let edge = edge?;
+    ensure!(answer?.1 == LOG);
+
+    // Whose session is over as well is away, at once.
+    drop((reader, writer, edge));
+    let is_away = || async { Ok(client.text(LOG, &[]).await?.1.contains("node n1 is not connected, since 20")) };
+    cloud.cluster.wait("the node to be away", SOON, is_away).await
+}

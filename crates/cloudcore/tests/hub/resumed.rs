@@ -62,16 +62,13 @@ async fn a_stream_outlives_its_connections() -> Result<()> {
     tokio::time::timeout(SOON, async { tokio::try_join!(write, read, cuts) }).await??;
     ensure!(echo == text, "bytes were lost, or came twice");
     ensure!(streams.load(Ordering::SeqCst) == 1, "it is the same at the edge");
-    // Who asks in between waits for the next connection.
-    let offer = handle.offer().context("the tunnel is over")?;
-    let asked = async {
-        let answer = client.text(LOG, &[]).await?;
-        ensure!(answer == (StatusCode::OK, LOG.to_owned()), "{answer:?}");
-        Ok(())
-    };
-    drop(offer);
-    let pause = Duration::from_millis(500);
-    tokio::try_join!(asked, cut(&cloud, &credentials, (id, &handle), pause))?;
+    // Who asks of a node that has neither session nor connection is told at once.
+    drop(handle.offer().context("the tunnel is over")?);
+    let is_away = || async { Ok(client.text(LOG, &[]).await?.1.contains("node n1 has not connected")) };
+    cloud.cluster.wait("the cut to be noticed", SOON, is_away).await?;
+    cut(&cloud, &credentials, (id, &handle), Duration::ZERO).await?;
+    let answer = client.text(LOG, &[]).await?;
+    ensure!(answer == (StatusCode::OK, LOG.to_owned()), "{answer:?}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ mod http2;
 mod resumed;
 mod upstream;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::edgecore::{EdgeHub as HubSettings, EdgeStream as Settings};
@@ -18,7 +18,7 @@ use beehive::{BoxFuture, Context, Inbox, Module, ModuleError};
 use edged::api::NodeApi;
 use edged::node::facts;
 use link::backoff::Backoff;
-use link::resume::Resume;
+use link::resume::{Id, Resume};
 use link::rustls::ClientConfig;
 use link::tunnel::{self, FEATURES, HTTP2, PATH, RESUME};
 use link::ws::{LinkError, Target};
@@ -51,6 +51,8 @@ pub struct EdgeStream {
     agent: edged::Settings,
     api: NodeApi,
     wanted: watch::Sender<Wanted>,
+    /// The name of the tunnel that is served.
+    served: Mutex<Option<Id>>,
 }
 
 /// How a tunnel ended, or why there is none.
@@ -88,7 +90,7 @@ enum Wanted {
 impl EdgeStream {
     /// A tunnel with these settings, the hub's certificate and the agent's name and address; `api` answers.
     pub fn new(settings: Settings, hub: HubSettings, agent: edged::Settings, api: NodeApi) -> Self {
-        Self { settings, hub, agent, api, wanted: watch::Sender::new(Wanted::Nothing) }
+        Self { settings, hub, agent, api, wanted: watch::Sender::new(Wanted::Nothing), served: Mutex::default() }
     }
 
     async fn serve(&self, stopping: &CancellationToken) {
@@ -109,7 +111,11 @@ impl EdgeStream {
                 is_told = false;
             }
             if self.is_done(&mut wanted, lasted.is_some()) {
-                info!(cause, "the stream tunnel is closed until it is wanted again");
+                match lasted.is_some() {
+                    true => info!(cause, "the stream tunnel is closed until it is wanted again"),
+                    false => warn!(server, cause, "no stream tunnel: kubectl logs and exec do not reach this node"),
+                }
+                is_told = false;
                 backoff.reset();
                 continue;
             }
@@ -169,6 +175,7 @@ impl EdgeStream {
         let is_ours = tunnel::has_http2(&headers);
         info!(server, http2 = is_ours, "the stream tunnel stands");
         let began = Instant::now();
+        *self.served() = tunnel::name(&headers).filter(|_| is_ours);
         let serving = async {
             match is_ours {
                 true => self.serve_ours(server, (frames, headers), stopping).await,
@@ -179,6 +186,7 @@ impl EdgeStream {
             ended = serving => ended,
             () = asked_again(wanted.clone()) => Ended::Forgotten,
         };
+        *self.served() = None;
         (ended, Some(began.elapsed()))
     }
 
@@ -186,6 +194,33 @@ impl EdgeStream {
     async fn serve_ours(&self, server: &str, first: Connected<tunnel::Io>, stopping: &CancellationToken) -> Ended {
         let again = |server, resume| self.connect(server, Some(resume));
         resumed::serve(first, (server, &self.settings.servers), again, &self.api, stopping).await
+    }
+
+    /// What EdgeHub says of the cloud, and what the cloud asks for.
+    fn hear(&self, message: &Message) {
+        let is = |text: &str| message.content == Content::text(text);
+        match message.route.operation.as_str() {
+            on_demand::OPEN if self.served().is_some_and(|id| is(&id.to_string())) => {
+                debug!("the cloud waits for the tunnel that was cut");
+            }
+            on_demand::OPEN => drop(self.wanted.send_replace(Wanted::Since(Instant::now()))),
+            operation::CONNECT => {
+                let asks = is(on_demand::OPEN);
+                self.wanted.send_if_modified(|wanted| {
+                    let now = match *wanted {
+                        _ if !asks => Wanted::Always,
+                        Wanted::Always => Wanted::Nothing,
+                        other => other,
+                    };
+                    std::mem::replace(wanted, now) != now
+                });
+            }
+            other => debug!(operation = other, "a message that EdgeStream does not know"),
+        }
+    }
+
+    fn served(&self) -> MutexGuard<'_, Option<Id>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects, to go on with a tunnel or for another one.
@@ -231,7 +266,7 @@ impl Module for EdgeStream {
             }
             let listening = async {
                 while let Some(message) = inbox.recv().await {
-                    hear(&self.wanted, &message);
+                    self.hear(&message);
                 }
             };
             tokio::select! {
@@ -240,25 +275,6 @@ impl Module for EdgeStream {
             }
             Ok(())
         })
-    }
-}
-
-/// What EdgeHub says of the cloud, and what the cloud asks for.
-fn hear(wanted: &watch::Sender<Wanted>, message: &Message) {
-    match message.route.operation.as_str() {
-        on_demand::OPEN => drop(wanted.send_replace(Wanted::Since(Instant::now()))),
-        operation::CONNECT => {
-            let asks = message.content == Content::text(on_demand::OPEN);
-            wanted.send_if_modified(|wanted| {
-                let now = match *wanted {
-                    _ if !asks => Wanted::Always,
-                    Wanted::Always => Wanted::Nothing,
-                    other => other,
-                };
-                std::mem::replace(wanted, now) != now
-            });
-        }
-        other => debug!(operation = other, "a message that EdgeStream does not know"),
     }
 }
 

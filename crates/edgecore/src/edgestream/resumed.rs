@@ -11,6 +11,7 @@ use link::resume::{Handle, Resumable, Resume};
 use link::tunnel;
 use link::ws::LinkError;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -60,10 +61,16 @@ where
         return std::future::pending().await;
     };
     let first = servers.iter().position(|one| one == server).unwrap_or_default();
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    let mut began = Instant::now();
     loop {
         handle.cut().await;
         info!(server, "the stream tunnel was cut: its streams wait for the next connection");
-        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        match began.elapsed() >= super::GOOD_AFTER {
+            true => backoff.reset(),
+            // Something cuts each of them.
+            false => tokio::time::sleep(backoff.next_wait()).await,
+        }
         for next in servers.iter().cycle().skip(first) {
             let Some(offer) = handle.offer() else { return std::future::pending().await };
             match connect(next, Resume { id, read: offer.read() }).await {
@@ -73,6 +80,7 @@ where
                             Ok(()) => info!(server = next, "the stream tunnel goes on"),
                             Err(error) => info!(server = next, %error, "the stream tunnel does not go on"),
                         }
+                        began = Instant::now();
                         break;
                     }
                     None => handle.no_more("the cloud opened another tunnel instead of going on"),

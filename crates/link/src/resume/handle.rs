@@ -54,6 +54,11 @@ impl<S> Handle<S> {
         .await;
     }
 
+    /// Whether the stream waits for a connection.
+    pub fn is_cut(&self) -> bool {
+        matches!(self.0.lock().phase, Phase::Suspended { .. })
+    }
+
     /// To go on on another connection, whether it is known already that the one so far is dead or not: nothing more is read from that.
     /// `None` when the stream is over.
     pub fn offer(&self) -> Option<Offer<S>> {

@@ -312,11 +312,11 @@ impl Tally {
         }
     }
 
-    /// Something was whole, something was left, and something was cut.
-    pub fn is_a_test(&self) -> bool {
+    /// Something was whole, something was left, and where the link was down for longer than a tunnel waits, something was cut.
+    pub fn is_a_test(&self, cuts: bool) -> bool {
         let ended = self.ended.lock().expect("no panic");
         let some = |how| ended.keys().any(|(_, ended)| *ended == how);
-        some(Ended::Whole) && some(Ended::Left) && !self.cut.lock().expect("no panic").is_empty()
+        some(Ended::Whole) && some(Ended::Left) && !(cuts && self.cut.lock().expect("no panic").is_empty())
     }
 }
 

@@ -1,5 +1,5 @@
 //! Streams through the real programs and a real containerd while the link between edgecore and cloudcore is cut, reset and stalled at random, and clients
-//! come, leave in the middle, and stop reading. Nothing of what arrives may be wrong, no client may wait for ever, and when all is over nothing
+//! come, leave in the middle, and stop reading. Streams go on after it; nothing of what arrives may be wrong, no client may wait for ever, and when all is over nothing
 //! is left: no stream, task, open file or process, and no more memory than before.
 //!
 //! The seed is printed; `SOAK_SEED` repeats a run as far as the machine's own timing allows, and `SOAK_SECONDS` changes how long it lasts. Needs
@@ -127,7 +127,7 @@ fn soak(number: u8, plan: Plan) {
     });
     eprintln!("{tally}at most: {most}");
     assert_eq!(wrong, 0, "clients found what is wrong, see above; seed {seed}");
-    assert!(tally.is_a_test(), "this tested nothing; seed {seed}");
+    assert!(tally.is_a_test(plan.long_stalls > 0) && faults > 0, "this tested nothing; seed {seed}");
 
     each_works(&site);
     let deadline = Instant::now() + GONE;
