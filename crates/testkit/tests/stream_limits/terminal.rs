@@ -14,11 +14,11 @@ fn a_terminal_that_is_resized_is_resized_in_the_container() {
     // What `script` has seen is in a file: when the first size is there (the command itself is, too), the terminal gets another one, as a window's does.
     let typescript = file(&site, "typescript");
     let seen = typescript.display();
-    let resize = format!("until grep -q '^20 70' {seen}; do sleep 0.1; done; stty cols 101 rows 33 </dev/tty");
-    let inside = "stty size; until stty size | grep '33 101'; do sleep 0.1; done; echo resized";
+    let resize = format!("until grep -q '20 70.$' {seen}; do sleep 0.1; done; stty cols 101 rows 33 </dev/tty");
+    let inside = "until stty size | grep '20 70'; do sleep 0.1; done; until stty size | grep '33 101'; do sleep 0.1; done; echo resized";
     let kubectl = format!("kubectl --kubeconfig {}", site.cluster.kubeconfig().display());
     let line = format!(
-        "until stty cols 70 rows 20; do sleep 0.1; done; ({resize}) & timeout --foreground 30 {kubectl} exec -it talk -- sh -c \"{inside}\""
+        "stty cols 70 rows 20; ({resize}) & timeout --foreground 30 {kubectl} exec -it talk -- sh -c \"{inside}\""
     );
     let script = Command::new("script").args(["-qefc", &line]).arg(&typescript).stdin(Stdio::null()).output();
     let script = script.expect("script");
