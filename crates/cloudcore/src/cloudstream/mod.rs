@@ -34,7 +34,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::info;
 
 use crate::cloudhub::Material;
 use crate::edgecontroller::view::View;
@@ -121,21 +121,15 @@ pub async fn start(
     });
 
     published.set(&settings.hosts, stream.port(), material.ca.certificate());
-    let own = match published.is_embedded() {
-        // It believes the hub's, and has one cloudcore.
-        true => None,
-        false => {
-            let shared = (kubernetes.clone(), material.clone());
-            let replicas = Replicas::start(shared, &settings.hosts, tunnel, tasks, stopping).await;
-            match replicas {
-                Some(replicas) => tunnels.look_at(replicas),
-                None => warn!(
-                    "beside other cloudcores this one is not found: set modules.cloudStream's tunnel address to one that they reach, and name it first in modules.cloudHub.advertiseAddress"
-                ),
-            }
-            own_certificate(&settings.files)?
-        }
-    };
+    let shared = (kubernetes.clone(), material.clone());
+    match Replicas::start(shared, &settings.hosts, tunnel, tasks, stopping).await {
+        Some(replicas) => tunnels.look_at(replicas),
+        None => info!(
+            "beside other cloudcores this one is not found: set modules.cloudStream's tunnel address to one that they reach, and name it first in modules.cloudHub.advertiseAddress"
+        ),
+    }
+    // The embedded Kubernetes believes the hub's.
+    let own = if published.is_embedded() { None } else { own_certificate(&settings.files)? };
     let own = own.as_ref().unwrap_or(&material.own);
     let (access, tls) = Access::start(kubernetes.clone(), own, tasks, stopping).await?;
     let answers =
