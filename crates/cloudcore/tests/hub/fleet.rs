@@ -1,6 +1,7 @@
 //! Simulated nodes of our own kind, which say what they have: what a returning node gets is what it lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use edgesim::{Behaviour, Fleet, Stored};
@@ -12,7 +13,7 @@ use crate::cloud::{Cloud, SOON, config_map, pod};
 
 const NODES: usize = 12;
 /// Longer than what follows the API rests when it cannot be reached.
-const RESTED: std::time::Duration = std::time::Duration::from_secs(60);
+const RESTED: Duration = Duration::from_secs(60);
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -69,6 +70,10 @@ fn is_own(path: &str) -> bool {
 /// Waits until each node has its pod and its ConfigMap in the versions that the API has, and nothing else; the first node's number is
 /// `first`.
 async fn wait_same(cloud: &Cloud, fleet: &Fleet, first: usize) -> Result<()> {
+    same_within(RESTED, cloud, fleet, first).await
+}
+
+async fn same_within(patience: Duration, cloud: &Cloud, fleet: &Fleet, first: usize) -> Result<()> {
     let mut all = in_the_api(cloud, PODS, "pod").await?;
     all.extend(in_the_api(cloud, MAPS, "configmap").await?);
     let differs = || {
@@ -89,10 +94,10 @@ async fn wait_same(cloud: &Cloud, fleet: &Fleet, first: usize) -> Result<()> {
             (held != expected).then(|| format!("node n{} has {held:?} and not {expected:?}", first + number))
         })
     };
-    let deadline = tokio::time::Instant::now() + RESTED;
+    let deadline = tokio::time::Instant::now() + patience;
     while let Some(difference) = differs() {
         ensure!(tokio::time::Instant::now() < deadline, "{difference}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
@@ -289,8 +294,15 @@ async fn restored_backup(hub_runs: bool) -> Result<()> {
         }
         Ok(has_map())
     };
-    cloud.cluster.wait("the map of the pod that is back", RESTED, change).await?;
-    wait_same(&cloud, &fleet, 0).await?;
+    let deadline = tokio::time::Instant::now() + RESTED;
+    loop {
+        cloud.cluster.wait("the map of the pod that is back", RESTED, &change).await?;
+        match same_within(Duration::from_secs(3), &cloud, &fleet, 0).await {
+            // It was still on its way out.
+            Err(difference) => ensure!(tokio::time::Instant::now() < deadline, "{difference}"),
+            Ok(()) => break,
+        }
+    }
     fleet.until_synced(fleet.len(), RESTED).await?;
     let sent_again = async {
         while !namesakes.is_empty() {
