@@ -15,9 +15,12 @@ pub mod instance;
 pub mod metamanager;
 pub mod settings;
 
+use std::sync::OnceLock;
+
 use api::edgecore::Config;
 use beehive::ModuleManager;
 use edged::events::Recorder;
+use link::resume::Id;
 use store::{Database, Durability};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +35,12 @@ pub enum StartError {
     /// The database cannot be used.
     #[error(transparent)]
     Database(#[from] store::OpenError),
+}
+
+/// What tells this process from the node's others before and after it.
+pub(crate) fn process() -> String {
+    static PROCESS: OnceLock<Id> = OnceLock::new();
+    PROCESS.get_or_init(Id::random).to_string()
 }
 
 /// Runs the node until `stopping` is cancelled.

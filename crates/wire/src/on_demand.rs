@@ -11,3 +11,6 @@ pub const RESOURCE: &str = "tunnel";
 pub const OPEN: &str = "open";
 /// The header of the message channel's upgrade request with the node's own IP address, by which it may be asked for.
 pub const ADDRESS: &str = "x-ferroedge-address";
+/// The header of that request and of a tunnel's: 32 hexadecimal digits that each start of edgecore chooses. A tunnel that was cut is not
+/// resumed by another process.
+pub const PROCESS: &str = "x-ferroedge-process";

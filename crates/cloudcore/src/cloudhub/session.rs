@@ -42,6 +42,8 @@ pub struct Peer {
     pub digest: String,
     /// The node's own IP address, when it opens its stream tunnel on demand.
     pub address: Option<IpAddr>,
+    /// What tells its edgecore from the one before.
+    pub process: Option<Id>,
 }
 
 /// A handle to a session. Cloning is cheap.

@@ -411,7 +411,8 @@ pub(super) fn agree(headers: &HeaderMap) -> Peer {
     let features = Features::ALL.both(Features::parse(text(FEATURES)));
     let digest = if features.inventory { text(INVENTORY).to_owned() } else { String::new() };
     let address = text(on_demand::ADDRESS).parse().ok().filter(|_| features.tunnel);
-    Peer { features, digest, address }
+    let process = text(on_demand::PROCESS).parse().ok();
+    Peer { features, digest, address, process }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The tunnel server (KubeEdge v1.23: `/v1/kubeedge/connect` on port 10004): a node shows its certificate, which says who it is.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +12,14 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use link::http_server::{Body, Peer};
 use link::identity::Identity;
-use link::resume::{Id, Resumable, Resume};
+use link::resume::{Handle, Id, Resumable, Resume};
 use link::tunnel;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
+use wire::on_demand;
 
 use super::address::Published;
 use super::go_edge::GoEdge;
@@ -31,6 +33,8 @@ use crate::kubernetes::Kubernetes;
 const UNUSED: Duration = Duration::from_secs(300);
 /// Answers that other cloudcores have passed on to them at once: nodes are to get in beside them.
 pub(super) const MAX_PASSED_ON: usize = 384;
+/// How often it is looked who is at the other end of a node's session while its tunnel is cut.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long HTTP/2 may take to begin.
 const BEGIN: Duration = Duration::from_secs(30);
 /// What a certificate is good for that very old edges have: for any node.
@@ -78,12 +82,13 @@ impl Accept {
             insert(&mut answer, tunnel::NAME, &id);
         }
         let named = text(request.headers(), "sessioninternalip").and_then(|address| address.parse().ok());
+        let process = text(request.headers(), on_demand::PROCESS).and_then(|process| process.parse().ok());
         let address = named.unwrap_or(peer.address.ip());
         let tasks = self.tasks.clone();
         let stopping = self.stopping.clone();
         tasks.spawn(stopping.run_until_cancelled_owned(async move {
             match hyper::upgrade::on(request).await {
-                Ok(upgraded) if is_ours => self.own((&node, id), address, upgraded).await,
+                Ok(upgraded) if is_ours => self.own((&node, id, process), address, upgraded).await,
                 Ok(upgraded) => self.go(&node, address, upgraded).await,
                 Err(error) => debug!(node, %error, "a stream tunnel was not begun"),
             }
@@ -146,7 +151,12 @@ impl Accept {
     }
 
     /// An edge of ours; ends with the stream that outlives its connections.
-    async fn own(self, (node, id): (&str, Id), address: IpAddr, upgraded: hyper::upgrade::Upgraded) {
+    async fn own(
+        self,
+        (node, id, process): (&str, Id, Option<Id>),
+        address: IpAddr,
+        upgraded: hyper::upgrade::Upgraded,
+    ) {
         let (bytes, handle) = Resumable::new(tunnel::frames(upgraded));
         let begun = tokio::time::timeout(BEGIN, tunnel::client().handshake(TokioIo::new(bytes))).await;
         let (sender, connection) = match begun {
@@ -154,7 +164,7 @@ impl Accept {
             Ok(Err(error)) => return warn!(node, %error, "a stream tunnel was not begun"),
             Err(_) => return warn!(node, "a stream tunnel was not begun: the node says nothing"),
         };
-        let edge = OwnEdge::new(sender, id, handle);
+        let edge = OwnEdge::new(sender, id, handle.clone());
         let tunnel = Tunnel::new(node, End::Own(edge.clone()));
         let serving = async {
             // Only with its first answer it is known that it takes streams.
@@ -170,11 +180,25 @@ impl Accept {
         let is_unused = tokio::select! {
             ended = connection.as_mut() => return if let Err(error) = ended { info!(node, %error, "a stream tunnel broke") },
             unused = serving => unused,
+            never = self.end_if_forgotten((node, process), handle) => match never {},
         };
         if is_unused {
             // Nobody finds it any more, and who has it in hand uses it to his end.
             let _ = connection.await;
         }
+    }
+
+    /// Ends the tunnel when it is cut and its node's edgecore is another process by now, which will not go on with it.
+    async fn end_if_forgotten(&self, (node, process): (&str, Option<Id>), handle: Handle<tunnel::Io>) -> Infallible {
+        while let Some(process) = process {
+            handle.cut().await;
+            if self.tunnels.process_of(node).is_some_and(|now| now != process) {
+                handle.no_more("edgecore was started anew");
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        std::future::pending().await
     }
 
     /// Resolves when nobody uses the tunnel, and the node would open another.

@@ -342,6 +342,14 @@ impl Tunnels {
         nodes
     }
 
+    /// Which process of edgecore a node's session is with.
+    pub(super) fn process_of(&self, node: &str) -> Option<Id> {
+        match self.presence(node) {
+            Presence::Connected(session) => session.peer().process,
+            Presence::Gone(_) | Presence::NotYet => None,
+        }
+    }
+
     /// What is known here of a node, for another cloudcore.
     pub(super) fn known_of(&self, node: &str) -> replicas::Known {
         let since = match self.presence(node) {

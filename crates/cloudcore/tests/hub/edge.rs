@@ -24,6 +24,9 @@ use tokio::task::JoinSet;
 
 use crate::cloud::{Cloud, SOON};
 
+/// Of the edgecore that opens tunnels.
+pub const PROCESS: &str = "11111111111111111111111111111111";
+
 /// A tunnel as edgecore opens it.
 pub async fn open(cloud: &Cloud, credentials: &Credentials, node: &str, ours: bool) -> Result<Frames<Io>> {
     Ok(connect(cloud.addresses(), credentials, node, ours, None).await?.0)
@@ -39,6 +42,7 @@ pub async fn connect(
 ) -> Result<(Frames<Io>, HeaderMap)> {
     let (_, tunnel) = addresses.streams.context("no streams")?;
     let mut headers = vec![("sessionhostnameoverride", node.to_owned()), ("sessioninternalip", "192.0.2.7".to_owned())];
+    headers.push(("x-ferroedge-process", PROCESS.to_owned()));
     if ours {
         headers.push((tunnel::FEATURES, tunnel::HTTP2.to_owned()));
     }

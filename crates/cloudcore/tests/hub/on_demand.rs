@@ -13,12 +13,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::cloud::{Cloud, SOON};
-use crate::edge::{Client, node_with_pod, own_edge, resumable_edge};
+use crate::edge::{Client, PROCESS, node_with_pod, own_edge, resumable_edge};
 
 const LOG: &str = "/containerLogs/default/p1/main";
 
 /// The message channel as edgecore opens it when it opens its tunnel on demand.
 async fn session(cloud: &Cloud, credentials: &Credentials) -> Result<(Reader, Writer)> {
+    session_of(cloud, credentials, PROCESS).await
+}
+
+async fn session_of(cloud: &Cloud, credentials: &Credentials, process: &str) -> Result<(Reader, Writer)> {
     let header = |name, value: &str| (name, value.to_owned());
     let target = Target {
         url: format!("wss://{}/p/n1/events", cloud.addresses().websocket),
@@ -27,6 +31,7 @@ async fn session(cloud: &Cloud, credentials: &Credentials) -> Result<(Reader, Wr
             header("connectionuse", "msg"),
             header("x-ferroedge-features", "tunnel-1"),
             header("x-ferroedge-address", "192.0.2.7"),
+            header("x-ferroedge-process", process),
         ],
         tls: link::tls::client(&credentials.ca, Some(&credentials.own))?,
         connect_deadline: SOON,
@@ -244,4 +249,31 @@ async fn a_node_that_forgot_its_cut_tunnel_opens_another() -> Result<()> {
     drop((reader, writer, edge));
     let is_away = || async { Ok(client.text(LOG, &[]).await?.1.contains("node n1 is not connected, since 20")) };
     cloud.cluster.wait("the node to be away", SOON, is_away).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_an_edgecore_that_was_started_anew_end_soon() -> Result<()> {
+    let cloud = Cloud::start().await?;
+    let credentials = node_with_pod(&cloud, "n1", "p1").await?;
+    let client = Client::new(&cloud).await?;
+    let before = session(&cloud, &credentials).await?;
+    let (_tasks, _, handle) = resumable_edge(cloud.addresses(), &credentials, "n1", Arc::default()).await?;
+    let mut tasks = JoinSet::new();
+    let upgrade = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
+    let path = "/exec/default/p1/main?command=sh";
+    let answer = client.ask(&mut tasks, path, &upgrade).await?;
+    let mut io = TokioIo::new(hyper::upgrade::on(answer).await?);
+    let mut byte = [0];
+    io.write_all(b"a").await?;
+    io.read_exact(&mut byte).await?;
+    // Its connections go; the same process would come back for it, another will not.
+    let _void = handle.offer().context("it is over")?;
+    drop(before);
+    let _same = session(&cloud, &credentials).await?;
+    let waits = tokio::time::timeout(std::time::Duration::from_secs(3), io.read_exact(&mut byte)).await;
+    ensure!(waits.is_err(), "it may still go on");
+    let _other = session_of(&cloud, &credentials, &"2".repeat(32)).await?;
+    let ended = tokio::time::timeout(SOON, io.read_exact(&mut byte)).await.context("the stream hangs")?;
+    ensure!(ended.is_err(), "no byte comes of it");
+    Ok(())
 }

@@ -100,6 +100,7 @@ async fn connect(
     if ours.tunnel {
         let address = facts::addresses(cloud.agent).into_iter().next();
         headers.extend(address.map(|address| (on_demand::ADDRESS, address.to_string())));
+        headers.push((on_demand::PROCESS, crate::process()));
     }
     headers.extend(digest.map(|digest| (INVENTORY, digest)));
     let target = Target {

@@ -229,6 +229,7 @@ impl EdgeStream {
         let mut headers = vec![("sessionhostnameoverride", self.agent.node_name.clone()), (FEATURES, HTTP2.to_owned())];
         let address = facts::addresses(&self.agent).into_iter().next();
         headers.extend(address.map(|address| ("sessioninternalip", address.to_string())));
+        headers.push((on_demand::PROCESS, crate::process()));
         let mut deadline = self.settings.handshake_timeout;
         if let Some(resume) = resume {
             headers.push((RESUME, resume.to_string()));
