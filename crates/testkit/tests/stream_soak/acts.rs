@@ -29,8 +29,8 @@ const PAGE: u32 = 40_000;
 pub const BOOK: &str = "seq 1 150000; sleep 3600";
 /// Its lines.
 pub const BOOK_LINES: u32 = 150_000;
-/// So long an act may take whose connection does not come through: HTTP/2's ping, its limit, and the longest act.
-pub const LIMIT: Duration = Duration::from_secs(100);
+/// So long an act may take whose connection does not come through: the longest stall, what a node waits between tries, and the longest act.
+pub const LIMIT: Duration = Duration::from_secs(200);
 /// kubectl takes much memory.
 const KUBECTLS: usize = 2;
 /// Rounds of an exec.
@@ -312,11 +312,11 @@ impl Tally {
         }
     }
 
-    /// Something was whole, something was left, and where the link was down for longer than a tunnel waits, something was cut.
-    pub fn is_a_test(&self, cuts: bool) -> bool {
+    /// Something was whole, and something was left. Cuts are mostly not noticed by clients.
+    pub fn is_a_test(&self) -> bool {
         let ended = self.ended.lock().expect("no panic");
         let some = |how| ended.keys().any(|(_, ended)| *ended == how);
-        some(Ended::Whole) && some(Ended::Left) && !(cuts && self.cut.lock().expect("no panic").is_empty())
+        some(Ended::Whole) && some(Ended::Left)
     }
 }
 

@@ -29,8 +29,8 @@ use left::Left;
 const CLIENTS: usize = 24;
 /// What is left must be gone in so long: the longest wait of a server for the next request of an idle connection, and some.
 const GONE: Duration = Duration::from_secs(120);
-/// After so long the connection of a client that the link has cut off must have told it: HTTP/2's ping and its limit, and some.
-const STALL: Duration = Duration::from_secs(75);
+/// After so long a stream over a link that is down must have ended: 40 s until both ends have noticed, 60 s for which they wait, and some.
+const STALL: Duration = Duration::from_secs(120);
 
 #[test]
 fn streams_over_a_link_that_breaks_leave_nothing() {
@@ -127,7 +127,7 @@ fn soak(number: u8, plan: Plan) {
     });
     eprintln!("{tally}at most: {most}");
     assert_eq!(wrong, 0, "clients found what is wrong, see above; seed {seed}");
-    assert!(tally.is_a_test(plan.long_stalls > 0) && faults > 0, "this tested nothing; seed {seed}");
+    assert!(tally.is_a_test() && faults > 0, "this tested nothing; seed {seed}");
 
     each_works(&site);
     let deadline = Instant::now() + GONE;
